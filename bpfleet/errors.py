@@ -3,12 +3,12 @@
     BpfleetError
     ├── InvalidInput            a document or argument is wrong; nothing was changed
     │   ├── UnknownField        a field the schema does not have
-    │   └── Conflict            two documents cannot both hold (one address, one number, one owner, overlapping CIDRs)
+    │   └── Conflict            two documents cannot both hold, such as two of one address
     │       ├── NumberTaken     the identity number belongs to other labels: try the next
     │       └── NotOwner        the document belongs to another owner
     ├── HostUnfit               the host lacks something that is needed (kernel, BTF, bpffs, libbpf, Python)
     ├── HostFailed              a system call, a file operation or a command on the host failed
-    │   ├── ObjectRejected      the kernel's verifier refused an object; details hold the log's end and its path
+    │   ├── ObjectRejected      the verifier refused an object; details hold its log's end and path
     │   └── DiskFull            no space left where the agent keeps its state
     ├── TransactionFailed       a transaction is not where the request needs it to be
     ├── ProtocolFailed          the two ends of a channel do not understand each other
@@ -16,9 +16,9 @@
         ├── HostKeyMismatch     the host's key is not the expected one
         └── AuthenticationFailed  the host does not take our key
 
-`where` holds the parts that are known of node, resource ("kind/name"), field (a path such as "ingress[0].ports[1].port"),
-file. `details` is plain JSON data for programs. An error crosses the agent's channel by `to_wire` and `from_wire`
-without loss.
+`where` holds the parts that are known of node, resource ("kind/name"), field (a path such as
+"ingress[0].ports[1].port") and file. `details` is plain JSON data for programs. An error crosses the agent's
+channel by `to_wire` and `from_wire` without loss.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BpfleetError(Exception):
         """Key of the offending document, "kind/name", if one document is to blame."""
         return self.where.get("resource")
 
-    def at(self, **where: str) -> "BpfleetError":
+    def at(self, **where: str) -> BpfleetError:
         """Add what only an outer layer knows (such as the node's name) without overwriting what is known."""
         for key, value in where.items():
             self.where.setdefault(key, value)
@@ -82,7 +82,7 @@ class BpfleetError(Exception):
         }
 
     @staticmethod
-    def from_wire(data: Mapping[str, Any]) -> "BpfleetError":
+    def from_wire(data: Mapping[str, Any]) -> BpfleetError:
         """The error that `to_wire` described; a code of a newer peer becomes the root class."""
         cls = _by_name(BpfleetError).get(str(data.get("code")), BpfleetError)
         error = cls(

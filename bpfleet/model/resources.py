@@ -1,0 +1,299 @@
+"""The one schema: every resource type, its fields, their documentation, defaults and limits.
+
+Everything else that knows a field is generated from here (see bpfleet/emit) or reads a checked spec. Only what the
+datapath enforces is declared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, Tuple
+
+from bpfleet.model.schema import Address, Cidr, Field, Integer, ListOf, MapOf, Object, Text
+
+NAME = Text(
+    pattern=r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?",
+    rule="1 to 63 of a-z, 0-9, - and ., starting and ending with a letter or digit",
+)
+LABEL_KEY = Text(
+    pattern=r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,126}[A-Za-z0-9])?",
+    rule="1 to 128 of letters, digits, -, _, . and /, starting and ending with a letter or digit",
+)
+LABEL_VALUE = Text(
+    pattern=r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?",
+    rule="at most 63 of letters, digits, -, _ and ., starting and ending with a letter or digit",
+)
+LABELS = MapOf(LABEL_VALUE, key=LABEL_KEY)
+DEVICE_NAME = Text(pattern=r"[^\s/:]{1,15}", rule="a device name of 1 to 15 characters without space, / and :")
+NAMESPACE = Text(pattern=r"[A-Za-z0-9][-A-Za-z0-9_.]{0,62}", rule="the name of a network namespace under /run/netns")
+
+DEFAULT_TUNNEL_PORT = 8472
+ENTITIES = ("world", "host", "remote-node", "cluster", "all", "none")
+PROTOCOL_NUMBERS: Dict[str, int] = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "icmpv6": 58}
+PORT_PROTOCOLS = ("tcp", "udp", "sctp")
+"""Protocols that have ports; `any` with a port, or a port without protocol, means all of these."""
+
+ROUTING = Object(
+    "Routing",
+    "How packets travel between nodes.",
+    (
+        Field("mode", Text(choices=("vxlan",)), "Encapsulation between nodes.", default="vxlan"),
+        Field(
+            "port",
+            Integer(1, 65535),
+            "UDP port of the tunnel on every node.",
+            default=DEFAULT_TUNNEL_PORT,
+        ),
+        Field(
+            "mtu",
+            Integer(1280, 65485),
+            "MTU of workloads, in bytes. Default: the smallest MTU of the node's devices less the tunnel's overhead "
+            "(50 bytes over IPv4, 70 over IPv6).",
+        ),
+    ),
+)
+
+SSH = Object(
+    "Ssh",
+    "How the controller reaches a node.",
+    (
+        Field("host", Text(), "Host name or address to dial. Default: the node's address."),
+        Field("port", Integer(1, 65535), "TCP port of sshd.", default=22),
+        Field("user", Text(), "User to log in as; must be root.", default="root"),
+        Field(
+            "private_key_file",
+            Text(),
+            "Path of the private key on the controller. Default: keys of the SSH agent, then ~/.ssh's own.",
+        ),
+        Field(
+            "host_key",
+            Text(
+                pattern=r"(ssh-|ecdsa-)[a-z0-9-]+ [A-Za-z0-9+/=]+( .*)?",
+                rule="a public key line such as 'ssh-ed25519 AAAA…'",
+            ),
+            "Public key the host must show, as in /etc/ssh/ssh_host_ed25519_key.pub. Default: what known_hosts says; "
+            "an unknown key is refused.",
+        ),
+        Field("known_hosts_file", Text(), "known_hosts file to check against. Default: ~/.ssh/known_hosts."),
+    ),
+)
+
+DEVICE = Object(
+    "Device",
+    "A network device of a node.",
+    (Field("name", DEVICE_NAME, "Its name on the node.", required=True),),
+)
+
+NODE_HANDLE = Object(
+    "NodeHandle",
+    "A node as a cluster needs it: its name and how to reach it.",
+    (
+        Field("name", NAME, "Name of the node.", required=True),
+        Field("address", Address(), "Underlay address of the node.", required=True),
+        Field("ssh", SSH, "How the controller reaches it.", required=True),
+    ),
+)
+
+CLUSTER_HANDLE = Object(
+    "ClusterHandle",
+    "A cluster as its resources need it: its name and a few members to ask for the rest.",
+    (
+        Field("cluster", NAME, "Name of the cluster.", required=True),
+        Field("seeds", MapOf(NODE_HANDLE, key=NAME), "A few members, by name.", required=True),
+    ),
+)
+
+PORT = Object(
+    "Port",
+    "A protocol, or one port of it.",
+    (
+        Field(
+            "protocol",
+            Text(choices=(*PROTOCOL_NUMBERS, "any")),
+            "Protocol. `any` with a port means TCP, UDP and SCTP; without, every protocol.",
+            default="any",
+        ),
+        Field("port", Integer(1, 65535), "Destination port. Default: every port."),
+    ),
+)
+
+PEER = Object(
+    "Peer",
+    "Who is at the other end.",
+    (
+        Field("labels", LABELS, "Endpoints whose identity has all these labels; {} means every endpoint."),
+        Field(
+            "entity",
+            Text(choices=ENTITIES),
+            "host: the endpoint's own node. remote-node: any other node. cluster: every endpoint and node. world: "
+            "addresses that are neither endpoint nor node. all: everything. none: nothing.",
+        ),
+    ),
+    exactly_one=("labels", "entity"),
+)
+
+RULE = Object(
+    "Rule",
+    "What is allowed or denied in one direction.",
+    (
+        Field("action", Text(choices=("allow", "deny")), "A matching deny beats every allow.", default="allow"),
+        Field("peers", ListOf(PEER), "The other ends. Not given: any peer. An empty list: nobody."),
+        Field("ports", ListOf(PORT), "Destination ports. Not given: every protocol and port."),
+    ),
+)
+
+ATTACH = Object(
+    "Attach",
+    "How the workload is attached.",
+    (
+        Field(
+            "netns",
+            NAMESPACE,
+            "Network namespace of the workload (a name under /run/netns on the node); a veth pair is made for it, "
+            "eth0 inside.",
+        ),
+        Field("interface", DEVICE_NAME, "Existing device of the node that leads to the workload, such as a tap."),
+    ),
+    exactly_one=("netns", "interface"),
+)
+
+_CLUSTER = Field(
+    "cluster",
+    CLUSTER_HANDLE,
+    "Handle of the cluster it belongs to.",
+    required=True,
+    metadata=True,
+    replaces=True,
+)
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One resource type. `kind` is its name in documents and Ansible, `token` in Pulumi."""
+
+    kind: str
+    type_name: str
+    doc: str
+    fields: Tuple[Field, ...]
+
+    @property
+    def token(self) -> str:
+        """Pulumi's type token."""
+        return f"bpfleet:index:{self.type_name}"
+
+    @property
+    def spec_fields(self) -> Tuple[Field, ...]:
+        """The fields of the document: what is declared, without metadata; computed ones that are part of it too."""
+        return tuple(field for field in self.fields if not field.metadata)
+
+    @property
+    def input_fields(self) -> Tuple[Field, ...]:
+        """The fields a user writes."""
+        return tuple(field for field in self.fields if not field.computed)
+
+
+CLUSTER = Resource(
+    "cluster",
+    "Cluster",
+    "A set of nodes that share identities, addresses and policies.",
+    (
+        Field(
+            "id",
+            Integer(1, 255),
+            "Number of the cluster: bits 16 to 23 of its identities' numbers.",
+            required=True,
+            replaces=True,
+        ),
+        Field("routing", ROUTING, "How packets travel between nodes.", default={}),
+        Field("members", MapOf(NODE_HANDLE, key=NAME), "The nodes, by name.", required=True, metadata=True),
+        Field("members", ListOf(NAME, set_like=True), "Names of the nodes.", required=True, computed=True),
+        Field("handle", CLUSTER_HANDLE, "What the cluster's resources refer to.", metadata=True, computed=True),
+    ),
+)
+
+NODE = Resource(
+    "node",
+    "Node",
+    "A Linux host. Creating it installs the agent and the eBPF objects.",
+    (
+        Field("address", Address(), "Underlay address by which the other nodes reach it.", required=True),
+        Field(
+            "devices",
+            ListOf(DEVICE, least=1),
+            "Underlay devices: where the other nodes' traffic arrives.",
+            required=True,
+        ),
+        Field(
+            "workload_cidrs",
+            ListOf(Cidr(), set_like=True, least=1),
+            "Networks of its endpoints' addresses. No two nodes' may overlap.",
+            required=True,
+        ),
+        Field("ssh", SSH, "How the controller reaches it.", default={}, metadata=True),
+        Field(
+            "on_delete_unreachable",
+            Text(choices=("fail", "forget")),
+            "What deleting does when the host does not answer: fail, or forget it with a warning.",
+            default="fail",
+            metadata=True,
+        ),
+        Field("handle", NODE_HANDLE, "What a cluster's members refer to.", metadata=True, computed=True),
+    ),
+)
+
+IDENTITY = Resource(
+    "identity",
+    "Identity",
+    "A set of labels, known by one number on every node and on the wire.",
+    (
+        _CLUSTER,
+        Field("labels", LABELS, "The labels. No two identities of a cluster may have the same.", required=True),
+        Field(
+            "number",
+            Integer(65536, 0xFFFFFF),
+            "The number: cluster id in bits 16 to 23, a hash of the labels below.",
+            required=True,
+            computed=True,
+        ),
+    ),
+)
+
+ENDPOINT = Resource(
+    "endpoint",
+    "Endpoint",
+    "A workload: where it runs, who it is, its addresses and how it is attached.",
+    (
+        _CLUSTER,
+        Field("node", NAME, "Name of the node it runs on.", required=True),
+        Field("identity", NAME, "Name of its identity.", required=True),
+        Field(
+            "addresses",
+            ListOf(Address(), set_like=True, least=1),
+            "Its addresses, within the node's workload CIDRs.",
+            required=True,
+        ),
+        Field("attach", ATTACH, "How it is attached.", required=True),
+    ),
+)
+
+POLICY = Resource(
+    "policy",
+    "Policy",
+    "What the selected endpoints may receive and send. A direction without rules here stays as it is; with rules, "
+    "or an empty list of them, it is closed to all that no policy allows.",
+    (
+        _CLUSTER,
+        Field("description", Text(), "What it is for; shown beside its rules."),
+        Field(
+            "selector",
+            LABELS,
+            "Endpoints whose identity has all these labels; {} selects every endpoint.",
+            required=True,
+        ),
+        Field("ingress", ListOf(RULE), "Rules for what arrives. An empty list allows nothing."),
+        Field("egress", ListOf(RULE), "Rules for what is sent. An empty list allows nothing."),
+    ),
+)
+
+RESOURCES: Dict[str, Resource] = {resource.kind: resource for resource in (CLUSTER, NODE, IDENTITY, ENDPOINT, POLICY)}
+"""Resource types by kind, in the order in which they refer to each other."""

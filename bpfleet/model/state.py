@@ -1,0 +1,183 @@
+"""NodeState: what a node should hold in its kernel, as plain typed data with named fields.
+
+The compiler makes it, the loader realises it and reads it back. It names devices by name, never by index, and holds records, never bytes;
+the field names of tables are those of the C structs, which the loader encodes by generated layouts. In a table a field called `ifindex`
+holds a device's name: the index is bound when the record is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+from bpfleet.model.document import canonical_json
+
+TUNNEL_DEVICE = "bpfleet_vxlan"
+DEVICE_PREFIX = "bpf-"
+"""Host-side devices that bpfleet makes for workloads are called this and ten hex digits of their endpoint's name's hash."""
+
+Value = Any  # int or str: what a field of a record holds
+Row = Tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The contents of one map: rows of values, in the order of the named fields.
+
+    `key` and `value` name fields of the C structs; fields that are not named are zero.
+    """
+
+    key: Tuple[str, ...]
+    value: Tuple[str, ...]
+    rows: Mapping[Row, Row] = field(default_factory=dict)
+
+    def records(self) -> Dict[Row, Dict[str, Value]]:
+        """Each row's value as a mapping from field name."""
+        return {key: dict(zip(self.value, value)) for key, value in self.rows.items()}
+
+
+@dataclass(frozen=True)
+class Program:
+    """One object to load: its name (file bpf/<name>.bpf.c) and its load-time constants."""
+
+    object: str
+    constants: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Vxlan:
+    """The tunnel device, in external (collect-metadata) mode: NOARP, up, its MTU that of the workloads."""
+
+    name: str
+    port: int
+    mtu: int
+    mac: str
+
+
+@dataclass(frozen=True)
+class Veth:
+    """A veth pair for a workload: `name` stays on the host, `peer_name` is in network namespace `netns`, both up.
+
+    Inside, each gateway is an on-link neighbour with the fixed MAC of the host side, and the default route of its family: nothing ever needs
+    to be resolved. `peer_addresses` are without prefix length: hosts of their own (/32, /128).
+    """
+
+    name: str
+    mac: str
+    mtu: int
+    netns: str
+    peer_name: str
+    peer_mac: str
+    peer_addresses: Tuple[str, ...]
+    gateways: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """An existing device that leads to a workload; bpfleet attaches programs to it and changes nothing else."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route on the host, on link: `source` is the preferred source address, or None."""
+
+    destination: str
+    device: str
+    source: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """Everything of ours on a node.
+
+    programs: object name -> Program.      attachments: (device, "ingress" | "egress") -> object name.
+    tables: map name -> Table.             nested: outer map name -> {outer key: Table of the inner map}.
+    devices: device name -> its kind.      routes: (destination, device) -> Route.      sysctls: dotted name -> value.
+    """
+
+    programs: Mapping[str, Program] = field(default_factory=dict)
+    attachments: Mapping[Tuple[str, str], str] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    nested: Mapping[str, Mapping[int, Table]] = field(default_factory=dict)
+    devices: Mapping[str, Any] = field(default_factory=dict)  # Vxlan | Veth | Adopted
+    routes: Mapping[Tuple[str, str], Route] = field(default_factory=dict)
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> Dict[str, Any]:
+        """Plain, deterministic JSON data: for goldens, for people and for `digest`."""
+        return {
+            "programs": {
+                name: dict(sorted(program.constants.items())) for name, program in sorted(self.programs.items())
+            },
+            "attachments": {f"{device} {hook}": name for (device, hook), name in sorted(self.attachments.items())},
+            "tables": {name: _table_json(table) for name, table in sorted(self.tables.items())},
+            "nested": {
+                name: {str(key): _table_json(table) for key, table in sorted(inner.items())}
+                for name, inner in sorted(self.nested.items())
+            },
+            "devices": {
+                name: {"kind": type(device).__name__.lower(), **vars(device)}
+                for name, device in sorted(self.devices.items())
+            },
+            "routes": [vars(route) for _, route in sorted(self.routes.items())],
+            "sysctls": dict(sorted(self.sysctls.items())),
+        }
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the whole state."""
+        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
+
+
+def _table_json(table: Table) -> Any:
+    return [
+        {**dict(zip(table.key, key)), "=": dict(zip(table.value, value))}
+        for key, value in sorted(table.rows.items(), key=repr)
+    ]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the compiler must know of the node itself. Measured by the agent, data here.
+
+    devices: name -> (MTU in bytes, addresses) of the host's own devices (not those bpfleet makes).
+    namespaces: names under /run/netns.    tcx: whether the kernel has tcx links (6.6 and later).
+    """
+
+    node: str
+    devices: Mapping[str, Tuple[int, Tuple[str, ...]]] = field(default_factory=dict)
+    namespaces: Tuple[str, ...] = ()
+    tcx: bool = True
+
+
+@dataclass(frozen=True)
+class RuleName:
+    """What a rule id stands for. For a default deny, `policy` lists all policies that close the direction and `rule` is "default deny"."""
+
+    policy: str
+    direction: str
+    rule: str
+    action: str
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A document that has no effect yet, and what it waits for."""
+
+    document: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler answers: the state, the names of its rule ids, what waits, and warnings for people."""
+
+    state: NodeState
+    rules: Mapping[int, RuleName] = field(default_factory=dict)
+    identities: Mapping[int, str] = field(default_factory=dict)
+    waiting: Tuple[Waiting, ...] = ()
+    warnings: Tuple[str, ...] = ()
