@@ -1,7 +1,7 @@
 """Documents: one declared resource each, as canonical JSON with a content hash; and sets of them.
 
-A `DocumentSet` is immutable. Making a changed one shares the unchanged documents, and its per-kind fingerprints are kept up
-incrementally, so that whoever caches by input (the compiler) pays for what changed only.
+A `DocumentSet` is immutable. Making a changed one shares the unchanged documents, and its per-kind fingerprints are
+kept up incrementally, so that whoever caches by input (the compiler) pays for what changed only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 from bpfleet.errors import InvalidInput, UnknownField
 from bpfleet.model.resources import NAME, RESOURCES
-from bpfleet.model.schema import Field, check
+from bpfleet.model.schema import Field, Problem, check
 
 _FINGERPRINT_BITS = 256
 
@@ -79,7 +79,7 @@ def problems_of(data: Mapping[str, Any]) -> List[InvalidInput]:
     spec = data.get("spec")
     if not isinstance(spec, Mapping):
         found.append(InvalidInput("must be a mapping", resource=resource, field="spec", remedy="Give the fields."))
-        spec_problems = []
+        spec_problems: List[Problem] = []
     else:
         _, spec_problems = check(_spec_fields(kind), spec)
     for problem in [*name_problems, *spec_problems]:
@@ -117,12 +117,12 @@ class DocumentSet:
     def changed(self, puts: Iterable[Document] = (), deletes: Iterable[str] = ()) -> DocumentSet:
         """A new set with `puts` put and the keys in `deletes` ("kind/name") gone; a missing key is no error."""
         puts = list(puts)
-        deletes = [key.split("/", 1) for key in deletes]
+        gone = [(kind, name) for kind, _, name in (key.partition("/") for key in deletes)]
         result = DocumentSet.__new__(DocumentSet)
-        touched = {document.kind for document in puts} | {kind for kind, _ in deletes}
+        touched = {document.kind for document in puts} | {kind for kind, _ in gone}
         result._by_kind = {kind: dict(group) if kind in touched else group for kind, group in self._by_kind.items()}
         result._fingerprints = dict(self._fingerprints)
-        for kind, name in deletes:
+        for kind, name in gone:
             if kind in RESOURCES:
                 result._replace(kind, name, None)
         for document in puts:
@@ -139,7 +139,7 @@ class DocumentSet:
         return self._by_kind.get(kind, {}).get(name)
 
     def fingerprint(self, *kinds: str) -> Tuple[int, ...]:
-        """Changes exactly when a document of one of these kinds changes (a sum of hashes, for caches in one process)."""
+        """Changes when a document of one of these kinds changes (a sum of hashes, for caches in one process)."""
         return tuple(self._fingerprints[kind] for kind in kinds)
 
     @property

@@ -1,7 +1,7 @@
 """Identity numbers: 24 bits, because they travel as the VNI of tunnel packets (RFC 7348).
 
-Numbers below 65536 are not of any cluster; of those, 1 to 255 are reserved for entities. A cluster's identities have its id
-in bits 16 to 23 and 16 bits of a hash of their labels below; the controller probes on until the number is free.
+Numbers below 65536 are not of any cluster; of those, 1 to 255 are reserved for entities. A cluster's identities have
+its id in bits 16 to 23 and 16 bits of a hash of their labels below; the controller probes on until the number is free.
 """
 
 from __future__ import annotations

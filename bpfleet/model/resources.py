@@ -205,8 +205,13 @@ CLUSTER = Resource(
             replaces=True,
         ),
         Field("routing", ROUTING, "How packets travel between nodes.", default={}),
-        Field("members", MapOf(NODE_HANDLE, key=NAME), "The nodes, by name.", required=True, metadata=True),
-        Field("members", ListOf(NAME, set_like=True), "Names of the nodes.", required=True, computed=True),
+        Field(
+            "members",
+            ListOf(NAME, set_like=True, least=1),
+            "The nodes that belong to it.",
+            required=True,
+            handles=NODE_HANDLE,
+        ),
         Field("handle", CLUSTER_HANDLE, "What the cluster's resources refer to.", metadata=True, computed=True),
     ),
 )

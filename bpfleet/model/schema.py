@@ -88,6 +88,8 @@ class Field:
 
     metadata: how a node is reached, or the handle of a cluster: never part of the document or its hash.
     computed: an output of the resource rather than an input (such as an identity's number).
+    handles: a list of names that a Pulumi program writes as a map from name to the named resource's handle, so that
+        the engine knows the order and a new item shows as one key.
     replaces: a change cannot be made in place; the resource is replaced.
     """
 
@@ -100,6 +102,7 @@ class Field:
     secret: bool = False
     metadata: bool = False
     computed: bool = False
+    handles: Optional[Object] = None
 
 
 @dataclass(frozen=True)

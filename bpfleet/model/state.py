@@ -1,8 +1,9 @@
 """NodeState: what a node should hold in its kernel, as plain typed data with named fields.
 
-The compiler makes it, the loader realises it and reads it back. It names devices by name, never by index, and holds records, never bytes;
-the field names of tables are those of the C structs, which the loader encodes by generated layouts. In a table a field called `ifindex`
-holds a device's name: the index is bound when the record is written.
+The compiler makes it, the loader realises it and reads it back. It names devices by name, never by index, and holds
+records, never bytes; the field names of tables are those of the C structs, which the loader encodes by generated
+layouts. In a table a field called `ifindex` (or ending so) holds a device's name, or 0 for none: the index is bound
+when the record is written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from bpfleet.model.document import canonical_json
 
 TUNNEL_DEVICE = "bpfleet_vxlan"
 DEVICE_PREFIX = "bpf-"
-"""Host-side devices that bpfleet makes for workloads are called this and ten hex digits of their endpoint's name's hash."""
+"""Host-side devices made for workloads are called this and ten hex digits of their endpoint's name's hash."""
 
 Value = Any  # int or str: what a field of a record holds
 Row = Tuple[Value, ...]
@@ -59,8 +60,8 @@ class Vxlan:
 class Veth:
     """A veth pair for a workload: `name` stays on the host, `peer_name` is in network namespace `netns`, both up.
 
-    Inside, each gateway is an on-link neighbour with the fixed MAC of the host side, and the default route of its family: nothing ever needs
-    to be resolved. `peer_addresses` are without prefix length: hosts of their own (/32, /128).
+    Inside, each gateway is an on-link neighbour with the fixed MAC of the host side, and the default route of its
+    family: nothing ever needs to be resolved. `peer_addresses` are without prefix length: hosts of their own (/32, /128).
     """
 
     name: str
@@ -155,7 +156,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class RuleName:
-    """What a rule id stands for. For a default deny, `policy` lists all policies that close the direction and `rule` is "default deny"."""
+    """What a rule id stands for.
+
+    For a default deny, `policy` lists all policies that close the direction and `rule` is "default deny".
+    """
 
     policy: str
     direction: str
