@@ -1,0 +1,345 @@
+"""What the agent and its callers say to each other: one JSON object a line, on the agent's stdin and stdout.
+
+    -> {"id": 1, "method": "hello", "params": {}}
+    <- {"id": 1, "result": {...}}                       or {"id": 1, "error": <BpfleetError.to_wire>}
+    <- {"id": 2, "event": {...}}                        any number of these before the result of a streaming method
+
+Requests may be pipelined; the agent answers them in order, one at a time, and an answer carries its request's id. The
+one exception: a request that arrives while a streaming method runs ends the stream (its result is sent first). An
+error with id null concerns the channel itself and is the last line. When stdin ends, the agent ends.
+
+All payloads are plain JSON. The TypedDicts below are their shapes, for both ends; fields of classes marked
+`total=False` may be missing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, TypedDict
+
+from bpfleet.errors import BpfleetError, ProtocolFailed
+
+PROTOCOL = 1
+"""Raised when an old peer could misunderstand a message; both ends refuse a different number (`hello.protocol`)."""
+
+MAX_LINE_BYTES = 256 * 1024 * 1024
+"""Longest line either end accepts; more than the largest store."""
+
+STATE_ROOT = "/var/lib/bpfleet"
+"""Where a host keeps documents, journal, log and installed agents."""
+
+EXIT_NOT_INSTALLED = 90
+"""Exit status of `install.launch_command` when the host has no agent of that digest: deliver it, then launch again."""
+
+EXIT_NO_PYTHON = 91
+"""Exit status of the launch and install commands when the host has no `python3`: raise HostUnfit."""
+
+EXIT_UNFIT = 92
+"""Exit status when the interpreter is too old; the reason is on stdout, as a line {"id": null, "error": HostUnfit}."""
+
+
+class Item(TypedDict):
+    """One stored document with what is not part of its content.
+
+    document: {"kind", "name", "spec"}.   owner: "pulumi:<project>/<stack>", "ansible:<cluster>" or the like.
+    metadata: controller-side data, such as a node's {"ssh": {...}}; never hashed.
+    """
+
+    document: Dict[str, Any]
+    owner: str
+    metadata: Dict[str, Any]
+
+
+class Pending(TypedDict):
+    """A transaction that is applied and awaits its confirmation (or is just being applied)."""
+
+    transaction: str
+    state: str  # "applying" | "applied"
+    owner: str
+    generation: int
+    seconds_left: float  # until the deadline, after which the last confirmed generation is put back
+
+
+class Hello(TypedDict):
+    """Answer to hello. Everything here is read without touching the kernel side."""
+
+    protocol: int
+    version: str
+    artefact: Optional[str]  # digest under which this agent is installed; None when it runs from a checkout
+    boot_id: str
+    python: str
+    kernel: str
+    node: Optional[str]  # name of the node this host is, once it holds documents
+    cluster: Optional[str]
+    generation: int  # the last confirmed; 0: nothing was ever confirmed
+    documents_digest: str  # of the last confirmed generation
+    state_digest: Optional[str]
+    pending: Optional[Pending]
+    writes: int  # every mutating call and file write since the store was made; a no-op adds none
+    resolved: Optional[str]  # what a dead transaction found at this start came to, in words
+
+
+class DocumentsParams(TypedDict, total=False):
+    """kinds: only these (default: all)."""
+
+    kinds: List[str]
+
+
+class DocumentsResult(TypedDict):
+    """The last confirmed documents by key order; `digest` is that of all documents, whatever `kinds` says."""
+
+    items: List[Item]
+    digest: str
+    generation: int
+
+
+class StageParams(TypedDict, total=False):
+    """`node` is required: which node this host is. `owner` is required where there are deletes.
+
+    deletes: keys "kind/name"; one that does not exist is no error. replace_all: the store becomes exactly `puts`,
+    whoever owned what was there (how a new or lagging member takes over a seed's store).
+    wait_seconds: how long to wait for another transaction to end (default 10).
+    """
+
+    node: str
+    owner: str
+    puts: List[Item]
+    deletes: List[str]
+    replace_all: bool
+    wait_seconds: float
+
+
+class Refusal(TypedDict):
+    """One refused document."""
+
+    document: str  # its key
+    error: Dict[str, Any]  # BpfleetError.to_wire
+
+
+class StageResult(TypedDict, total=False):
+    """Either {"refused": [...]} alone (nothing was staged), or the rest.
+
+    unchanged: nothing to store and nothing to do in the kernel: no apply, no confirm, and nothing was written
+    (`transaction` is then None).
+    """
+
+    refused: List[Refusal]
+    transaction: Optional[str]
+    unchanged: bool
+    steps: Dict[str, int]  # count by kind of step
+    describe: List[str]  # the first 50 steps in words
+    warnings: List[str]
+    waiting: List[Dict[str, str]]  # {"document", "reason"}
+    documents_digest: str
+    state_digest: str
+
+
+class ApplyParams(TypedDict, total=False):
+    """transaction: as stage answered. deadline_seconds: time to confirm (default 60)."""
+
+    transaction: str
+    deadline_seconds: float
+
+
+class ApplyResult(TypedDict):
+    """The change is made and awaits `confirm` over a new connection. writes: what it took."""
+
+    transaction: str
+    generation: int
+    writes: int
+    state_digest: str
+    documents_digest: str
+
+
+class ConfirmParams(TypedDict):
+    """Sent over a connection that was made after apply answered (TransactionFailed otherwise)."""
+
+    transaction: str
+
+
+class ConfirmResult(TypedDict):
+    """The generation that is now the confirmed one. Confirming a confirmed transaction again is no error."""
+
+    generation: int
+    documents_digest: str
+    state_digest: str
+
+
+class RollbackParams(TypedDict, total=False):
+    """transaction: only if this one is staged or pending (default: whichever is)."""
+
+    transaction: str
+
+
+class RollbackResult(TypedDict):
+    """rolled_back: the transaction put back, or None if there was nothing to put back."""
+
+    rolled_back: Optional[str]
+    generation: int
+    documents_digest: str
+
+
+class StatusResult(TypedDict, total=False):
+    """Everything `bpfleet status` shows of one node."""
+
+    node: Optional[str]
+    cluster: Optional[str]
+    generation: int
+    documents_digest: str
+    state_digest: Optional[str]
+    documents: Dict[str, int]  # count by kind
+    programs: List[Dict[str, str]]  # {"device", "hook", "object"}
+    drift: List[str]  # steps that would bring the kernel back to what is confirmed, in words
+    maps: List[Dict[str, Any]]  # {"map", "used", "limit"}
+    counters: List[Dict[str, Any]]  # {"reason", "drop": bool, "packets", "bytes"}
+    events_lost: int
+    waiting: List[Dict[str, str]]
+    warnings: List[str]
+    pending: Optional[Pending]
+    writes: int
+    fitness: List[Dict[str, Any]]  # HostUnfit errors, as to_wire
+    agent: Dict[str, Any]  # version, artefact, python, kernel, log
+
+
+class JournalParams(TypedDict, total=False):
+    """limit: newest entries (default 50)."""
+
+    limit: int
+
+
+class EventsParams(TypedDict, total=False):
+    """follow: stream until the next request or the end of stdin. last: how many of the kept events first (default 20).
+
+    verdict: "allowed" | "denied" | "dropped". source, destination, any_end: an address, "identity name", or
+    "endpoint name". port, protocol: of the destination. policy: name of the deciding policy.
+    """
+
+    follow: bool
+    last: int
+    verdict: str
+    source: str
+    destination: str
+    any_end: str
+    port: int
+    protocol: str
+    policy: str
+
+
+class FlowEnd(TypedDict, total=False):
+    """One end of a flow: its address and, as far as known, port and names."""
+
+    address: str
+    port: int
+    identity: int
+    identity_name: str
+    labels: Dict[str, str]
+    endpoint: str  # of this node or another
+    node: str
+
+
+class VerdictEvent(TypedDict, total=False):
+    """One line of a stream of events. A line {"lost": n} says that n events were overwritten before being read."""
+
+    time: float  # seconds since the epoch
+    node: str
+    verdict: str  # "allowed" | "denied" | "dropped"
+    reason: str
+    direction: str  # "ingress" | "egress" | ""
+    protocol: str
+    source: FlowEnd
+    destination: FlowEnd
+    rule_id: int
+    policy: str
+    rule: str
+    description: str
+    hook: str
+    length: int
+    lost: int
+
+
+class EventsResult(TypedDict):
+    """Ends a stream: how many events were sent and how many were lost."""
+
+    events: int
+    lost: int
+
+
+class ExplainParams(TypedDict, total=False):
+    """source, destination: endpoint name, address or entity ("world", "host", "remote-node"). port: for tcp, udp, sctp."""
+
+    source: str
+    destination: str
+    protocol: str
+    port: int
+
+
+class WipeParams(TypedDict, total=False):
+    """node: wipe only if this host is (still) that node."""
+
+    node: str
+
+
+class WipeResult(TypedDict):
+    """writes: what it took."""
+
+    writes: int
+    wiped: bool
+
+
+STREAMING: FrozenSet[str] = frozenset({"events"})
+METHODS: FrozenSet[str] = frozenset(
+    {
+        "hello",
+        "documents",
+        "stage",
+        "apply",
+        "confirm",
+        "rollback",
+        "status",
+        "state",
+        "events",
+        "explain",
+        "journal",
+        "wipe",
+    }
+)
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """One message as a line, newline included. Raises ProtocolFailed for what is not JSON data."""
+    try:
+        text = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ProtocolFailed(f"a message cannot be sent as JSON: {error}") from error
+    return text.encode() + b"\n"
+
+
+def decode(line: bytes) -> Dict[str, Any]:
+    """The message in one line. Raises ProtocolFailed, showing the line's start, for anything but a JSON object."""
+    try:
+        message = json.loads(line)
+    except ValueError as error:
+        raise _not_a_message(line) from error
+    if not isinstance(message, dict):
+        raise _not_a_message(line)
+    return message
+
+
+def _not_a_message(line: bytes) -> ProtocolFailed:
+    return ProtocolFailed(
+        f"expected a JSON object on one line, got {line[:200]!r}",
+        remedy="Something else writes to the channel, often a login script (.bashrc) that prints: make it silent for "
+        "sessions without a terminal.",
+    )
+
+
+def request(number: int, method: str, params: Mapping[str, Any]) -> bytes:
+    """A request as a line."""
+    return encode({"id": number, "method": method, "params": dict(params)})
+
+
+def result_of(message: Mapping[str, Any]) -> Any:
+    """The result in an answer; raises the error that it carries instead."""
+    if "error" in message:
+        raise BpfleetError.from_wire(message["error"])
+    return message["result"]
