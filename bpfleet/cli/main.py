@@ -1,0 +1,49 @@
+"""`bpfleet`: the command line's entry point.
+
+Each command is a module bpfleet.cli.<name> with `register(subparsers)`, which adds its parser and sets the
+default `run`: a function from the parsed arguments to the exit code. A command module imports what is heavy
+inside that function, so that no command pays for another's imports.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or input; `bpfleet lab exec` passes on its command's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from bpfleet import __version__
+from bpfleet.errors import BpfleetError, InvalidInput
+
+COMMANDS = ("lab",)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="bpfleet",
+        description="Networking, identity-based policy and flow visibility in eBPF for plain Linux hosts.",
+    )
+    top.add_argument("--version", action="version", version=f"bpfleet {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"bpfleet.cli.{name}").register(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except BpfleetError as error:
+        print(f"bpfleet: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidInput) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
