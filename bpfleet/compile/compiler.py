@@ -1,0 +1,156 @@
+"""Documents and facts -> NodeState: the pure core of the agent.
+
+The answer depends on the current input only. A `Compiler` kept from one call to the next gives the same answers as a
+new one, but pays only for what changed (see memo.py).
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Sequence, Tuple
+
+from bpfleet.compile import policy, topology
+from bpfleet.compile.memo import Memo
+from bpfleet.compile.policy import Resolved, Subject
+from bpfleet.compile.selector import LabelIndex
+from bpfleet.compile.topology import Topology
+from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.identity import RESERVED_NAMES
+from bpfleet.model.state import TUNNEL_DEVICE, Compiled, Facts, NodeState, Program, Row, Table, Waiting
+
+ENDPOINTS_KEY = ("ifindex",)
+ENDPOINTS_VALUE = ("identity", "policy_revision", "flags", "workload_mac", "device_mac")
+PEER_DELIVERY = 1
+
+NODE_KEY = ("index",)
+NODE_VALUE = ("addresses_revision", "tunnel_ifindex")
+
+
+class Compiler:
+    """Compiles, remembering its last answers part by part."""
+
+    def __init__(self) -> None:
+        self._memo = Memo()
+
+    def compile(self, documents: DocumentSet, facts: Facts) -> Compiled:
+        """The state of the node `facts.node`. The documents are valid together (see validate.py)."""
+        clusters = documents.of_kind("cluster")
+        own = documents.of_kind("node").get(facts.node)
+        cluster = clusters[min(clusters)] if clusters else None
+        if own is None or cluster is None or own.name not in cluster.spec["members"]:
+            return Compiled(NodeState(), waiting=tuple(_all_waiting(documents, own, cluster, facts.node)))
+        place = self._memo.get(
+            "topology",
+            (documents.fingerprint("cluster", "node", "identity", "endpoint"), facts_key(facts)),
+            lambda: topology.build(documents, cluster, own, facts),
+        )
+        compiled = self._policies(documents, cluster, own, place)
+        self._memo.sweep()
+        return compiled
+
+    def _policies(self, documents: DocumentSet, cluster: Document, own: Document, place: Topology) -> Compiled:
+        identities = documents.fingerprint("identity")
+        index = self._memo.get("index", identities, lambda: _index(documents))
+        resolved: List[Resolved] = []
+        for name, document in sorted(documents.of_kind("policy").items()):
+            resolved.append(
+                self._memo.get(
+                    ("policy", name),
+                    (document.hash, identities),
+                    lambda document=document: policy.resolve(document, index),  # type: ignore[misc]
+                )
+            )
+        by_subject: Dict[int, List[Resolved]] = {number: [] for number in place.subjects}
+        for item in resolved:
+            for number in item.subjects & place.subjects:
+                by_subject[number].append(item)
+        ids, names = policy.number_rules(resolved, by_subject)
+        subjects: Dict[int, Subject] = {}
+        for number, selected in by_subject.items():
+            used = tuple(ids[rule.content] for item in selected for rule in item.rules)
+            subjects[number] = self._memo.get(
+                ("subject", number),
+                (tuple(selected), used),
+                lambda number=number, selected=selected: policy.subject_table(number, selected, ids),  # type: ignore[misc]
+            )
+        state = self._memo.get(
+            "state",
+            (place, tuple(sorted(subjects.items(), key=lambda item: item[0]))),
+            lambda: _state(cluster, own, place, subjects),
+        )
+        return Compiled(
+            state=state,
+            rules=names,
+            identities={
+                **RESERVED_NAMES,
+                **{document.spec["number"]: name for name, document in documents.of_kind("identity").items()},
+            },
+            waiting=place.waiting,
+            warnings=tuple(warning for item in resolved for warning in item.warnings),
+        )
+
+
+def facts_key(facts: Facts) -> Tuple[object, ...]:
+    """Facts as a hashable value."""
+    return (facts.node, tuple(sorted(facts.devices.items())), tuple(sorted(facts.namespaces)), facts.tcx)
+
+
+def _index(documents: DocumentSet) -> LabelIndex:
+    return LabelIndex(
+        (document.spec["number"], document.spec["labels"]) for document in documents.of_kind("identity").values()
+    )
+
+
+def _all_waiting(
+    documents: DocumentSet, own: Document | None, cluster: Document | None, node: str
+) -> Sequence[Waiting]:
+    if own is None:
+        reason = f"node {node} has no document yet"
+    elif cluster is None:
+        reason = "the cluster has no document yet"
+    else:
+        reason = f"node {node} is no member of {cluster.key}"
+    return [Waiting(document.key, reason) for document in documents if document.kind != "node"]
+
+
+def _state(cluster: Document, own: Document, place: Topology, subjects: Dict[int, Subject]) -> NodeState:
+    endpoint_rows: Dict[Row, Row] = {}
+    attachments: Dict[Tuple[str, str], str] = {
+        (TUNNEL_DEVICE, "ingress"): "from_tunnel",
+        (TUNNEL_DEVICE, "egress"): "to_tunnel",
+    }
+    for device in own.spec["devices"]:
+        attachments[(device["name"], "ingress")] = "from_underlay"
+    for endpoint in place.local:
+        subject = subjects.get(endpoint.number, policy.OPEN)
+        endpoint_rows[(endpoint.device,)] = (
+            endpoint.number,
+            subject.revision,
+            PEER_DELIVERY if endpoint.peer_delivery else 0,
+            endpoint.workload_mac,
+            endpoint.device_mac,
+        )
+        attachments[(endpoint.device, "ingress")] = "from_endpoint"
+        attachments[(endpoint.device, "egress")] = "to_endpoint"
+    port = cluster.spec["routing"]["port"]
+    programs = {name: Program(name, {"tunnel_port": port} if name in USES_TUNNEL_PORT else {}) for name in OBJECTS}
+    return NodeState(
+        programs=programs,
+        attachments=attachments,
+        tables={
+            "addresses": place.addresses,
+            "endpoints": Table(ENDPOINTS_KEY, ENDPOINTS_VALUE, endpoint_rows),
+            "node": Table(NODE_KEY, NODE_VALUE, {(0,): (place.addresses_revision, TUNNEL_DEVICE)}),
+        },
+        nested={
+            "policies": {
+                number: subject.table for number, subject in sorted(subjects.items()) if subject is not policy.OPEN
+            }
+        },
+        devices=place.devices,
+        routes=place.routes,
+        sysctls=place.sysctls,
+    )
+
+
+OBJECTS = ("from_endpoint", "to_endpoint", "from_tunnel", "to_tunnel", "from_underlay")
+USES_TUNNEL_PORT = ("from_endpoint", "from_underlay")

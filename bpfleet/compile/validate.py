@@ -1,0 +1,231 @@
+"""What documents must fulfil together. Each conflict names both sides, the field and a way out.
+
+Single documents are checked by the model; here are only rules that need more than one of them, or the node's facts.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ipaddress
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
+
+from bpfleet.errors import BpfleetError, Conflict, InvalidInput, NumberTaken
+from bpfleet.model.document import Document, DocumentSet, canonical_json
+from bpfleet.model.identity import cluster_of
+from bpfleet.model.state import Facts
+
+Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+
+
+def validate(documents: DocumentSet, facts: Optional[Facts] = None) -> List[BpfleetError]:
+    """Every conflict among `documents`; with `facts`, also what this node's devices cannot satisfy."""
+    found: List[BpfleetError] = []
+    found.extend(_clusters(documents))
+    found.extend(_identities(documents))
+    found.extend(_nodes(documents))
+    found.extend(_endpoints(documents))
+    if facts is not None:
+        found.extend(_own_node(documents, facts))
+    return found
+
+
+def _sorted(documents: DocumentSet, kind: str) -> List[Document]:
+    group = documents.of_kind(kind)
+    return [group[name] for name in sorted(group)]
+
+
+def _clusters(documents: DocumentSet) -> Iterator[BpfleetError]:
+    clusters = _sorted(documents, "cluster")
+    for other in clusters[1:]:
+        first = clusters[0]
+        yield Conflict(
+            f"the node already belongs to {first.key}",
+            resource=other.key,
+            remedy="A node belongs to one cluster: delete one of the two.",
+            details={"other": first.key},
+        )
+
+
+def _identities(documents: DocumentSet) -> Iterator[BpfleetError]:
+    cluster = next(iter(_sorted(documents, "cluster")), None)
+    by_number: Dict[int, Document] = {}
+    by_labels: Dict[str, Document] = {}
+    for document in _sorted(documents, "identity"):
+        number = document.spec["number"]
+        other = by_number.setdefault(number, document)
+        if other is not document:
+            yield NumberTaken(
+                f"number {number} belongs to {other.key}",
+                resource=document.key,
+                field="number",
+                remedy="Take the next candidate number.",
+                details={"other": other.key, "number": number},
+            )
+        twin = by_labels.setdefault(canonical_json(document.spec["labels"]), document)
+        if twin is not document:
+            yield Conflict(
+                f"has the same labels as {twin.key}",
+                resource=document.key,
+                field="labels",
+                remedy="Use that identity, or add a label that tells them apart.",
+                details={"other": twin.key},
+            )
+        if cluster is not None and cluster_of(number) != cluster.spec["id"]:
+            yield Conflict(
+                f"number {number} is of cluster id {cluster_of(number)}, but {cluster.key} has id {cluster.spec['id']}",
+                resource=document.key,
+                field="number",
+                remedy="Declare the identity anew for this cluster.",
+                details={"other": cluster.key},
+            )
+
+
+def _nodes(documents: DocumentSet) -> Iterator[BpfleetError]:
+    by_address: Dict[str, Document] = {}
+    networks: List[Tuple[Network, Document, int]] = []
+    for document in _sorted(documents, "node"):
+        other = by_address.setdefault(document.spec["address"], document)
+        if other is not document:
+            yield Conflict(
+                f"has the address {document.spec['address']} of {other.key}",
+                resource=document.key,
+                field="address",
+                remedy="Give each node its own underlay address.",
+                details={"other": other.key},
+            )
+        for index, cidr in enumerate(document.spec["workload_cidrs"]):
+            networks.append((ipaddress.ip_network(cidr), document, index))
+    networks.sort(key=lambda entry: (entry[0].version, int(entry[0].network_address), entry[0].prefixlen))
+    # Sorted by address, a network overlaps an earlier one exactly if it overlaps the one that reaches farthest.
+    farthest: Optional[Tuple[Network, Document, int]] = None
+    for entry in networks:
+        network, document, index = entry
+        if farthest is not None and farthest[0].version == network.version and _last(farthest[0]) >= _first(network):
+            yield Conflict(
+                f"{network} overlaps {farthest[0]} of {farthest[1].key}",
+                resource=document.key,
+                field=f"workload_cidrs[{index}]",
+                remedy="Give each node networks of its own.",
+                details={"other": farthest[1].key},
+            )
+        if farthest is None or farthest[0].version != network.version or _last(network) > _last(farthest[0]):
+            farthest = entry
+    underlay = sorted((parsed.version, int(parsed), text) for text, parsed in _parsed(by_address))
+    for network, document, index in networks:
+        start = bisect.bisect_left(underlay, (network.version, _first(network), ""))
+        if start < len(underlay):
+            version, number, address = underlay[start]
+            owner = by_address[address]
+            if version == network.version and number <= _last(network):
+                yield Conflict(
+                    f"{network} holds the underlay address {address} of {owner.key}",
+                    resource=document.key,
+                    field=f"workload_cidrs[{index}]",
+                    remedy="Workload networks must not hold underlay addresses: choose another network.",
+                    details={"other": owner.key},
+                )
+
+
+def _parsed(addresses: Iterable[str]) -> List[Tuple[str, Address]]:
+    return [(text, ipaddress.ip_address(text)) for text in addresses]
+
+
+def _first(network: Network) -> int:
+    return int(network.network_address)
+
+
+def _last(network: Network) -> int:
+    return int(network.broadcast_address)
+
+
+def _endpoints(documents: DocumentSet) -> Iterator[BpfleetError]:
+    nodes = documents.of_kind("node")
+    networks = {
+        name: [ipaddress.ip_network(cidr) for cidr in node.spec["workload_cidrs"]] for name, node in nodes.items()
+    }
+    by_address: Dict[str, Document] = {}
+    by_attachment: Dict[Tuple[str, str], Document] = {}
+    for document in _sorted(documents, "endpoint"):
+        spec = document.spec
+        for index, address in enumerate(spec["addresses"]):
+            other = by_address.setdefault(address, document)
+            if other is not document:
+                yield Conflict(
+                    f"{address} is already an address of {other.key}",
+                    resource=document.key,
+                    field=f"addresses[{index}]",
+                    remedy=f"Give it another address, or remove it from {other.key}.",
+                    details={"other": other.key},
+                )
+            own = networks.get(spec["node"])
+            if own is not None and not any(_holds(network, address) for network in own):
+                yield Conflict(
+                    f"{address} is outside the workload CIDRs of node/{spec['node']} "
+                    f"({', '.join(str(network) for network in own)})",
+                    resource=document.key,
+                    field=f"addresses[{index}]",
+                    remedy="Take an address of the node's networks, or add a network to the node.",
+                    details={"other": f"node/{spec['node']}"},
+                )
+        twin = by_attachment.setdefault((spec["node"], canonical_json(spec["attach"])), document)
+        if twin is not document:
+            yield Conflict(
+                f"is attached where {twin.key} is: {_attachment(spec['attach'])} on {spec['node']}",
+                resource=document.key,
+                field="attach",
+                remedy="One endpoint for each attachment; an endpoint may have several addresses.",
+                details={"other": twin.key},
+            )
+
+
+def _holds(network: Network, address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    return parsed.version == network.version and parsed in network
+
+
+def _attachment(attach: Mapping[str, str]) -> str:
+    return ", ".join(f"{kind} {name}" for kind, name in attach.items())
+
+
+def _own_node(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError]:
+    node = documents.of_kind("node").get(facts.node)
+    if node is None:
+        return
+    known = ", ".join(sorted(facts.devices)) or "none"
+    for index, device in enumerate(node.spec["devices"]):
+        if device["name"] not in facts.devices:
+            yield InvalidInput(
+                f"the node has no device {device['name']}",
+                resource=node.key,
+                field=f"devices[{index}].name",
+                remedy=f"Its devices: {known}.",
+            )
+    held = {address for _, addresses in facts.devices.values() for address in addresses}
+    if node.spec["address"] not in held:
+        yield InvalidInput(
+            f"the node does not have the address {node.spec['address']}",
+            resource=node.key,
+            field="address",
+            remedy=f"Its addresses: {', '.join(sorted(held)) or 'none'}.",
+        )
+    for cluster in _sorted(documents, "cluster"):
+        mtu = cluster.spec["routing"].get("mtu")
+        limit = workload_mtu(node, facts)
+        if mtu is not None and limit is not None and mtu > limit:
+            yield InvalidInput(
+                f"workload MTU {mtu} does not fit node/{facts.node}: its devices carry {limit} inside the tunnel",
+                resource=cluster.key,
+                field="routing.mtu",
+                remedy=f"Use at most {limit}, or leave it out.",
+            )
+
+
+def workload_mtu(node: Document, facts: Facts) -> Optional[int]:
+    """The largest MTU (bytes) whose tunnel packets fit the node's underlay devices, or None if none is known.
+
+    VXLAN adds an outer IP header (20 or 40), UDP (8), VXLAN (8) and the inner Ethernet header (14): RFC 7348.
+    """
+    overhead = 70 if ":" in node.spec["address"] else 50
+    known = [facts.devices[device["name"]][0] for device in node.spec["devices"] if device["name"] in facts.devices]
+    return min(known) - overhead if known else None
