@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What every other header needs: kernel types, helpers, and the load-time constants.
+ *
+ * Constants are frozen into .rodata when an object is loaded, so that the verifier removes what is off. All objects
+ * hold the same ones: the loader may write every constant into every object.
+ */
+#pragma once
+
+#include <stdbool.h>
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/pkt_cls.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include <bpfleet/address.h>
+
+#ifndef __noinline
+#define __noinline __attribute__((noinline))
+#endif
+
+/* UDP port of the tunnel, host byte order. */
+const volatile __u16 tunnel_port = 8472;
+
+/* Underlay address of this node: the outer source of every tunnel packet it sends. Zero lets the route choose, which
+ * is right only on a host with one address. */
+const volatile struct address node_address = {};
+
+/* Slots of one CPU in `events`, less one; slots are a power of two, and `events` holds possible CPUs x slots. */
+const volatile __u32 events_slots_mask = 255;

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Connections: what policy let through, so that later packets skip policy and replies pass.
+ *
+ * The key is the tuple as the initiator sends it, and which side's policy judged it: a connection between two endpoints
+ * of one node has two records, one for the sender's egress and one for the receiver's ingress. A reply finds its
+ * connection under the reversed tuple and the other direction of the same endpoint. An ICMP echo is keyed by its
+ * identifier as the source port of the request.
+ *
+ * A record is good while both revisions in it are current: that of its endpoint's policies (`endpoints`) and that of
+ * all addresses (`node`), and while the packet uses the same endpoint. Otherwise its next packet is judged anew, in
+ * the record's own direction, and the record is written again. One that is then denied stays, marked, so that neither
+ * direction can revive the connection by posing as a new one.
+ *
+ * A writer swaps the inner policy map first and the endpoint's revision second; a program reads the revision first and
+ * the map second. So nothing judged by the old map ever carries the new revision. The same for `addresses` and
+ * node.addresses_revision.
+ *
+ * Key and record have 40 bytes each because the kernel's element header has 48: an element is two cache lines.
+ */
+#pragma once
+
+#include <linux/in.h>
+
+#include <bpfleet/base.h>
+#include <bpfleet/identity.h>
+
+enum connection_state {
+	CONNECTION_REPLIED = 1,	       /* the responder has answered */
+	CONNECTION_FIN_INITIATOR = 2,
+	CONNECTION_FIN_RESPONDER = 4,
+	CONNECTION_RESET = 8,
+	CONNECTION_DENIED = 16,	       /* was allowed, is no longer; rule_id names why */
+	CONNECTION_DENIED_DEFAULT = 32, /* with the former: by default deny, not by a rule */
+};
+
+/* Time is kept in ticks of 2^30 ns (1.07 s) of the monotonic clock: a shift where a second would be a division. */
+enum connection_time {
+	CONNECTION_TICK_SHIFT = 30,
+	CONNECTION_TCP_TICKS = 7451,  /* 8000 s */
+	CONNECTION_OTHER_TICKS = 56,  /* 60 s: UDP, ICMP, and TCP until the responder answers */
+	CONNECTION_CLOSING_TICKS = 10, /* 10 s: after a reset or both FINs */
+};
+
+struct connection_key {
+	struct address source;
+	struct address destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 protocol;
+	__u8 direction;
+	__u16 zero;
+};
+
+struct connection {
+	union {
+		struct {
+			__u32 policy_revision;
+			__u32 addresses_revision;
+		};
+		__u64 revisions;
+	};
+	struct address next_hop; /* where the other end is, see enum route */
+	__u32 rule_id;
+	__u32 ifindex; /* the endpoint's device: a hit proves that the packet uses the endpoint it was checked for */
+	__u32 last_seen; /* ticks */
+	__u32 peer : 24; /* identity of the other end */
+	__u32 route : 2;
+	__u32 state : 6;
+};
+
+_Static_assert(sizeof(struct connection_key) == 40, "an element fills two cache lines");
+_Static_assert(sizeof(struct connection) == 40, "an element fills two cache lines");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct connection_key);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+static __always_inline __u64 revisions_pack(__u32 policy_revision, __u32 addresses_revision)
+{
+	return (__u64)addresses_revision << 32 | policy_revision;
+}
+
+static __always_inline __u32 connection_now(void)
+{
+	return bpf_ktime_get_coarse_ns() >> CONNECTION_TICK_SHIFT;
+}
+
+static __always_inline void connection_reverse(struct connection_key *to, const struct connection_key *from)
+{
+	to->source = from->destination;
+	to->destination = from->source;
+	to->source_port = from->destination_port;
+	to->destination_port = from->source_port;
+	to->protocol = from->protocol;
+	to->direction = !from->direction;
+	to->zero = 0;
+}
+
+static __always_inline bool connection_is_live(const struct connection *record, __u8 protocol, __u32 now)
+{
+	__s32 limit = CONNECTION_OTHER_TICKS;
+	__u8 state = record->state;
+
+	if (protocol == IPPROTO_TCP) {
+		__u8 fins = CONNECTION_FIN_INITIATOR | CONNECTION_FIN_RESPONDER;
+
+		if (state & CONNECTION_DENIED)
+			limit = CONNECTION_TCP_TICKS;
+		else if ((state & CONNECTION_RESET) || (state & fins) == fins)
+			limit = CONNECTION_CLOSING_TICKS;
+		else if (state & CONNECTION_REPLIED)
+			limit = CONNECTION_TCP_TICKS;
+	}
+	/* Signed: another CPU may have seen a later tick than this one. */
+	return (__s32)(now - record->last_seen) <= limit;
+}

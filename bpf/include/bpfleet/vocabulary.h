@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Brings every public enum, and the types of inner maps, into the object's BTF, which otherwise holds only what
+ * functions and maps mention. Python's names for reasons, verdicts and the rest are read from there. Never read.
+ */
+#pragma once
+
+#include <bpfleet/connection.h>
+#include <bpfleet/endpoint.h>
+#include <bpfleet/identity.h>
+#include <bpfleet/policy.h>
+#include <bpfleet/reasons.h>
+
+struct vocabulary {
+	enum reason reason;
+	enum verdict verdict;
+	enum direction direction;
+	enum hook hook;
+	enum identity identity;
+	enum route route;
+	enum endpoint_flag endpoint_flag;
+	enum policy_peer policy_peer;
+	enum policy_action policy_action;
+	enum policy_class policy_class;
+	enum connection_state connection_state;
+	enum connection_time connection_time;
+	struct policy_key policy_entries_key;
+	struct policy_entry policy_entries_value;
+};
+
+const volatile struct vocabulary vocabulary = {};

@@ -1,0 +1,1 @@
+"""Generated from the C headers; see tools/build_objects.py."""
