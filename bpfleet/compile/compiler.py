@@ -17,6 +17,9 @@ from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.identity import RESERVED_NAMES
 from bpfleet.model.state import TUNNEL_DEVICE, Compiled, Facts, NodeState, Program, Row, Table, Waiting
 
+OBJECTS = ("from_endpoint", "to_endpoint", "from_tunnel", "to_tunnel", "from_underlay")
+"""One object for each hook: bpf/<name>.bpf.c."""
+
 ENDPOINTS_KEY = ("ifindex",)
 ENDPOINTS_VALUE = ("identity", "policy_revision", "flags", "workload_mac", "device_mac")
 PEER_DELIVERY = 1
@@ -131,8 +134,9 @@ def _state(cluster: Document, own: Document, place: Topology, subjects: Dict[int
         )
         attachments[(endpoint.device, "ingress")] = "from_endpoint"
         attachments[(endpoint.device, "egress")] = "to_endpoint"
-    port = cluster.spec["routing"]["port"]
-    programs = {name: Program(name, {"tunnel_port": port} if name in USES_TUNNEL_PORT else {}) for name in OBJECTS}
+    # All objects hold the same constants (bpf/include/bpfleet/base.h).
+    constants = {"tunnel_port": cluster.spec["routing"]["port"], "node_address": own.spec["address"]}
+    programs = {name: Program(name, constants) for name in OBJECTS}
     return NodeState(
         programs=programs,
         attachments=attachments,
@@ -150,7 +154,3 @@ def _state(cluster: Document, own: Document, place: Topology, subjects: Dict[int
         routes=place.routes,
         sysctls=place.sysctls,
     )
-
-
-OBJECTS = ("from_endpoint", "to_endpoint", "from_tunnel", "to_tunnel", "from_underlay")
-USES_TUNNEL_PORT = ("from_endpoint", "from_underlay")

@@ -31,7 +31,7 @@ GATEWAY_IPV6 = "fe80::1"
 NO_TUNNEL = "::"
 NO_DEVICE = 0
 
-ADDRESSES_KEY = ("addr",)
+ADDRESSES_KEY = ("address",)
 ADDRESSES_VALUE = ("identity", "ifindex", "tunnel_endpoint")
 
 

@@ -1,0 +1,60 @@
+"""NodeState of small fleets against reviewed files. `pytest tests/golden --update` rewrites them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from bpfleet.compile.compiler import Compiler
+from bpfleet.compile.validate import validate
+from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.state import Compiled, Facts
+from tests import fleet
+
+STATES = Path(__file__).parent / "state"
+
+
+def _without(*keys: str) -> List[Document]:
+    return [document for document in fleet.quickstart() if document.key not in keys]
+
+
+CASES: Dict[str, Tuple[List[Document], Facts]] = {
+    "quickstart-h1": (fleet.quickstart(), fleet.facts(1)),
+    "quickstart-h2": (fleet.quickstart(), fleet.facts(2)),
+    "no-policies": (_without("policy/db", "policy/api"), fleet.facts(1)),
+    "identity-missing": (_without("identity/db"), fleet.facts(2)),
+    "member-missing": (_without("node/h2"), fleet.facts(1)),
+    "not-a-member": ([*_without("cluster/fleet"), fleet.cluster(["h1"])], fleet.facts(2)),
+    "namespace-missing": (fleet.quickstart(), fleet.facts(1, workloads=1)),
+    "jumbo-and-own-mtu": (
+        [*_without("cluster/fleet"), fleet.cluster(["h1", "h2"], mtu=1400, port=4789)],
+        Facts("h1", {"eth0": (9000, ("192.168.77.1",))}, ("w1", "w2")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_state(name: str, pytestconfig: pytest.Config) -> None:
+    documents = DocumentSet(CASES[name][0])
+    assert validate(documents) == []
+    text = json.dumps(_readable(Compiler().compile(documents, CASES[name][1])), indent=1, sort_keys=True) + "\n"
+    path = STATES / f"{name}.json"
+    if pytestconfig.getoption("--update"):
+        path.write_text(text)
+    assert text == path.read_text(), "the state changed: look at it, then run pytest tests/golden --update"
+
+
+def test_every_file_has_a_case() -> None:
+    assert {path.stem for path in STATES.glob("*.json")} == set(CASES)
+
+
+def _readable(compiled: Compiled) -> Dict[str, Any]:
+    return {
+        "state": compiled.state.to_json(),
+        "rules": {str(number): vars(rule) for number, rule in sorted(compiled.rules.items())},
+        "waiting": [vars(waiting) for waiting in compiled.waiting],
+        "warnings": list(compiled.warnings),
+    }

@@ -1,0 +1,126 @@
+"""What compilation promises whatever the documents: no order, no history, no effect of what is unrelated."""
+
+from __future__ import annotations
+
+import random
+from typing import List
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpfleet.compile.compiler import Compiler
+from bpfleet.compile.validate import validate
+from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.identity import WAITING
+from bpfleet.model.state import NodeState
+from tests import fleet
+
+NAMES = ("web", "api", "db", "cache")
+
+peers = st.one_of(
+    st.sampled_from([{"entity": name} for name in ("world", "host", "remote-node", "cluster", "all", "none")]),
+    st.sampled_from([{"labels": {"app": name}} for name in NAMES] + [{"labels": {}}, {"labels": {"app": "nobody"}}]),
+)
+ports = st.builds(
+    lambda protocol, port: {"protocol": protocol, **({"port": port} if port and not protocol.startswith("icmp") else {})},
+    st.sampled_from(["tcp", "udp", "icmp", "icmpv6", "any"]),
+    st.sampled_from([0, 53, 80, 443]),
+)
+rules = st.fixed_dictionaries(
+    {"action": st.sampled_from(["allow", "deny"])},
+    optional={"peers": st.lists(peers, max_size=3), "ports": st.lists(ports, max_size=3)},
+)
+directions = st.fixed_dictionaries(
+    {}, optional={"ingress": st.lists(rules, max_size=3), "egress": st.lists(rules, max_size=3)}
+)
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> List[Document]:
+    """A cluster of up to four nodes with endpoints and policies, some documents missing."""
+    count = draw(st.integers(1, 4))
+    documents = [fleet.cluster([f"h{index}" for index in range(1, count + 1)])]
+    documents += [fleet.node(index) for index in range(1, count + 1)]
+    documents += [fleet.identity(name) for name in NAMES]
+    for index in range(1, count + 1):
+        for host in range(1, draw(st.integers(0, 3)) + 1):
+            documents.append(fleet.endpoint(f"e{index}-{host}", index, host, draw(st.sampled_from(NAMES))))
+    for number, (name, spec) in enumerate(draw(st.lists(st.tuples(st.sampled_from(NAMES), directions), max_size=5))):
+        documents.append(fleet.policy(f"p{number}", {"app": name}, **spec))
+    missing = draw(st.sets(st.integers(0, len(documents) - 1), max_size=3))
+    return [document for position, document in enumerate(documents) if position not in missing]
+
+
+def fresh(documents: List[Document]) -> NodeState:
+    return Compiler().compile(DocumentSet(documents), fleet.facts(1)).state
+
+
+@given(fleets(), st.randoms(use_true_random=False))
+def test_order_does_not_matter(documents: List[Document], chance: random.Random) -> None:
+    expected = Compiler().compile(DocumentSet(documents), fleet.facts(1))
+    shuffled = list(documents)
+    chance.shuffle(shuffled)
+    assert Compiler().compile(DocumentSet(shuffled), fleet.facts(1)) == expected
+
+
+@settings(max_examples=60)
+@given(fleets(), fleets(), st.randoms(use_true_random=False))
+def test_history_does_not_matter(documents: List[Document], detour: List[Document], chance: random.Random) -> None:
+    """One compiler led through other states, in steps of any size, ends where a new one begins."""
+    compiler = Compiler()
+    held = DocumentSet()
+    for goal in (detour, documents):
+        wanted = {document.key: document for document in goal}
+        changes = [*wanted, *(document.key for document in held if document.key not in wanted)]
+        chance.shuffle(changes)
+        while changes:
+            step = [changes.pop() for _ in range(min(len(changes), chance.randint(1, 5)))]
+            held = held.changed(
+                [wanted[key] for key in step if key in wanted], [key for key in step if key not in wanted]
+            )
+            compiler.compile(held, fleet.facts(1))
+    assert held == DocumentSet(documents)
+    assert held.fingerprint("policy", "endpoint") == DocumentSet(documents).fingerprint("policy", "endpoint")
+    assert compiler.compile(held, fleet.facts(1)) == Compiler().compile(DocumentSet(documents), fleet.facts(1))
+
+
+@given(fleets())
+def test_a_node_outside_the_cluster_changes_nothing(documents: List[Document]) -> None:
+    assert fresh([*documents, fleet.node(9)]) == fresh(documents)
+
+
+@given(fleets())
+def test_an_unused_identity_adds_only_entries_for_itself(documents: List[Document]) -> None:
+    stranger = fleet.identity("stranger", {"kind": "stranger"})
+    before, after = fresh(documents), fresh([*documents, stranger])
+    assert after.tables["addresses"] == before.tables["addresses"] if before.tables else not after.tables
+    number = stranger.spec["number"]
+    for outer, inner in before.nested.items():
+        for subject, table in inner.items():
+            grown = after.nested[outer][subject]
+            assert {key: row[:2] for key, row in grown.rows.items() if key[0] != number} == {
+                key: row[:2] for key, row in table.rows.items()
+            }
+
+
+@given(fleets())
+def test_a_missing_document_waits_and_takes_effect_when_it_comes(documents: List[Document]) -> None:
+    """Take away one identity that endpoints use: they wait and pass nothing; put it back: nothing remains of it."""
+    whole = DocumentSet(documents)
+    used = sorted({str(document.spec["identity"]) for document in whole.of_kind("endpoint").values()})
+    present = [name for name in used if f"identity/{name}" in whole]
+    if not present or not whole.of_kind("cluster") or "node/h1" not in whole:
+        return
+    compiler = Compiler()
+    lacking = whole.changed(deletes=[f"identity/{present[0]}"])
+    assert validate(lacking) == validate(whole) == []
+    compiled = compiler.compile(lacking, fleet.facts(1))
+    local = [
+        document
+        for document in lacking.of_kind("endpoint").values()
+        if document.spec["identity"] == present[0] and document.spec["node"] == "h1"
+    ]
+    for document in local:
+        assert any(waiting.document == document.key for waiting in compiled.waiting)
+        assert compiled.state.tables["addresses"].rows[(document.spec["addresses"][0],)][0] == WAITING
+    assert compiler.compile(whole, fleet.facts(1)) == Compiler().compile(whole, fleet.facts(1))
