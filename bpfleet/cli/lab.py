@@ -33,23 +33,17 @@ def register(subparsers: Any) -> None:
         "--workloads", type=int, default=2, metavar="M", help="bare network namespaces w1..wM a host (%(default)s)"
     )
     up.add_argument("--mtu", type=int, default=1500, help="the underlay's MTU in bytes (%(default)s)")
-    up.add_argument(
-        "--directory", type=Path, default=Path(".lab"), help="where its files are written (%(default)s)"
-    )
+    up.add_argument("--directory", type=Path, default=Path(".lab"), help="where its files are written (%(default)s)")
     up.add_argument("--json", action="store_true", help="print lab.json instead of a table")
     up.set_defaults(run=_up)
 
-    enter = commands.add_parser(
-        "exec", parents=[named], help="run a command on a host", description=_exec.__doc__
-    )
+    enter = commands.add_parser("exec", parents=[named], help="run a command on a host", description=_exec.__doc__)
     enter.add_argument("host", metavar="HOST")
     enter.add_argument("--workload", metavar="W", help="in this workload's network namespace")
     enter.add_argument("command", nargs="+", metavar="-- CMD", help="the command and its arguments")
     enter.set_defaults(run=_exec)
 
-    reboot = commands.add_parser(
-        "reboot", parents=[named], help="reboot a host", description=_reboot.__doc__
-    )
+    reboot = commands.add_parser("reboot", parents=[named], help="reboot a host", description=_reboot.__doc__)
     reboot.add_argument("host", metavar="HOST")
     reboot.set_defaults(run=_reboot)
 

@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BpfleetError as error:
         print(f"bpfleet: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidInput) else 1
+    except OSError as error:  # a path of the user's own: its name and the system's words say it all
+        print(f"bpfleet: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

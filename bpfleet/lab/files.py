@@ -28,9 +28,7 @@ def make_keys(plan: LabPlan, keep: int) -> None:
     pairs = {f"bpfleet lab {plan.name}": folder / "id_ed25519"}
     pairs.update({host.name: folder / "host_keys" / host.name for host in plan.hosts})
     for comment, path in pairs.items():
-        machine.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)], keep=(keep,)
-        )
+        machine.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)], keep=(keep,))
 
 
 def host_key(name: str, host: str) -> str:

@@ -9,35 +9,33 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from bpfleet.lab import state
+
 
 class Guard:
-    """A running guard for the lab `name`."""
+    """A running guard for the lab `name`, on duty until it is dismissed."""
 
     def __init__(self, name: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bpfleet.lab.guard", name],
+            [sys.executable, "-c", "from bpfleet.lab.guard import wait; wait()", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
 
-    def release(self) -> None:
-        """Let go: the guard makes sure that the lab is down, and ends."""
+    def dismiss(self) -> None:
+        """End the guard; it does nothing any more."""
         assert self._process.stdin is not None
+        self._process.kill()
+        self._process.wait()
         self._process.stdin.close()
-        self._process.wait(timeout=60)
 
 
-def main(name: str) -> int:
+def wait() -> None:
+    """Life of the guard process."""
     sys.stdin.buffer.read()
-    # Imported late: until it is needed a guard is one small process.
-    from bpfleet.lab import state
-    from bpfleet.lab.lab import take_down
+    from bpfleet.lab.lab import take_down  # which imports this module
 
+    name = sys.argv[1]
     if state.folder(name).exists():
         take_down(name)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

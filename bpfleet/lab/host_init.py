@@ -66,6 +66,7 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 def main() -> int:
     config = json.load(sys.stdin)
     os.setsid()
+    os.umask(0o022)
     Path(config["cgroup"], "cgroup.procs").write_text(str(os.getpid()))
     if config["lock"] is not None:
         os.close(config["lock"])  # from here on whoever takes the lab down finds us by our cgroup
@@ -237,9 +238,7 @@ def run_boot_hook() -> Optional[int]:
         return None
     with open("/var/log/boot.log", "ab") as log:  # noqa: PTH123
         try:
-            return subprocess.run(
-                [BOOT_HOOK], stdout=log, stderr=log, env=ENVIRONMENT, timeout=BOOT_SECONDS
-            ).returncode
+            return subprocess.run([BOOT_HOOK], stdout=log, stderr=log, env=ENVIRONMENT, timeout=BOOT_SECONDS).returncode
         except subprocess.TimeoutExpired:
             log.write(f"{BOOT_HOOK} was ended after {BOOT_SECONDS:.0f} s\n".encode())
             return 124

@@ -148,7 +148,7 @@ def await_answer(plan: LabPlan, hosts: Sequence[HostPlan]) -> None:
         while True:
             try:
                 with socket.create_connection((host.address, 22), timeout=2) as connection:
-                    if connection.recv(4) == b"SSH-":
+                    if connection.recv(255).startswith(b"SSH-"):
                         break
             except OSError:
                 pass  # not listening yet; the deadline decides
@@ -218,8 +218,8 @@ def remove_cgroups() -> None:
 
 
 def _remove_tree(top: Path) -> bool:
-    children = [path for path in top.iterdir() if path.is_dir()]
-    return all([_remove_tree(child) for child in children]) and _remove_empty(top)
+    children = [_remove_tree(path) for path in top.iterdir() if path.is_dir()]  # each, whatever became of another
+    return all(children) and _remove_empty(top)
 
 
 def _remove_empty(path: Path) -> bool:

@@ -1,9 +1,9 @@
 """Lab, Host and World: what tests and the command line use of a lab.
 
-    with Lab.up("mine", nodes=2, workloads=1, directory=tmp_path, guarded=True) as lab:
-        lab.host("h1").run(["ping", "-c1", lab.host("h2").address])
-        lab.host("h1").run(["ip", "address"], workload="w1")
-        lab.reboot("h1")
+with Lab.up("mine", nodes=2, workloads=1, directory=tmp_path, guarded=True) as lab:
+    lab.host("h1").run(["ping", "-c1", lab.host("h2").address])
+    lab.host("h1").run(["ip", "address"], workload="w1")
+    lab.reboot("h1")
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class Lab:
 
         Idempotent: a lab that is up with the same shape is returned as it is, with another shape it is Conflict.
         `share`: folders of this machine to show to the hosts, read-only, where they would be hidden (/root,
-        /tmp, ...). `guarded`: take the lab down when this process ends in whatever way.
+        /tmp, ...). `guarded`: take the lab down when this process ends in whatever way, if it made the lab.
         """
         check_name(name)
         shape = Shape(nodes, workloads, mtu)
@@ -222,20 +222,22 @@ class Lab:
             lab = _build(plan, progress)
         except BaseException:
             if watch is not None:
-                watch.release()
+                watch.dismiss()
             raise
-        lab._guard = watch
+        if watch is not None and lab.created:
+            lab._guard = watch
+        elif watch is not None:
+            watch.dismiss()
         return lab
 
     @classmethod
     def attach(cls, name: str = DEFAULT_NAME) -> Lab:
         """The lab `name`, which is up; InvalidInput if there is none."""
         check_name(name)
+        machine.check_root()
         record = state.require(name)
         if not record.complete:
-            raise HostFailed(
-                f"lab {name} was never finished", remedy=f"bpfleet lab up --name {name} begins it anew"
-            )
+            raise HostFailed(f"lab {name} was never finished", remedy=f"bpfleet lab up --name {name} begins it anew")
         return cls(record.plan)
 
     def host(self, name: str) -> Host:
@@ -275,7 +277,7 @@ class Lab:
         """Remove the lab and everything of it."""
         take_down(self.name)
         if self._guard is not None:
-            self._guard.release()
+            self._guard.dismiss()
             self._guard = None
 
     def __enter__(self) -> Lab:
@@ -290,7 +292,7 @@ class Lab:
 def take_down(name: str) -> bool:
     """Remove a lab, finished or not, by what is recorded and by what carries its name. Whether there was one."""
     check_name(name)
-    machine.check()
+    machine.check_root()
     existed = state.folder(name).exists() or hosts.cgroup(name).exists()
     with state.locked(state.folder(name)) as lock:
         _remove(name, lock)

@@ -31,10 +31,15 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 COMMAND_SECONDS = 30.0
 
 
-def check() -> None:
-    """Raise HostUnfit naming everything that is missing for a lab on this machine."""
+def check_root() -> None:
+    """Raise HostUnfit unless we are root."""
     if os.geteuid() != 0:
         raise HostUnfit("a lab needs root (namespaces, mounts, bpf)", remedy="Run the command as root")
+
+
+def check() -> None:
+    """Raise HostUnfit naming everything that is missing for a lab on this machine."""
+    check_root()
     missing = {program for program in _PROGRAMS if shutil.which(program, path=PATH) is None}
     if missing:
         packages = sorted({_PROGRAMS[program] for program in missing})

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bpfleet.errors import HostFailed
 from bpfleet.lab import machine, state
-from bpfleet.lab.plan import WORLD_ADDRESSES, HostPlan, LabPlan, link_alias
+from bpfleet.lab.plan import UNDERLAY_DEVICE, WORLD_ADDRESSES, HostPlan, LabPlan, link_alias
 
 BRIDGE = "br0"
 CONTROLLER_PORT = "controller"
@@ -77,8 +77,7 @@ def _link_controller(plan: LabPlan, keep: Sequence[int]) -> None:
     switch = switch_path(plan.name)
     mtu = plan.shape.mtu
     machine.run(
-        ["ip", "link", "add", plan.link, "mtu", str(mtu), "type", "veth"]
-        + ["peer", "name", CONTROLLER_PORT, "mtu", str(mtu), "netns", str(switch)],
+        _cable(plan.link, CONTROLLER_PORT, mtu, switch),
         keep=keep,
     )
     machine.run(["ip", "link", "set", plan.link, "alias", plan.alias], keep=keep)
@@ -93,20 +92,25 @@ def _link_controller(plan: LabPlan, keep: Sequence[int]) -> None:
 
 def host_commands(plan: LabPlan, host: HostPlan) -> list[list[str]]:
     """What a host runs in its own fresh network namespace to get its underlay device."""
-    switch = str(switch_path(plan.name))
-    mtu = str(plan.shape.mtu)
+    switch = switch_path(plan.name)
     gateway, gateway6 = plan.gateway_addresses
     return [
         ["ip", "link", "set", "lo", "up"],
-        ["ip", "link", "add", "eth0", "mtu", mtu, "address", host.mac, "type", "veth"]
-        + ["peer", "name", host.name, "mtu", mtu, "netns", switch],
+        _cable(UNDERLAY_DEVICE, host.name, plan.shape.mtu, switch),
         ["nsenter", f"--net={switch}", "--", "ip", "link", "set", host.name, "master", BRIDGE, "up"],
-        ["ip", "address", "add", f"{host.address}/24", "dev", "eth0"],
-        ["ip", "address", "add", f"{host.address6}/64", "dev", "eth0", "nodad"],
-        ["ip", "link", "set", "eth0", "up"],
+        ["ip", "link", "set", UNDERLAY_DEVICE, "address", host.mac],
+        ["ip", "address", "add", f"{host.address}/24", "dev", UNDERLAY_DEVICE],
+        ["ip", "address", "add", f"{host.address6}/64", "dev", UNDERLAY_DEVICE, "nodad"],
+        ["ip", "link", "set", UNDERLAY_DEVICE, "up"],
         ["ip", "route", "add", "default", "via", gateway],
         ["ip", "-6", "route", "add", "default", "via", gateway6],
     ]
+
+
+def _cable(here: str, port: str, mtu: int, switch: Path) -> list[str]:
+    """The command that makes a veth pair from the caller's network namespace to the switch."""
+    peer = ["peer", "name", port, "mtu", str(mtu), "netns", str(switch)]
+    return ["ip", "link", "add", here, "mtu", str(mtu), "type", "veth", *peer]
 
 
 def unplug(name: str, host: str, keep: Sequence[int]) -> None:

@@ -23,7 +23,10 @@ MAX_NODES = 200
 MAX_WORKLOADS = 200
 UNDERLAY_DEVICE = "eth0"
 WORLD_ADDRESSES = ("198.51.100.1", "2001:db8:100::1")  # documentation ranges (RFC 5737, RFC 3849)
-_PREFERRED_NUMBERS = [*range(77, 255), *range(1, 77)]  # low 192.168 and 10 nets are the ones people use
+_PREFERRED_NUMBERS: tuple[int, ...] = (
+    *range(77, 255),
+    *range(1, 77),
+)  # low 192.168 and 10 nets are the ones people use
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _RESERVED_NAMES = frozenset({"scratch"})  # a folder of the default lab
 

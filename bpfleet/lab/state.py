@@ -93,9 +93,7 @@ def require(name: str) -> Record:
     record = read(name)
     if record is None:
         known = ", ".join(names()) or "none"
-        raise InvalidInput(
-            f"there is no lab {name!r} (up: {known})", remedy=f"bpfleet lab up --name {name} makes it"
-        )
+        raise InvalidInput(f"there is no lab {name!r} (up: {known})", remedy=f"bpfleet lab up --name {name} makes it")
     return record
 
 
