@@ -28,7 +28,7 @@ GATEWAY_IPV4 = "169.254.1.1"
 GATEWAY_IPV6 = "fe80::1"
 """Next hops inside a workload's namespace: link-local, the same everywhere, with a fixed neighbour entry."""
 
-NO_TUNNEL = "::"
+NO_TUNNEL = ""
 NO_DEVICE = 0
 
 ADDRESSES_KEY = ("address",)
