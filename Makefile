@@ -1,0 +1,39 @@
+# Few targets; README names them. Everything runs as root on Debian 12.
+.DEFAULT_GOAL := help
+.PHONY: help setup objects generate lint test bench demo demo-down clean
+
+PYTHON := .venv/bin/python
+GROUP ?=
+
+help: ## say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## install what is missing on this machine
+	@tools/setup.sh
+
+objects: setup ## compile the eBPF objects, verify them in this kernel, build the agent's artefact
+	@$(PYTHON) tools/build_objects.py
+	@$(PYTHON) tools/build_agent.py
+
+generate: setup ## write again what is generated from the model
+	@$(PYTHON) -m bpfleet.emit
+
+lint: setup ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+test: objects lint ## every test
+	@tools/test.sh
+
+bench: objects ## measure; GROUP=name for one group; writes bench/results.json
+	@$(PYTHON) -m bench $(GROUP)
+
+demo: objects ## three hosts, two workloads each, provisioned by pulumi up, with traffic
+	@$(PYTHON) examples/demo.py
+
+demo-down: ## remove what the demo left up
+	@$(PYTHON) -m bpfleet.cli.main lab down
+
+clean: ## remove what was built here
+	@rm -rf build dist bench/results.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
