@@ -265,7 +265,7 @@ class EventsResult(TypedDict):
 
 
 class ExplainParams(TypedDict, total=False):
-    """source, destination: endpoint name, address or entity ("world", "host", "remote-node"). port: for tcp, udp, sctp."""
+    """source, destination: endpoint name, address or entity ("world", "host", "remote-node"). port: if it has ports."""
 
     source: str
     destination: str

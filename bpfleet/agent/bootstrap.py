@@ -1,0 +1,180 @@
+# The script that puts the agent on a host. It runs before anything else of bpfleet is there, given to `python3 -c`:
+#
+#     install ROOT DIGEST   unpack the zip archive on stdin to ROOT/agent/DIGEST, if its SHA-256 is DIGEST
+#     remove ROOT           remove ROOT/agent and what else of ours is left in ROOT
+#
+# It answers one JSON line on stdout (see bpfleet/agent/install.py). Its syntax is that of any Python from 2.7 on, so
+# that an old one can say what is missing instead of failing with a SyntaxError; hence no annotations, no pathlib.
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, check-untyped-defs=True
+# ruff: noqa
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import time
+import zipfile
+
+LEAST = (3, 9)
+KEPT = 2
+UNFIT = 92
+
+
+class Refused(Exception):
+    pass
+
+
+def error(code, what, remedy, path=None, details=None):
+    where = {"file": path} if path else {}
+    return {"code": code, "what": what, "where": where, "remedy": remedy, "details": details or {}}
+
+
+def say(answer):
+    sys.stdout.write(json.dumps(dict(answer, id=None), sort_keys=True) + "\n")
+    sys.stdout.flush()
+
+
+def too_old():
+    if sys.version_info >= LEAST:
+        return None
+    have = "%d.%d.%d" % tuple(sys.version_info[:3])
+    return error(
+        "HostUnfit",
+        "Python %s is too old: bpfleet's agent needs %d.%d or later" % ((have,) + LEAST),
+        "Install a newer python3 on the host, first on the PATH of non-interactive sessions.",
+        details={"python": have},
+    )
+
+
+def sync_tree(top):
+    for directory, _, names in os.walk(top):
+        for name in names + ["."]:
+            handle = os.open(os.path.join(directory, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def make_room(agents, size):
+    """Raise DiskFull before anything is written, if the unpacked archive cannot fit."""
+    free = os.statvfs(agents)
+    have = free.f_bavail * free.f_frsize
+    if have < size:
+        raise Refused(full(agents, size, have))
+
+
+def full(path, need, have):
+    return error(
+        "DiskFull",
+        "no space left for the agent: %d bytes needed, %d free" % (need, have),
+        "Free space on the file system of %s; nothing was changed." % path,
+        path,
+        {"needed": need, "free": have},
+    )
+
+
+def install(root, digest):
+    target = os.path.join(root, "agent", digest)
+    data = sys.stdin.buffer.read()
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        what = "the artefact arrived damaged: its SHA-256 is %s, not %s (%d bytes)" % (found, digest, len(data))
+        raise Refused(error("ProtocolFailed", what, "Try again.", target))
+    if os.path.exists(os.path.join(target, "__main__.py")):
+        return {"digest": digest, "installed": False, "path": target}
+    agents = os.path.dirname(target)
+    if not os.path.isdir(agents):
+        os.makedirs(agents, 0o755)
+    os.chmod(root, 0o700)
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    make_room(agents, 2 * unpacked + 4096 * len(archive.infolist()))  # the compiled files are about as large again
+    staging = "%s.new.%d" % (target, os.getpid())
+    try:
+        archive.extractall(staging)
+        compile_tree(staging)
+        sync_tree(staging)
+        shutil.rmtree(target, True)  # there only if somebody damaged it: without its __main__.py
+        try:
+            os.rename(staging, target)
+        except OSError as problem:
+            # Another installer was first; what it put there has the same digest, hence the same content.
+            if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    finally:
+        shutil.rmtree(staging, True)
+    sync_directory(agents)
+    prune(agents, digest)
+    return {"digest": digest, "installed": True, "path": target}
+
+
+def sync_directory(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def compile_tree(top):
+    """Compile all modules, so that a start reads no source. Unchecked: the content never changes under a digest."""
+    import compileall
+    import py_compile
+
+    compileall.compile_dir(top, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+
+
+def prune(agents, digest):
+    """Keep this agent and the one before it, which may still be running; and remove what dead installers left."""
+    others = []
+    for name in os.listdir(agents):
+        path = os.path.join(agents, name)
+        if ".new." in name:
+            if time.time() - os.stat(path).st_mtime > 3600:
+                shutil.rmtree(path, True)
+        elif name != digest:
+            others.append((os.stat(path).st_mtime, path))
+    for _, path in sorted(others)[: -(KEPT - 1)]:
+        shutil.rmtree(path, True)
+
+
+def remove(root):
+    """Remove the agents, and the state root if `wipe` left nothing but the log and the lock in it."""
+    agents = os.path.join(root, "agent")
+    there = os.path.isdir(agents)
+    shutil.rmtree(agents, True)
+    for name in ("agent.log", "agent.log.1", "lock"):
+        path = os.path.join(root, name)
+        if os.path.exists(path):
+            os.unlink(path)
+    if os.path.isdir(root) and not os.listdir(root):
+        os.rmdir(root)
+    return {"removed": there}
+
+
+def main(arguments):
+    problem = too_old()
+    if problem:
+        say({"error": problem})
+        return UNFIT
+    root = arguments[1]
+    try:
+        say({"result": install(root, arguments[2]) if arguments[0] == "install" else remove(root)})
+        return 0
+    except Refused as refusal:
+        say({"error": refusal.args[0]})
+    except (OSError, zipfile.BadZipFile) as problem:
+        path = getattr(problem, "filename", None) or root
+        if getattr(problem, "errno", None) == errno.ENOSPC:
+            say({"error": full(path, 0, 0)})
+        else:
+            remedy = "Log in as root, and make sure that the file system is writable."
+            say({"error": error("HostFailed", "the agent cannot be put on the host: %s" % problem, remedy, path)})
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,479 @@
+"""The agent of one node: its store, its journal, its kernel, and the transactions that change them.
+
+    stage     documents in, checked, compiled, planned, objects verified, room on the disk checked. In memory only.
+    apply     under the node's lock: generation file, journal "applying", kernel, journal "applied"
+    confirm   over a new connection: journal "committed"
+    rollback  the last confirmed generation is put back
+
+A process that dies in between leaves a journal from which the next start puts the last confirmed generation back
+(`resolve`). Putting back is compiling what is confirmed and doing what is to do: the same code as every change.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Optional, Sequence
+
+from bpfleet.agent import session
+from bpfleet.agent.files import Files
+from bpfleet.agent.journal import APPLIED, APPLYING, Head, Journal, JournalFile, Transaction
+from bpfleet.agent.lock import NodeLock
+from bpfleet.agent.wire import ApplyResult, ConfirmResult, Pending, RollbackResult, StageParams, StageResult, WipeResult
+from bpfleet.errors import BpfleetError, Conflict, DiskFull, HostFailed, InvalidInput, TransactionFailed
+
+if TYPE_CHECKING:
+    from bpfleet.agent.store import Contents, Store
+    from bpfleet.compile.compiler import Compiler
+    from bpfleet.loader.kernel import Kernel
+    from bpfleet.loader.steps import Step
+    from bpfleet.model.state import Compiled, NodeState
+
+DEFAULT_WAIT_SECONDS = 10.0
+DEFAULT_DEADLINE_SECONDS = 60.0
+DESCRIBED_STEPS = 50
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A transaction that is ready to be applied. `revision`: of the journal that it was made against."""
+
+    head: Head
+    owner: str
+    contents: Contents
+    data: bytes
+    want: NodeState
+    steps: Sequence[Step]
+    revision: int
+
+
+class Agent:
+    """One process's view of the node. Heavy imports happen in the methods that need them: hello must be quick."""
+
+    def __init__(self, root: Path, kernel: Callable[[], Kernel], *, local: bool = False) -> None:
+        self.root = root
+        self.files = Files(root)
+        self.journal_file = JournalFile(self.files)
+        self.lock = NodeLock(root / "lock")
+        self.session_started = session.session_started(local=local)
+        self._make_kernel = kernel
+        self._kernel: Optional[Kernel] = None
+        self._store: Optional[Store] = None
+        self._compiler: Optional[Compiler] = None
+        self._staged: Optional[Staged] = None
+        self._counted = 0
+
+    # What is made when it is first needed.
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel side; made (and libbpf and pyroute2 with it) on first use."""
+        if self._kernel is None:
+            self._kernel = self._make_kernel()
+        return self._kernel
+
+    @property
+    def store(self) -> Store:
+        """The document store."""
+        if self._store is None:
+            from bpfleet.agent.store import Store
+
+            self._store = Store(self.files)
+        return self._store
+
+    def compiled(self, contents: Contents, node: str) -> Compiled:
+        """What the documents mean for this node as it is now."""
+        if self._compiler is None:
+            from bpfleet.compile.compiler import Compiler
+
+            self._compiler = Compiler()
+        return self._compiler.compile(contents.documents, self.kernel.facts(node))
+
+    def confirmed_state(self, head: Head) -> NodeState:
+        """The state that a confirmed generation asks for; the empty one if nothing was ever confirmed."""
+        from bpfleet.model.state import NodeState
+
+        if head.node is None:
+            return NodeState()
+        return self.compiled(self.store.load(head), head.node).state
+
+    # Reading.
+
+    def journal(self) -> Journal:
+        """The journal as it is on disk now."""
+        return self.journal_file.read()
+
+    def pending(self, journal: Journal) -> Optional[Pending]:
+        """The transaction under way, as hello and status report it."""
+        transaction = journal.transaction
+        if transaction is None:
+            return None
+        left = transaction.deadline_seconds
+        if transaction.state == APPLIED:
+            left = transaction.deadline - session.boot_seconds()
+        return {
+            "transaction": transaction.id,
+            "state": transaction.state,
+            "owner": transaction.owner,
+            "generation": transaction.head.generation,
+            "seconds_left": max(0.0, round(left, 1)),
+        }
+
+    def _mutations(self) -> int:
+        """Writes of this process so far, of every kind."""
+        return self.files.writes + self.lock.writes + (self._kernel.writes if self._kernel is not None else 0)
+
+    def _record(self, journal: Journal) -> Journal:
+        """Write the journal with the total of writes brought up to date, its own included.
+
+        The total is never written on its own, so that what writes nothing else leaves it alone.
+        """
+        made = self._mutations() - self._counted + 1
+        written = self.journal_file.write(replace(journal, writes=journal.writes + made))
+        self._counted = self._mutations()
+        return written
+
+    # Changing.
+
+    def stage(self, params: StageParams) -> StageResult:
+        """Make a change ready, or say everything that is wrong with it. Nothing is changed."""
+        node = params.get("node")
+        if not node:
+            raise InvalidInput("stage needs the node's name", field="node")
+        owner = params.get("owner", "")
+        if params.get("deletes") and not owner:
+            raise InvalidInput("deletes need an owner", field="owner", remedy="Say who deletes: only its own may go.")
+        wait = float(params.get("wait_seconds", DEFAULT_WAIT_SECONDS))
+        self._drop_staged()
+        journal = self._wait_until_free(wait)
+        with self.lock.shared(wait):
+            journal = self.journal()
+            if journal.transaction is not None:
+                raise _occupied(journal.transaction)
+            head = journal.confirmed
+            if head.node not in (None, node):
+                raise Conflict(
+                    f"this host is node {head.node}, not {node}",
+                    remedy=f"Check the address of node {node}; to give this host a new name, delete node {head.node} "
+                    "first.",
+                    resource=f"node/{node}",
+                    details={"node": head.node},
+                )
+            return self._stage(params, node, owner, journal)
+
+    def _stage(self, params: StageParams, node: str, owner: str, journal: Journal) -> StageResult:
+        from bpfleet.agent import store
+        from bpfleet.compile.validate import validate
+        from bpfleet.loader.plan import plan
+
+        self.kernel.check_fitness()
+        base = self.store.load(journal.confirmed)
+        contents, refused = store.change(
+            base,
+            params.get("puts", []),
+            params.get("deletes", []),
+            owner,
+            replace_all=bool(params.get("replace_all")),
+        )
+        known = {refusal["document"] for refusal in refused}
+        facts = self.kernel.facts(node)
+        refused.extend(
+            store.refusal(error) for error in validate(contents.documents, facts) if error.resource not in known
+        )
+        if refused:
+            return {"refused": refused}
+        compiled = self.compiled(contents, node)
+        want = compiled.state
+        steps = plan(want, self.kernel.read(want))
+        clusters = sorted(contents.documents.of_kind("cluster"))
+        head = Head(
+            generation=journal.confirmed.generation + 1,
+            transaction=secrets.token_hex(8),
+            node=node if contents.items else None,
+            cluster=clusters[0] if clusters else None,
+            documents_digest=contents.documents.digest,
+            state_digest=want.digest,
+        )
+        answer: StageResult = {
+            "transaction": None,
+            "unchanged": contents == base and not steps,
+            "steps": dict(Counter(step.kind for step in steps)),
+            "describe": [step.describe() for step in steps[:DESCRIBED_STEPS]],
+            "warnings": list(compiled.warnings),
+            "waiting": [{"document": item.document, "reason": item.reason} for item in compiled.waiting],
+            "documents_digest": head.documents_digest,
+            "state_digest": want.digest,
+        }
+        if answer["unchanged"]:
+            return answer
+        data = contents.to_bytes(head)
+        self.files.require(self.store.path(head.generation), len(data))
+        self.kernel.prepare(want.programs)
+        self._staged = Staged(head, owner, contents, data, want, steps, journal.revision)
+        answer["transaction"] = head.transaction
+        return answer
+
+    def _wait_until_free(self, seconds: float) -> Journal:
+        """The journal once no transaction is under way; TransactionFailed if that takes longer than `seconds`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.resolve()
+            journal = self.journal()
+            if journal.transaction is None:
+                return journal
+            if time.monotonic() >= deadline:
+                raise _occupied(journal.transaction)
+            time.sleep(_POLL_SECONDS)
+
+    def apply(self, transaction: str, deadline_seconds: float = DEFAULT_DEADLINE_SECONDS) -> ApplyResult:
+        """Bring the staged change into the kernel. If a step fails, the last confirmed generation is put back."""
+        staged = self._staged
+        if staged is None or staged.head.transaction != transaction:
+            raise TransactionFailed(
+                f"no transaction {transaction} is staged here",
+                remedy="Stage the change again.",
+                details={"retry": "stage"},
+            )
+        with self.lock.exclusive(f"apply of transaction {transaction}", DEFAULT_WAIT_SECONDS):
+            journal = self.journal()
+            if journal.revision != staged.revision:
+                self._drop_staged()
+                raise TransactionFailed(
+                    "another transaction changed the node since this one was staged",
+                    remedy="Stage the change again.",
+                    details={"retry": "stage"},
+                )
+            before = self._mutations()
+            self._staged = None
+            journal = self._begin(journal, staged, deadline_seconds)
+            self._realise(journal, staged)
+            journal = self._applied(journal)
+            self.kernel.release()
+            return {
+                "transaction": transaction,
+                "generation": staged.head.generation,
+                "writes": self._mutations() - before,
+                "state_digest": str(staged.head.state_digest),
+                "documents_digest": staged.head.documents_digest,
+            }
+
+    def _begin(self, journal: Journal, staged: Staged, deadline_seconds: float) -> Journal:
+        """Write the generation and the journal entry that says it is being applied."""
+        self.files.require(self.store.path(staged.head.generation), len(staged.data))
+        self.store.write(staged.head, staged.contents, staged.data)
+        begun = Transaction(
+            state=APPLYING,
+            head=staged.head,
+            owner=staged.owner,
+            pid=os.getpid(),
+            boot_id=session.boot_id(),
+            deadline_seconds=deadline_seconds,
+        )
+        try:
+            return self._record(replace(journal, transaction=begun))
+        except DiskFull:
+            self.files.remove(self.store.path(staged.head.generation))
+            raise
+
+    def _realise(self, journal: Journal, staged: Staged) -> None:
+        """Do the steps; on failure put the last confirmed generation back and raise what happened."""
+        from bpfleet.loader.apply import apply
+
+        try:
+            apply(self.kernel, staged.steps)
+        except Exception as problem:
+            error = problem if isinstance(problem, BpfleetError) else _unexpected(problem)
+            why = f"failed to {error.details.get('doing', 'apply')}: {error.what}"
+            error.details["rolled_back"] = True
+            error.remedy = f"{error.remedy} The last confirmed generation was put back.".strip()
+            try:
+                self._put_back(journal, why)
+            except BpfleetError as worse:
+                error.details.update({"rolled_back": False, "put_back_error": worse.to_wire()})
+                error.remedy = (
+                    f"Putting the last confirmed generation back failed too ({worse.what}); it is tried again at the "
+                    "agent's next start and before the next change."
+                )
+            raise error from problem
+
+    def _applied(self, journal: Journal) -> Journal:
+        transaction = journal.transaction
+        assert transaction is not None
+        now = session.boot_seconds()
+        transaction = replace(
+            transaction,
+            state=APPLIED,
+            applied_ticks=session.boot_ticks(),
+            deadline=now + transaction.deadline_seconds,
+        )
+        journal = replace(journal, transaction=transaction)
+        return self._record(journal.noting("applied", transaction.head, owner=transaction.owner))
+
+    def confirm(self, transaction: str) -> ConfirmResult:
+        """Make the applied generation the confirmed one. The connection must be newer than the apply."""
+        self.resolve()
+        with self.lock.exclusive(f"confirmation of transaction {transaction}", DEFAULT_WAIT_SECONDS):
+            journal = self.journal()
+            pending = journal.transaction
+            if pending is None or pending.id != transaction:
+                if journal.confirmed.transaction == transaction:
+                    return _confirmed(journal.confirmed)
+                raise TransactionFailed(
+                    f"transaction {transaction} does not await a confirmation{_last_word(journal, transaction)}",
+                    remedy="Stage and apply the change again.",
+                    details={"retry": "stage"},
+                )
+            if pending.state != APPLIED:
+                raise TransactionFailed(f"transaction {transaction} is not applied yet", remedy="Apply it first.")
+            if self.session_started < pending.applied_ticks:
+                raise TransactionFailed(
+                    "the confirmation came over a connection that was made before the change",
+                    remedy="Confirm over a new connection (an SSH connection kept by ControlPersist is not new): it "
+                    "proves that the node can still be reached.",
+                )
+            journal = replace(journal, confirmed=pending.head, transaction=None)
+            self.store.prune(pending.head.generation)
+            journal = self._record(journal.noting("committed", pending.head, owner=pending.owner))
+            return _confirmed(journal.confirmed)
+
+    def rollback(self, transaction: Optional[str] = None) -> RollbackResult:
+        """Drop what is staged here, or put back the last confirmed generation if something is pending."""
+        staged = self._staged
+        if staged is not None and transaction in (None, staged.head.transaction):
+            self._drop_staged()
+            return self._rolled_back(staged.head.transaction, self.journal())
+        with self.lock.exclusive("rollback", DEFAULT_WAIT_SECONDS):
+            journal = self.journal()
+            pending = journal.transaction
+            if pending is None or transaction not in (None, pending.id):
+                return self._rolled_back(None, journal)
+            return self._rolled_back(pending.id, self._put_back(journal, "asked"))
+
+    @staticmethod
+    def _rolled_back(transaction: Optional[str], journal: Journal) -> RollbackResult:
+        head = journal.confirmed
+        return {
+            "rolled_back": transaction,
+            "generation": head.generation,
+            "documents_digest": head.documents_digest,
+        }
+
+    def resolve(self) -> Optional[str]:
+        """Put back what a dead process or a passed deadline left; answers in words what was done, if anything.
+
+        Whoever changes the node holds its lock while the journal says "applying"; so if the lock can be had and the
+        journal still says so, that process is dead, or could not put back.
+        """
+        if self.journal().transaction is None:
+            return None
+        try:
+            with self.lock.exclusive("resolution of an unfinished transaction", 0):
+                journal = self.journal()
+                why = _unfinished(journal.transaction)
+                if journal.transaction is None or why is None:
+                    return None
+                self._put_back(journal, why)
+                return f"transaction {journal.transaction.id} was rolled back: {why}"
+        except TransactionFailed:  # the lock is held: somebody is at work
+            return None
+
+    def _put_back(self, journal: Journal, why: str) -> Journal:
+        """Bring the last confirmed generation back into the kernel, and end the transaction in the journal."""
+        from bpfleet.loader.apply import apply
+        from bpfleet.loader.plan import plan
+
+        pending = journal.transaction
+        assert pending is not None
+        want = self.confirmed_state(journal.confirmed)
+        steps = plan(want, self.kernel.read(want))
+        if steps:
+            self.kernel.prepare(want.programs)
+            apply(self.kernel, steps)
+        self.kernel.release()
+        self.files.remove(self.store.path(pending.head.generation))
+        journal = replace(journal, transaction=None)
+        return self._record(journal.noting("rolled back", pending.head, owner=pending.owner, reason=why))
+
+    def wipe(self, node: Optional[str]) -> WipeResult:
+        """Remove everything of ours from the kernel and the disk, except the installed agents, the log and the lock."""
+        from bpfleet.loader.apply import apply
+        from bpfleet.loader.plan import plan
+        from bpfleet.model.state import NodeState
+
+        self._drop_staged()
+        with self.lock.exclusive("wipe", DEFAULT_WAIT_SECONDS):
+            journal = self.journal()
+            held = journal.confirmed.node
+            if node is not None and held is not None and node != held:
+                raise Conflict(
+                    f"this host is node {held}, not {node}: nothing was removed",
+                    remedy=f"Check the address of node {node}.",
+                    resource=f"node/{node}",
+                    details={"node": held},
+                )
+            before = self._mutations()
+            apply(self.kernel, plan(NodeState(), self.kernel.read(NodeState())))
+            self.kernel.release()
+            self.files.remove(self.journal_file.path)
+            self.store.clear()
+            self._counted = self._mutations()
+            return {"writes": self._counted - before, "wiped": True}
+
+    def _drop_staged(self) -> None:
+        if self._staged is not None:
+            self._staged = None
+            self.kernel.release()
+
+
+def _confirmed(head: Head) -> ConfirmResult:
+    return {
+        "generation": head.generation,
+        "documents_digest": head.documents_digest,
+        "state_digest": str(head.state_digest),
+    }
+
+
+def _unfinished(transaction: Optional[Transaction]) -> Optional[str]:
+    """Why this transaction must be put back, seen by who holds the lock; None if it may still be confirmed."""
+    if transaction is None:
+        return None
+    if transaction.state == APPLYING:
+        return f"process {transaction.pid}, which applied it, ended before it was done"
+    if transaction.boot_id != session.boot_id():
+        return "the node was rebooted before it was confirmed"
+    if session.boot_seconds() > transaction.deadline:
+        return f"it was not confirmed within {transaction.deadline_seconds:g} s"
+    return None
+
+
+def _occupied(transaction: Transaction) -> TransactionFailed:
+    if transaction.state == APPLYING:
+        what = f"transaction {transaction.id} of {transaction.owner or 'another caller'} is being applied"
+        remedy = "Try again when it is done."
+    else:
+        left = max(0.0, transaction.deadline - session.boot_seconds())
+        what = (
+            f"transaction {transaction.id} of {transaction.owner or 'another caller'} awaits its confirmation for "
+            f"{left:.0f} s more"
+        )
+        remedy = "Try again then (it is rolled back unless it is confirmed), or roll it back now."
+    return TransactionFailed(what, remedy=remedy, details={"pending": transaction.id, "retry": "stage"})
+
+
+def _last_word(journal: Journal, transaction: str) -> str:
+    for entry in reversed(journal.entries):
+        if entry["transaction"] == transaction and entry["event"] == "rolled back":
+            return f": it was rolled back ({entry['reason']})"
+    return ""
+
+
+def _unexpected(problem: Exception) -> HostFailed:
+    return HostFailed(
+        f"a step failed in a way nobody thought of: {problem!r}",
+        remedy="The agent's log has the traceback; please report it.",
+    )
