@@ -115,6 +115,7 @@ PORT = Object(
         ),
         Field("port", Integer(1, 65535), "Destination port. Default: every port."),
     ),
+    only_with=(("port", "protocol", (*PORT_PROTOCOLS, "any")),),
 )
 
 PEER = Object(

@@ -71,12 +71,17 @@ class MapOf:
 
 @dataclass(frozen=True)
 class Object:
-    """A mapping with fixed fields. `exactly_one` names fields of which one and only one must be given."""
+    """A mapping with fixed fields.
+
+    exactly_one: names of fields of which one and only one must be given.
+    only_with: (field, other field, its values): the field may be given only where the other has one of the values.
+    """
 
     name: str
     doc: str
     fields: Tuple[Field, ...]
     exactly_one: Tuple[str, ...] = ()
+    only_with: Tuple[Tuple[str, str, Tuple[str, ...]], ...] = ()
 
 
 Type = Union[Text, Integer, Address, Cidr, ListOf, MapOf, Object]
@@ -166,7 +171,12 @@ def _check_value(kind: Type, value: Any, path: str, problems: List[Problem]) -> 
     if kind.exactly_one and len(given) != 1:
         what = f"has {' and '.join(given)}" if given else "has none of its alternatives"
         problems.append(Problem(path, what, f"Give exactly one of {', '.join(kind.exactly_one)}."))
-    return _check_fields(kind.fields, value, path + ".", problems)
+    result = _check_fields(kind.fields, value, path + ".", problems)
+    for name, other, allowed in kind.only_with:
+        if result.get(name) is not None and result.get(other) not in (*allowed, UNKNOWN):
+            what = f"cannot be given with {other} {result.get(other)}, which has no {name}s"
+            problems.append(Problem(f"{path}.{name}", what, f"Leave it out, or use {other} {_either(allowed)}."))
+    return result
 
 
 def _check_text(kind: Text, value: Any, path: str, problems: List[Problem]) -> Any:

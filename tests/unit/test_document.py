@@ -1,0 +1,106 @@
+"""Documents: canonical form, hashes, sets, and what is refused in a single one."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from bpfleet.errors import InvalidInput
+from bpfleet.model.document import Document, DocumentSet, parse_document, problems_of
+from bpfleet.model.resources import RESOURCES
+from bpfleet.model.schema import UNKNOWN, check
+from tests import fleet
+
+
+def test_equal_content_has_one_hash_however_it_is_written() -> None:
+    common = {"node": "h1", "identity": "a", "attach": {"netns": "w1"}}
+    one = parse_document(
+        {"kind": "endpoint", "name": "a", "spec": {**common, "addresses": ["fd00:0:0::1", "10.0.0.1"]}}
+    )
+    other = parse_document({"spec": {"addresses": ["10.0.0.1", "fd00::1"], **common}, "name": "a", "kind": "endpoint"})
+    assert one == other and one.hash == other.hash
+
+
+def test_defaults_are_part_of_the_document() -> None:
+    assert fleet.cluster(["h1"]).spec["routing"] == {"mode": "vxlan", "port": 8472}
+
+
+def test_absent_and_empty_rules_differ() -> None:
+    """Absent leaves the direction open; empty closes it."""
+    absent, empty = fleet.policy("p", {}), fleet.policy("p", {}, ingress=[])
+    assert "ingress" not in absent.spec and empty.spec["ingress"] == []
+    assert absent.hash != empty.hash
+
+
+def _endpoint(**change: Any) -> Dict[str, Any]:
+    spec = {"node": "h1", "identity": "a", "addresses": ["10.0.0.1"], "attach": {"netns": "w1"}, **change}
+    return {"kind": "endpoint", "name": "a", "spec": spec}
+
+
+def _policy(rule: Dict[str, Any]) -> Dict[str, Any]:
+    return {"kind": "policy", "name": "p", "spec": {"selector": {}, "ingress": [rule]}}
+
+
+BAD: List[Tuple[str, Dict[str, Any], str, str]] = [
+    ("unknown field", _endpoint(adresses=[]), "adresses", "Did you mean addresses?"),
+    ("not an address", _endpoint(addresses=["10.0.0.300"]), "addresses[0]", "10.0.0.300"),
+    ("repeated address", _endpoint(addresses=["10.0.0.1", "10.0.0.1"]), "addresses[1]", "Remove one"),
+    ("no address", _endpoint(addresses=[]), "addresses", "at least 1"),
+    ("both attachments", _endpoint(attach={"netns": "w1", "interface": "tap0"}), "attach", "exactly one"),
+    ("no attachment", _endpoint(attach={}), "attach", "exactly one"),
+    ("a path for a namespace", _endpoint(attach={"netns": "../etc"}), "attach.netns", "name of a network namespace"),
+    ("port too large", _policy({"ports": [{"port": 65536}]}), "ingress[0].ports[0].port", "1 to 65535"),
+    ("port 0", _policy({"ports": [{"port": 0}]}), "ingress[0].ports[0].port", "1 to 65535"),
+    ("port as text", _policy({"ports": [{"port": "80"}]}), "ingress[0].ports[0].port", "whole number"),
+    ("a port of ICMP", _policy({"ports": [{"protocol": "icmp", "port": 8}]}), "ingress[0].ports[0].port", "no ports"),
+    ("unknown entity", _policy({"peers": [{"entity": "moon"}]}), "ingress[0].peers[0].entity", "world"),
+    ("unknown action", _policy({"action": "drop"}), "ingress[0].action", "allow or deny"),
+    ("boolean for a number", {"kind": "cluster", "name": "c", "spec": {"id": True, "members": ["a"]}}, "id", "number"),
+    ("cluster id 256", {"kind": "cluster", "name": "c", "spec": {"id": 256, "members": ["a"]}}, "id", "1 to 255"),
+    ("host bits", {"kind": "node", "name": "n", "spec": {"address": "10.0.0.1", "devices": [{"name": "eth0"}],
+     "workload_cidrs": ["10.0.1.1/24"]}}, "workload_cidrs[0]", "host bits"),
+    ("missing field", {"kind": "identity", "name": "i", "spec": {"number": 70000}}, "labels", "missing"),
+    ("bad name", {"kind": "identity", "name": "I!", "spec": {"labels": {}, "number": 70000}}, "name", "I!"),
+    ("unknown kind", {"kind": "pod", "name": "x", "spec": {}}, "kind", "Use one of"),
+    ("extra beside spec", {**_endpoint(), "status": {}}, "status", "Remove it"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "field", "says"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_input_is_refused_at_its_leaf(data: Dict[str, Any], field: str, says: str) -> None:
+    problems = problems_of(data)
+    assert [problem.field for problem in problems] == [field]
+    assert says in str(problems[0])
+    with pytest.raises(InvalidInput):
+        parse_document(data)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    found = problems_of(_endpoint(addresses=["x"], attach={}, extra=1))
+    assert {problem.field for problem in found} == {"addresses[0]", "attach", "extra"}
+
+
+def test_unknown_values_of_a_preview_fit_anywhere() -> None:
+    spec, problems = check(
+        RESOURCES["endpoint"].spec_fields,
+        {"node": UNKNOWN, "identity": "a", "addresses": [UNKNOWN, "10.0.0.1"], "attach": UNKNOWN},
+    )
+    assert problems == [] and spec["node"] is UNKNOWN
+
+
+def test_a_changed_set_shares_what_is_unchanged_and_keeps_its_fingerprints() -> None:
+    whole = DocumentSet(fleet.quickstart())
+    changed = whole.changed([fleet.policy("db", {"app": "db"})], ["policy/api", "policy/none"])
+    assert changed.of_kind("endpoint") is whole.of_kind("endpoint")
+    assert "policy/api" in whole and "policy/api" not in changed
+    again = DocumentSet(changed)
+    assert changed.fingerprint("policy") == again.fingerprint("policy") != whole.fingerprint("policy")
+    assert changed.digest == again.digest != whole.digest
+
+
+def test_digest_depends_on_content_only() -> None:
+    documents = fleet.quickstart()
+    assert DocumentSet(documents).digest == DocumentSet(reversed(documents)).digest
+    moved = Document("endpoint", "api-1", {**documents[7].spec, "node": "h2"})
+    assert DocumentSet(documents).changed([moved]).digest != DocumentSet(documents).digest

@@ -1,0 +1,118 @@
+"""Conflicts among documents name both sides, the field, and a way out."""
+
+from __future__ import annotations
+
+from typing import List, Tuple
+
+import pytest
+
+from bpfleet.compile.validate import validate
+from bpfleet.errors import NumberTaken
+from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.state import Facts
+from tests import fleet
+
+
+def _node(name: str, address: str, *cidrs: str) -> Document:
+    return fleet.document("node", name, address=address, devices=[{"name": "eth0"}], workload_cidrs=list(cidrs))
+
+
+CASES: List[Tuple[str, List[Document], str, str, str]] = [
+    (
+        "two endpoints with one address",
+        [fleet.endpoint("a", 1, 1, netns="w1"), fleet.endpoint("b", 1, 1, netns="w2")],
+        "endpoint/b", "addresses[0]", "endpoint/a",
+    ),
+    (
+        "two endpoints in one namespace",
+        [fleet.endpoint("a", 1, 1, netns="w1"), fleet.endpoint("b", 1, 2, netns="w1")],
+        "endpoint/b", "attach", "endpoint/a",
+    ),
+    (
+        "address outside the node's networks",
+        [fleet.node(2), fleet.document("endpoint", "a", node="h2", identity="a", addresses=["10.77.1.9"],
+                                       attach={"netns": "w1"})],
+        "endpoint/a", "addresses[0]", "node/h2",
+    ),
+    (
+        "equal workload networks",
+        [_node("a", "192.168.0.1", "10.1.0.0/24"), _node("b", "192.168.0.2", "10.1.0.0/24")],
+        "node/b", "workload_cidrs[0]", "node/a",
+    ),
+    (
+        "a small network inside an earlier wide one",
+        [_node("a", "192.168.0.1", "10.0.0.0/8"), _node("b", "192.168.0.2", "10.1.0.0/24"),
+         _node("c", "192.168.0.3", "11.0.0.0/24")],
+        "node/b", "workload_cidrs[0]", "node/a",
+    ),
+    (
+        "IPv6 networks overlap",
+        [_node("a", "192.168.0.1", "fd00::/32"), _node("b", "192.168.0.2", "fd00:0:1::/48")],
+        "node/b", "workload_cidrs[0]", "node/a",
+    ),
+    (
+        "one underlay address for two nodes",
+        [_node("a", "192.168.0.1", "10.1.0.0/24"), _node("b", "192.168.0.1", "10.2.0.0/24")],
+        "node/b", "address", "node/a",
+    ),
+    (
+        "an underlay address inside a workload network",
+        [_node("a", "10.1.0.5", "10.9.0.0/24"), _node("b", "192.168.0.1", "10.1.0.0/24")],
+        "node/b", "workload_cidrs[0]", "node/a",
+    ),
+    (
+        "two identities with the same labels",
+        [fleet.identity("a", {"x": "y"}), fleet.identity("b", {"x": "y"}, number=70000)],
+        "identity/b", "labels", "identity/a",
+    ),
+    (
+        "two identities with one number",
+        [fleet.identity("a", number=70000), fleet.identity("b", number=70000)],
+        "identity/b", "number", "identity/a",
+    ),
+    (
+        "a number of another cluster",
+        [fleet.cluster(["h1"]), fleet.identity("a", number=2 << 16 | 4711)],
+        "identity/a", "number", "cluster/fleet",
+    ),
+    (
+        "two clusters on one node",
+        [fleet.cluster(["h1"]), fleet.document("cluster", "other", id=2, members=["h1"])],
+        "cluster/other", "", "cluster/fleet",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("documents", "resource", "field", "other"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+def test_conflict(documents: List[Document], resource: str, field: str, other: str) -> None:
+    found = [error for error in validate(DocumentSet(documents)) if error.resource == resource]
+    error = next(error for error in found if (error.field or "") == field)
+    assert other in str(error) and error.remedy and error.details["other"] == other
+
+
+def test_a_taken_number_is_told_apart_so_that_the_next_is_tried() -> None:
+    documents = DocumentSet([fleet.identity("a", number=70000), fleet.identity("b", number=70000)])
+    assert [type(error) for error in validate(documents)] == [NumberTaken]
+
+
+def test_a_sound_fleet_has_no_conflict() -> None:
+    assert validate(DocumentSet(fleet.quickstart()), fleet.facts(1)) == []
+
+
+def test_neighbouring_networks_do_not_overlap() -> None:
+    nodes = [_node(f"n{index}", f"192.168.0.{index}", f"10.1.{index}.0/24") for index in range(1, 100)]
+    assert validate(DocumentSet(nodes)) == []
+
+
+def test_what_the_node_itself_lacks() -> None:
+    documents = DocumentSet([*fleet.quickstart()])
+    without = Facts("h1", {"lo": (65536, ("127.0.0.1",))})
+    assert {error.field for error in validate(documents, without)} == {"devices[0].name", "address"}
+
+
+def test_an_mtu_that_does_not_fit_the_underlay() -> None:
+    documents = DocumentSet([fleet.cluster(["h1"], mtu=1451), fleet.node(1)])
+    (error,) = validate(documents, fleet.facts(1))
+    assert (error.resource, error.field) == ("cluster/fleet", "routing.mtu") and "1450" in error.remedy
