@@ -149,12 +149,12 @@ class Server:
             raise
         except Exception as problem:  # noqa: BLE001 - one bad request must not end the channel
             self._log.write(f"{line[:200]!r}: {problem!r}\n{traceback.format_exc()}")
-            error = BpfleetError(
+            internal = BpfleetError(
                 f"internal error in the agent: {type(problem).__name__}: {problem}",
                 remedy=f"The traceback is in {self._log.path} on the node; please report it.",
                 file=str(self._log.path),
             )
-            return {"id": number, "error": error.to_wire()}
+            return {"id": number, "error": internal.to_wire()}
 
     # The methods, as wire.py describes them.
 

@@ -1,0 +1,135 @@
+"""The agent's artefact: one zip archive with all that a host needs, named by the SHA-256 of its bytes.
+
+    __main__.py      tells an old Python what is missing, else starts bpfleet.agent.main
+    bpfleet/         what runs on hosts: errors, model, compile, loader, agent, observe
+    pyroute2/        as installed here (pure Python), with its licences
+    objects/         *.bpf.o
+
+Equal inputs make equal bytes: sorted names, fixed times and modes. `python3 -m bpfleet.emit.artefact` writes it to
+build/agent/ and prints its path, size and digest.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import io
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Tuple
+
+import bpfleet
+from bpfleet.agent.install import digest_of
+from bpfleet.errors import HostFailed
+
+CHECKOUT = Path(bpfleet.__file__).parent.parent
+OBJECTS = CHECKOUT / "build" / "bpf"
+OBJECT_NAMES = ("from_endpoint", "from_tunnel", "from_underlay", "to_endpoint", "to_tunnel")
+HOST_PACKAGES = ("model", "compile", "loader", "agent", "observe")
+CONTROLLER_ONLY = ("bpfleet/loader/fake.py", "bpfleet/agent/bootstrap.py", "bpfleet/agent/install.py")
+MOST_BYTES = 2 * 1024 * 1024
+"""Largest artefact that is built; a test and a bench watch it as well."""
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip archive can hold
+
+_MAIN = '''\
+# Starts bpfleet's agent. The syntax is that of any Python, so that an old one can say what is missing.
+import sys
+
+if sys.version_info < (3, 9):
+    import json
+
+    have = "%d.%d.%d" % tuple(sys.version_info[:3])
+    what = "Python %s is too old: bpfleet's agent needs 3.9 or later" % have
+    remedy = "Install a newer python3 on the host, first on the PATH of non-interactive sessions."
+    error = {"code": "HostUnfit", "what": what, "where": {}, "remedy": remedy, "details": {"python": have}}
+    sys.stdout.write(json.dumps({"id": None, "error": error}) + "\\n")
+    sys.exit(92)
+
+from bpfleet.agent.main import main
+
+sys.exit(main(sys.argv[1:]))
+'''
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The archive's bytes and their digest."""
+
+    digest: str
+    data: bytes
+
+
+def build(objects: Path = OBJECTS) -> Artefact:
+    """The artefact from this checkout's code, the installed pyroute2 and the objects in a directory.
+
+    Raises HostFailed for missing objects and for more than MOST_BYTES.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in sorted(_entries(objects)):
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.external_attr = 0o100644 << 16
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, data, compresslevel=9)
+    data = buffer.getvalue()
+    if len(data) > MOST_BYTES:
+        raise HostFailed(
+            f"the agent's artefact has {len(data)} bytes, more than {MOST_BYTES}",
+            remedy="Leave out what hosts do not need (bpfleet/emit/artefact.py).",
+        )
+    return Artefact(digest_of(data), data)
+
+
+@functools.lru_cache(maxsize=1)
+def artefact() -> Artefact:
+    """The artefact of this checkout, built once in a process."""
+    return build()
+
+
+def _entries(objects: Path) -> Iterator[Tuple[str, bytes]]:
+    """Name and contents of every file."""
+    yield "__main__.py", _MAIN.encode()
+    package = CHECKOUT / "bpfleet"
+    sources = [package / "__init__.py", package / "errors.py"]
+    for name in HOST_PACKAGES:
+        sources.extend((package / name).rglob("*.py"))
+    for path in sources:
+        name = path.relative_to(CHECKOUT).as_posix()
+        if name not in CONTROLLER_ONLY:
+            yield name, path.read_bytes()
+    yield from _pyroute2()
+    for name in OBJECT_NAMES:
+        path = objects / f"{name}.bpf.o"
+        if not path.is_file():
+            raise HostFailed(f"{path} is missing", remedy="Build the objects first: make objects.", file=str(path))
+        yield f"objects/{path.name}", path.read_bytes()
+
+
+def _pyroute2() -> Iterator[Tuple[str, bytes]]:
+    distribution = importlib.metadata.distribution("pyroute2")
+    for file in distribution.files or []:
+        name = file.as_posix()
+        path = Path(str(distribution.locate_file(file)))
+        if name.startswith("pyroute2/") and path.suffix == ".py":
+            yield name, path.read_bytes()
+        elif ".dist-info/" in name and "LICENSE" in path.name.upper():
+            yield f"pyroute2/{path.name}", path.read_bytes()
+
+
+def main() -> int:
+    """Write the artefact to build/agent/ and say where."""
+    made = build()
+    target = CHECKOUT / "build" / "agent" / f"bpfleet-agent-{made.digest[:16]}.pyz"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for old in target.parent.glob("bpfleet-agent-*.pyz"):
+        old.unlink()
+    target.write_bytes(made.data)
+    print(f"{target} {len(made.data)} bytes, digest {made.digest}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
