@@ -61,7 +61,8 @@ class Veth:
     """A veth pair for a workload: `name` stays on the host, `peer_name` is in network namespace `netns`, both up.
 
     Inside, each gateway is an on-link neighbour with the fixed MAC of the host side, and the default route of its
-    family: nothing ever needs to be resolved. `peer_addresses` are without prefix length: hosts of their own (/32, /128).
+    family: nothing ever needs to be resolved. `peer_addresses` are without prefix length: hosts of their own, /32 and
+    /128.
     """
 
     name: str
