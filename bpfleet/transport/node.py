@@ -1,0 +1,325 @@
+"""One node as the controller holds it: one working connection, one agent process on it, what it cost so far.
+
+Requests to one node go one after the other (the agent answers one at a time anyway); requests to different nodes do
+not wait for each other. A connection or agent that broke is replaced, once a request; a request whose effect may have
+happened already (`apply`, `wipe`) is never sent twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from bpfleet.agent import install, wire
+from bpfleet.errors import BpfleetError, HostFailed, ProtocolFailed, Unreachable
+from bpfleet.transport.artefact import Artefact
+from bpfleet.transport.channel import Broken, Connection, Deadline, TimedOut, run
+from bpfleet.transport.dial import Dialler
+from bpfleet.transport.session import AgentEnded, AgentSession, NotInstalled, unfit
+from bpfleet.transport.target import Target
+
+_NEVER_TWICE = frozenset({"apply", "wipe"})
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds. A request's time runs once its connection stands; dialling has a schedule of its own."""
+
+    launch: float = 30.0
+    deliver: float = 120.0
+    request: float = 60.0
+    by_method: Mapping[str, float] = field(
+        default_factory=lambda: {"stage": 180.0, "apply": 180.0, "rollback": 180.0, "wipe": 180.0}
+    )
+    # Between two events of a stream. The agent sends nothing while nothing happens, so this is long.
+    event: float = 3600.0
+
+    def of(self, method: str) -> float:
+        return self.by_method.get(method, self.request)
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a node took since the fleet was made: connections dialled, bytes sent to agents (artefacts included),
+    requests sent, artefacts delivered."""
+
+    connections: int = 0
+    bytes_sent: int = 0
+    requests: int = 0
+    deliveries: int = 0
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(
+            self.connections + other.connections,
+            self.bytes_sent + other.bytes_sent,
+            self.requests + other.requests,
+            self.deliveries + other.deliveries,
+        )
+
+
+@dataclass(frozen=True)
+class Means:
+    """What all nodes of a fleet share."""
+
+    dialler: Dialler
+    artefact: Callable[[], Artefact]
+    timeouts: Timeouts
+    root: str
+    local: bool
+    progress: Callable[[str, str, str], None]
+
+
+class Node:
+    """See the module's head. Thread-safe."""
+
+    def __init__(self, target: Target, means: Means) -> None:
+        self.target = target
+        self.transaction_lock = threading.Lock()
+        self.counters = Counters()
+        self._means = means
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._session: AgentSession | None = None
+        self._closed = False
+
+    def report(self, phase: str, detail: str = "") -> None:
+        self._means.progress(self.target.name, phase, detail)
+
+    # Requests
+
+    def call(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        cancelled: threading.Event | None = None,
+        new_connection: bool = False,
+        deliver: bool = True,
+    ) -> Any:
+        """The result of one request, or the error it was answered with, which names this node.
+
+        new_connection: send it over a connection dialled for it, which from then on is the working one. deliver=False:
+        NotInstalled instead of putting a missing agent on the host.
+        """
+        seconds = self._means.timeouts.of(method)
+        with self._exclusive(method, seconds):
+            try:
+                if new_connection:
+                    return self._over_new_connection(method, params or {}, cancelled)
+                return self._once_more(method, params or {}, cancelled, deliver)
+            except BpfleetError as error:
+                raise error.at(node=self.target.name) from error.__cause__
+
+    def install(self, cancelled: threading.Event | None = None) -> wire.Hello:
+        """Have the agent on the host and running, and say hello."""
+        return cast(wire.Hello, self.call("hello", cancelled=cancelled))
+
+    def installed(self) -> wire.Hello | None:
+        """The hello of the agent if it is on the host already, else None; nothing is written there."""
+        try:
+            return cast(wire.Hello, self.call("hello", deliver=False))
+        except NotInstalled:
+            return None
+
+    def remove_agent(self) -> None:
+        """Take all agents off the host (their state must be wiped first)."""
+        command = install.remove_command(root=self._means.root)
+        with self._exclusive("remove", self._means.timeouts.deliver):
+            self._end_session()
+            try:
+                self._run_bootstrap(self._connected(None), command, b"", Deadline(self._means.timeouts.deliver))
+            except (Broken, TimedOut) as failed:
+                self._disconnect()
+                raise self._unreachable("the removal", failed) from failed
+            except BpfleetError as error:
+                raise error.at(node=self.target.name) from error.__cause__
+
+    def stream(self, method: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of a streaming request, over an agent process of its own, so that requests go on meanwhile."""
+        session: AgentSession | None = None
+        try:
+            with self._exclusive(method, self._means.timeouts.request):
+                session = self._launch(self._connected(None), deliver=True)
+                self._count(requests=1)
+            yield from session.stream(method, params, lambda: Deadline(self._means.timeouts.event))
+        except BpfleetError as error:
+            raise error.at(node=self.target.name) from error.__cause__
+        except AgentEnded as ended:
+            raise ended.error.at(node=self.target.name) from ended
+        except (Broken, TimedOut) as failed:
+            raise self._unreachable(method, failed) from failed
+        finally:
+            _close(None, session)
+
+    def interrupt(self) -> None:
+        """Make a request that is under way fail soon, and later ones at once."""
+        self._closed = True
+        connection = self._connection
+        if connection is not None:
+            connection.close()
+
+    def close(self) -> None:
+        """End the agent process and the connection. Idempotent."""
+        self.interrupt()
+        with self._lock:
+            self._disconnect()
+
+    # How a request is sent; the lock is held
+
+    @contextmanager
+    def _exclusive(self, method: str, seconds: float) -> Iterator[None]:
+        # Those before us are bounded by their own deadlines; this bounds a queue of them.
+        if not self._lock.acquire(timeout=seconds):
+            raise Unreachable(
+                f"other requests kept this node busy for {seconds:.0f} s, so {method} was not sent",
+                node=self.target.name,
+                remedy="See what the node is doing: bpfleet status",
+            )
+        try:
+            if self._closed:
+                raise Unreachable("the fleet was closed", node=self.target.name)
+            yield
+        finally:
+            self._lock.release()
+
+    def _once_more(
+        self, method: str, params: Mapping[str, Any], cancelled: threading.Event | None, deliver: bool
+    ) -> Any:
+        had_connection = self._connection is not None
+        try:
+            return self._request(method, params, cancelled, deliver)
+        except Broken as broken:
+            self._disconnect()
+            if method in _NEVER_TWICE or not had_connection or self._closed:
+                raise self._unreachable(method, broken) from broken
+        self.report("dial", "the connection was lost")
+        try:
+            return self._request(method, params, cancelled, deliver)
+        except Broken as broken:
+            self._disconnect()
+            raise self._unreachable(method, broken) from broken
+
+    def _request(self, method: str, params: Mapping[str, Any], cancelled: threading.Event | None, deliver: bool) -> Any:
+        connection = self._connected(cancelled)
+        try:
+            session = self._session or self._launch(connection, deliver)
+            self._session = session
+            self._count(requests=1)
+            return session.call(method, params, Deadline(self._means.timeouts.of(method)))
+        except TimedOut as late:
+            # An answer that comes later would be taken for the next request's.
+            self._disconnect()
+            raise self._unreachable(method, late) from late
+        except AgentEnded as ended:
+            self._end_session()
+            raise ended.error from ended
+        except ProtocolFailed:
+            self._end_session()
+            raise
+
+    def _over_new_connection(self, method: str, params: Mapping[str, Any], cancelled: threading.Event | None) -> Any:
+        old_connection, old_session = self._connection, self._session
+        self._connection = self._session = None
+        try:
+            return self._once_more(method, params, cancelled, deliver=True)
+        finally:
+            if self._connection is None:
+                # No way in by a new connection: the old one may be the only way to put things back.
+                self._connection, self._session = old_connection, old_session
+            else:
+                _close(old_connection, old_session)
+
+    # Connection and agent process; the lock is held
+
+    def _connected(self, cancelled: threading.Event | None) -> Connection:
+        if self._connection is not None and not self._connection.alive:
+            self._disconnect()
+        if self._connection is None:
+            self.report("dial", str(self.target))
+            self._connection = self._means.dialler.dial(
+                self.target, report=lambda detail: self.report("dial", detail), cancelled=cancelled
+            )
+            self._count(connections=1)
+        return self._connection
+
+    def _launch(self, connection: Connection, deliver: bool) -> AgentSession:
+        """A running agent that said hello; delivered first if the host does not have it."""
+        try:
+            return self._greeted(connection)
+        except NotInstalled:
+            if not deliver:
+                raise
+        artefact = self._means.artefact()
+        self.report("install", f"{len(artefact.data)} bytes, {artefact.digest[:12]}")
+        command = install.install_command(artefact.digest, root=self._means.root)
+        until = Deadline(self._means.timeouts.deliver)
+        self._count(deliveries=1, bytes_sent=len(artefact.data))
+        try:
+            self._run_bootstrap(connection, command, artefact.data, until)
+            return self._greeted(connection)
+        except NotInstalled as still:
+            raise HostFailed(
+                "the agent was installed, but is not there",
+                remedy=f"See what removes files from {self._means.root} on the host",
+                details={"digest": artefact.digest},
+            ) from still
+
+    def _greeted(self, connection: Connection) -> AgentSession:
+        until = Deadline(self._means.timeouts.launch)
+        digest = self._means.artefact().digest
+        command = install.launch_command(digest, root=self._means.root, local=self._means.local)
+        session = AgentSession(connection.open(command, until), lambda sent: self._count(bytes_sent=sent))
+        try:
+            hello = session.call("hello", {}, until)
+            if hello.get("protocol") != wire.PROTOCOL:
+                raise ProtocolFailed(
+                    f"the agent speaks protocol {hello.get('protocol')}, not {wire.PROTOCOL}",
+                    remedy="Deliver the artefact that belongs to this controller",
+                )
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _run_bootstrap(self, connection: Connection, command: str, data: bytes, until: Deadline) -> Any:
+        done = run(connection, command, until, data)
+        if done.status == wire.EXIT_NO_PYTHON:
+            raise unfit(done.status, done.complaint)
+        lines = [line for line in done.output.splitlines() if line.strip()]
+        if lines:
+            return wire.result_of(wire.decode(lines[-1]))
+        raise HostFailed(
+            f"the agent could not be put on the host: exit status {done.status}, {done.complaint or 'without a word'}",
+            remedy=f"See that {self.target.user} may run sh and python3 there and write to {self._means.root}",
+            details={"exit_status": done.status, "stderr": done.complaint},
+        )
+
+    def _end_session(self) -> None:
+        session, self._session = self._session, None
+        _close(None, session)
+
+    def _disconnect(self) -> None:
+        connection, session = self._connection, self._session
+        self._connection = self._session = None
+        _close(connection, session)
+
+    def _count(self, connections: int = 0, bytes_sent: int = 0, requests: int = 0, deliveries: int = 0) -> None:
+        self.counters = self.counters + Counters(connections, bytes_sent, requests, deliveries)
+
+    def _unreachable(self, method: str, failed: Exception) -> Unreachable:
+        return Unreachable(
+            f"no answer to {method}: {failed}",
+            node=self.target.name,
+            remedy="See that the host is up, then run the same again",
+            details={"method": method, "sent": True},
+        )
+
+
+def _close(connection: Connection | None, session: AgentSession | None) -> None:
+    if session is not None:
+        session.close()
+    if connection is not None:
+        connection.close()

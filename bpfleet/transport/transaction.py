@@ -1,0 +1,203 @@
+"""One change on many nodes: staged everywhere, then applied everywhere, then confirmed over new connections.
+
+Atomic on each node, not over all of them. A document that any node refuses stops the change everywhere, before
+anything is applied. After that each node is for itself: where a step fails, that node is put back; the others go on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from bpfleet.agent import wire
+from bpfleet.errors import BpfleetError, InvalidInput, TransactionFailed, Unreachable
+from bpfleet.transport.node import Node
+from bpfleet.transport.outcome import Changes, Committed, Failed, Outcome, Refusal, Refused, Unchanged, Unreached
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Staged:
+    transaction: str
+    answer: wire.StageResult
+
+
+@dataclass(frozen=True)
+class _Applied:
+    staged: _Staged
+    answer: wire.ApplyResult
+
+
+class Transaction:
+    """One change on `nodes` (by name). `run` once."""
+
+    def __init__(
+        self, nodes: Mapping[str, Node], changes: Mapping[str, Changes], pool: Executor, cancelled: threading.Event
+    ) -> None:
+        self._nodes = nodes
+        self._changes = changes
+        self._pool = pool
+        self._cancelled = cancelled
+        self._interrupt: KeyboardInterrupt | None = None
+        self._outcomes: dict[str, Outcome] = {}
+
+    def run(self) -> dict[str, Outcome]:
+        """The outcome on every node. A KeyboardInterrupt cancels: it is raised once all nodes are put back."""
+        staged = self._go_on(self._each(self._nodes, self._stage), _Staged)
+        refusing = [name for name, outcome in self._outcomes.items() if isinstance(outcome, Refused)]
+        if refusing:
+            self._each(staged, lambda name: self._withdraw(name, staged[name], Refused((), refusing)))
+        elif self._cancelled.is_set():
+            self._each(staged, lambda name: self._withdraw(name, staged[name], Failed(_cancelled(name, "apply"))))
+        else:
+            self._carry_out(staged)
+        if self._interrupt is not None:
+            raise self._interrupt
+        return {name: self._outcomes[name] for name in self._nodes}
+
+    def _carry_out(self, staged: Mapping[str, _Staged]) -> None:
+        applied = self._go_on(self._each(staged, lambda name: self._apply(name, staged[name])), _Applied)
+        if self._cancelled.is_set():
+            self._each(applied, lambda name: self._put_back(name, applied[name].staged, _cancelled(name, "confirm")))
+        else:
+            self._each(applied, lambda name: self._confirm(name, applied[name]))
+
+    def _go_on(self, results: Mapping[str, Any], kind: type[T]) -> dict[str, T]:
+        """The nodes that take part in the next phase; the others have their outcome."""
+        return {name: result for name, result in results.items() if isinstance(result, kind)}
+
+    def _each(self, names: Iterable[str], work: Callable[[str], Any]) -> dict[str, Any]:
+        """Do one phase on these nodes at the same time; note the outcome of those for which it was the last."""
+        futures: dict[str, Future[Any]] = {name: self._pool.submit(work, name) for name in names}
+        while True:
+            try:
+                wait(futures.values())
+                break
+            except KeyboardInterrupt as interrupt:
+                # Stop between phases, as any cancellation: half a phase has nobody to put it back.
+                self._interrupt = interrupt
+                self._cancelled.set()
+        results = {name: future.result() for name, future in futures.items()}
+        for name, result in results.items():
+            if not isinstance(result, (_Staged, _Applied)):
+                self._outcomes[name] = result
+                self._nodes[name].report("done", _in_words(result))
+        return results
+
+    def _stage(self, name: str) -> _Staged | Outcome:
+        node, changes = self._nodes[name], self._changes[name]
+        node.report("stage")
+        params: wire.StageParams = {"node": name, "puts": list(changes.puts), "deletes": list(changes.deletes)}
+        if changes.owner:
+            params["owner"] = changes.owner
+        if changes.replace_all:
+            params["replace_all"] = True
+        try:
+            answer: wire.StageResult = node.call("stage", params, cancelled=self._cancelled)
+        except InvalidInput as error:
+            return Refused([Refusal(error.resource or "", error)])
+        except Unreachable as error:
+            return Unreached(error)
+        except BpfleetError as error:
+            return Failed(error)
+        if answer.get("refused"):
+            return Refused(
+                [
+                    Refusal(refusal["document"], BpfleetError.from_wire(refusal["error"]).at(node=name))
+                    for refusal in answer["refused"]
+                ]
+            )
+        transaction = answer.get("transaction")
+        if answer.get("unchanged") or transaction is None:
+            return Unchanged(
+                answer.get("documents_digest", ""),
+                answer.get("state_digest", ""),
+                answer.get("warnings", []),
+                answer.get("waiting", []),
+            )
+        return _Staged(transaction, answer)
+
+    def _apply(self, name: str, staged: _Staged) -> _Applied | Outcome:
+        node = self._nodes[name]
+        node.report("apply", f"{sum(staged.answer.get('steps', {}).values())} steps")
+        try:
+            return _Applied(staged, node.call("apply", {"transaction": staged.transaction}))
+        except BpfleetError as error:
+            return self._put_back(name, staged, error)
+
+    def _confirm(self, name: str, applied: _Applied) -> Outcome:
+        node = self._nodes[name]
+        node.report("confirm")
+        confirmed: wire.ConfirmResult | wire.Hello
+        try:
+            confirmed = node.call("confirm", {"transaction": applied.staged.transaction}, new_connection=True)
+        except Unreachable as error:
+            # The confirmation may have arrived although its answer did not.
+            hello = self._hello(node)
+            if hello is None or not _is_confirmed(hello, applied):
+                return self._put_back(name, applied.staged, error)
+            confirmed = hello
+        except BpfleetError as error:
+            return self._put_back(name, applied.staged, error)
+        return Committed(
+            generation=confirmed["generation"],
+            documents_digest=confirmed["documents_digest"],
+            state_digest=confirmed["state_digest"] or "",
+            writes=applied.answer["writes"],
+            steps=applied.staged.answer.get("steps", {}),
+            warnings=applied.staged.answer.get("warnings", []),
+            waiting=applied.staged.answer.get("waiting", []),
+        )
+
+    def _hello(self, node: Node) -> wire.Hello | None:
+        try:
+            return node.install()
+        except BpfleetError:
+            # Putting back, which comes next, meets the same and reports it.
+            return None
+
+    def _put_back(self, name: str, staged: _Staged, error: BpfleetError) -> Outcome:
+        """After `error`: the node's last confirmed generation, if the node can be told."""
+        node = self._nodes[name]
+        node.report("rollback", error.what)
+        try:
+            node.call("rollback", {"transaction": staged.transaction})
+        except BpfleetError as failed:
+            error.details["rollback"] = failed.to_wire()
+            if isinstance(error, Unreachable):
+                return Unreached(error, in_doubt=True)
+            return Failed(error, rolled_back=False)
+        return Failed(error, rolled_back=True)
+
+    def _withdraw(self, name: str, staged: _Staged, outcome: Outcome) -> Outcome:
+        """Drop what is staged only. Nothing was changed, so failing to say so costs no more than the agent's memory."""
+        node = self._nodes[name]
+        try:
+            node.call("rollback", {"transaction": staged.transaction})
+        except BpfleetError as failed:
+            node.report("rollback", failed.what)
+        return outcome
+
+
+def _is_confirmed(hello: wire.Hello, applied: _Applied) -> bool:
+    return hello["pending"] is None and hello["generation"] == applied.answer["generation"]
+
+
+def _cancelled(name: str, phase: str) -> TransactionFailed:
+    return TransactionFailed(f"cancelled before {phase}", node=name, remedy="Run the same again to make the change")
+
+
+def _in_words(outcome: Outcome) -> str:
+    if isinstance(outcome, Committed):
+        return f"generation {outcome.generation}, {outcome.writes} writes"
+    if isinstance(outcome, Unchanged):
+        return "unchanged"
+    if isinstance(outcome, Refused):
+        if outcome.refusals:
+            return "refused: " + "; ".join(str(refusal.error) for refusal in outcome.refusals)
+        return f"nothing applied: refused by {', '.join(outcome.elsewhere)}"
+    return f"{'failed' if isinstance(outcome, Failed) else 'unreachable'}: {outcome.error}"
