@@ -1,18 +1,143 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-#include <bpfleet/counters.h>
-#include <bpfleet/connection.h>
-#include <bpfleet/endpoint.h>
-#include <bpfleet/events.h>
-#include <bpfleet/identity.h>
-#include <bpfleet/node.h>
-#include <bpfleet/policy.h>
+/* tc ingress of an endpoint's host-side device: what a workload sends.
+ *
+ *   - ARP, neighbour discovery and DHCP between the workload and its gateway always pass, to the stack;
+ *   - a source that is not the endpoint's own address is dropped;
+ *   - egress policy judges; for an endpoint of this node its ingress policy judges right here too, and the packet goes
+ *     straight to it;
+ *   - another node's address is reached through the tunnel, with this endpoint's identity as VNI. That includes that
+ *     node's underlay address (remote-node), as its answers come back through the tunnel too;
+ *   - everything else, this host and the world, is the stack's.
+ *
+ * Fails closed: what is not understood is dropped.
+ */
+#include <bpfleet/admit.h>
+#include <bpfleet/forward.h>
 #include <bpfleet/vocabulary.h>
+
+/* Traffic with the gateway that is no connection. Neighbour discovery counts only towards the link, where the stack
+ * consumes it: to any other address it would be a way around policy. */
+static __always_inline bool is_for_gateway(const struct packet *packet)
+{
+	struct address_record *record;
+
+	if (packet_is_neighbour(packet)) {
+		if (address_is_link_local_v6(&packet->destination))
+			return true;
+	} else if (packet_is_dhcp(packet, true)) {
+		if (packet->is_v6 ? address_is_link_local_v6(&packet->destination) :
+				    packet->destination.words[3] == 0xffffffff)
+			return true;
+	} else {
+		return false;
+	}
+	record = address_find(&packet->destination);
+	return record && record->identity == IDENTITY_HOST;
+}
+
+/* Both ends of a packet without a good record. Returns 0 or the reason to drop. */
+static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packet, struct side *side)
+{
+	struct address_record *source;
+
+	if (address_is_multicast(&packet->destination))
+		return REASON_MULTICAST;
+	source = address_find(&packet->source);
+	if (!source || source->ifindex != skb->ifindex)
+		return REASON_SPOOFED_SOURCE;
+	address_place(&packet->destination, &side->peer);
+	packet->destination_identity = side->peer.identity;
+	if (packet->protocol == IPPROTO_UDP && packet->flow.destination_port == bpf_htons(tunnel_port) &&
+	    (side->peer.identity == IDENTITY_HOST || side->peer.identity == IDENTITY_REMOTE_NODE))
+		return REASON_OWN_TUNNEL;
+	return 0;
+}
+
+/* The receiving endpoint's judgement, when it is on this node. */
+static __always_inline int admit_at_receiver(struct __sk_buff *skb, struct packet *packet, struct found *found,
+					     struct side *side, const struct endpoint *receiver, __u32 ifindex)
+{
+	side->policy_revision = *(const volatile __u32 *)&receiver->policy_revision;
+	connection_find(packet, DIRECTION_INGRESS, found);
+	if (admit_established(packet, found, ifindex, revisions_pack(side->policy_revision, side->addresses_revision)))
+		return 0;
+	side->peer.identity = packet->source_identity;
+	side->peer.route = ROUTE_LOCAL;
+	next_hop_local(&side->peer.next_hop, skb->ifindex);
+	side->ifindex = ifindex;
+	side->identity = receiver->identity;
+	side->direction = DIRECTION_INGRESS;
+	packet->destination_identity = receiver->identity;
+	return admit(skb, packet, found, side);
+}
 
 SEC("tc")
 int bpfl_from_ep(struct __sk_buff *skb)
 {
-	counter_add(REASON_UNSUPPORTED, skb->len);
-	return TC_ACT_SHOT;
+	struct packet packet = { .hook = HOOK_FROM_ENDPOINT, .direction = DIRECTION_EGRESS };
+	const struct endpoint *endpoint = endpoint_find(skb->ifindex);
+	const struct endpoint *receiver;
+	const struct node *this_node = node_find();
+	struct found found = {};
+	struct side side = {};
+	int reason;
+
+	if (!endpoint || !this_node)
+		return drop(skb, &packet, REASON_NO_ENDPOINT);
+	packet.source_identity = endpoint->identity;
+	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
+		return pass(skb, REASON_NEIGHBOUR);
+	reason = packet_parse(skb, &packet);
+	if (reason)
+		return drop(skb, &packet, reason);
+	if (is_for_gateway(&packet))
+		return pass(skb, REASON_NEIGHBOUR);
+	if (packet.source_identity == IDENTITY_WAITING)
+		return drop(skb, &packet, REASON_WAITING);
+
+	/* Revisions are read before anything they stand for; see connection.h. */
+	side.policy_revision = *(const volatile __u32 *)&endpoint->policy_revision;
+	side.addresses_revision = *(const volatile __u32 *)&this_node->addresses_revision;
+	side.ifindex = skb->ifindex;
+	side.identity = packet.source_identity;
+	side.direction = DIRECTION_EGRESS;
+	connection_find(&packet, DIRECTION_EGRESS, &found);
+	if (packet.kind != PACKET_RELATED &&
+	    admit_established(&packet, &found, skb->ifindex,
+			      revisions_pack(side.policy_revision, side.addresses_revision))) {
+		side.peer.next_hop = found.record->next_hop;
+		side.peer.route = found.record->route;
+		packet.destination_identity = found.record->peer;
+	} else {
+		reason = find_ends(skb, &packet, &side);
+		if (!reason)
+			reason = admit(skb, &packet, &found, &side);
+		if (reason)
+			return drop(skb, &packet, reason);
+	}
+
+	if (side.peer.route == ROUTE_STACK)
+		return pass(skb, REASON_TO_STACK);
+	if (side.peer.route == ROUTE_TUNNEL) {
+		reason = hop_decrement(skb, &packet);
+		if (reason)
+			return drop(skb, &packet, reason);
+		return tunnel_send(skb, &packet, packet.source_identity, &side.peer.next_hop,
+				   this_node->tunnel_ifindex);
+	}
+	{
+		__u32 ifindex = next_hop_ifindex(&side.peer.next_hop);
+
+		receiver = endpoint_find(ifindex);
+		if (!receiver)
+			return drop(skb, &packet, REASON_NO_ENDPOINT);
+		reason = admit_at_receiver(skb, &packet, &found, &side, receiver, ifindex);
+		if (!reason)
+			reason = hop_decrement(skb, &packet);
+		if (reason)
+			return drop(skb, &packet, reason);
+		return deliver(skb, &packet, ifindex, receiver);
+	}
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

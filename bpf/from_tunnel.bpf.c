@@ -1,18 +1,132 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-#include <bpfleet/counters.h>
-#include <bpfleet/connection.h>
-#include <bpfleet/endpoint.h>
-#include <bpfleet/events.h>
-#include <bpfleet/identity.h>
-#include <bpfleet/node.h>
-#include <bpfleet/policy.h>
+/* tc ingress of bpfleet_vxlan: what other nodes send.
+ *
+ *   - a packet is believed only if its outer source is a member, its inner source an address of that member, and its
+ *     VNI that address's identity. Each failure has its own reason;
+ *   - for an endpoint here, its ingress policy judges, and the packet goes straight to it;
+ *   - for this node's own address it goes to the stack (the sender's egress policy has judged it);
+ *   - anything else is dropped. Nothing is forwarded from node to node.
+ *
+ * An established packet needs no address look-up: its record names the member and identity that were checked, and
+ * is out of date as soon as any address changes.
+ *
+ * Fails closed: what is not understood is dropped.
+ */
+#include <bpfleet/admit.h>
+#include <bpfleet/forward.h>
 #include <bpfleet/vocabulary.h>
+
+struct outer {
+	struct address source; /* underlay address the packet came from */
+	__u32 vni;
+};
+
+static __always_inline int outer_read(struct __sk_buff *skb, struct outer *outer)
+{
+	struct bpf_tunnel_key key = {};
+
+	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) {
+		address_from_v4(&outer->source, bpf_htonl(key.remote_ipv4));
+	} else if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6)) {
+		__builtin_memcpy(&outer->source, key.remote_ipv6, sizeof(outer->source));
+	} else {
+		return REASON_TUNNEL_KEY;
+	}
+	outer->vni = key.tunnel_id;
+	return 0;
+}
+
+/* The three checks, and where the sender is. Returns 0 or the reason to drop. */
+static __always_inline int believe(const struct packet *packet, const struct outer *outer, struct place *sender)
+{
+	struct address_record *member;
+
+	switch (outer->vni) {
+	case IDENTITY_UNKNOWN:
+	case IDENTITY_HOST:
+	case IDENTITY_WORLD:
+	case IDENTITY_WAITING:
+		return REASON_TUNNEL_RESERVED;
+	}
+	member = address_find(&outer->source);
+	if (!member || member->identity != IDENTITY_REMOTE_NODE)
+		return REASON_TUNNEL_UNKNOWN_NODE;
+	address_place(&packet->source, sender);
+	if (sender->route != ROUTE_TUNNEL || !address_equal(&sender->next_hop, &outer->source))
+		return REASON_TUNNEL_FORGED_SOURCE;
+	return sender->identity == outer->vni ? 0 : REASON_TUNNEL_FORGED_IDENTITY;
+}
+
+static __always_inline bool is_established(const struct packet *packet, const struct found *found,
+					   const struct outer *outer, const struct endpoint *receiver,
+					   __u32 addresses_revision)
+{
+	const struct connection *record = found->record;
+
+	return packet->kind != PACKET_RELATED && record->route == ROUTE_TUNNEL && record->peer == outer->vni &&
+	       address_equal(&record->next_hop, &outer->source) &&
+	       admit_established(packet, found, record->ifindex,
+				 revisions_pack(receiver->policy_revision, addresses_revision));
+}
 
 SEC("tc")
 int bpfl_from_tun(struct __sk_buff *skb)
 {
-	counter_add(REASON_UNSUPPORTED, skb->len);
-	return TC_ACT_SHOT;
+	struct packet packet = { .hook = HOOK_FROM_TUNNEL, .direction = DIRECTION_INGRESS };
+	const struct node *this_node = node_find();
+	const struct endpoint *receiver;
+	struct found found = {};
+	struct side side = {};
+	struct place destination;
+	struct outer outer;
+	int reason;
+
+	if (!this_node)
+		return drop(skb, &packet, REASON_NO_TUNNEL_DEVICE);
+	reason = outer_read(skb, &outer);
+	if (reason)
+		return drop(skb, &packet, reason);
+	packet.source_identity = outer.vni;
+	reason = packet_parse(skb, &packet);
+	if (reason)
+		return drop(skb, &packet, reason);
+
+	side.addresses_revision = *(const volatile __u32 *)&this_node->addresses_revision;
+	connection_find(&packet, DIRECTION_INGRESS, &found);
+	if (found.record) {
+		side.ifindex = found.record->ifindex;
+		receiver = endpoint_find(side.ifindex);
+		if (receiver && is_established(&packet, &found, &outer, receiver, side.addresses_revision))
+			return deliver(skb, &packet, side.ifindex, receiver);
+	}
+
+	reason = believe(&packet, &outer, &side.peer);
+	if (reason)
+		return drop(skb, &packet, reason);
+	if (address_is_multicast(&packet.destination))
+		return drop(skb, &packet, REASON_MULTICAST);
+	address_place(&packet.destination, &destination);
+	packet.destination_identity = destination.identity;
+	if (destination.identity == IDENTITY_HOST) {
+		if (packet.protocol == IPPROTO_UDP && packet.flow.destination_port == bpf_htons(tunnel_port))
+			return drop(skb, &packet, REASON_OWN_TUNNEL);
+		accept_any_mac(skb);
+		return pass(skb, REASON_TO_STACK);
+	}
+	if (destination.route != ROUTE_LOCAL)
+		return drop(skb, &packet, REASON_UNKNOWN_DESTINATION);
+	side.ifindex = next_hop_ifindex(&destination.next_hop);
+	receiver = endpoint_find(side.ifindex);
+	if (!receiver)
+		return drop(skb, &packet, REASON_NO_ENDPOINT);
+	side.policy_revision = *(const volatile __u32 *)&receiver->policy_revision;
+	side.identity = receiver->identity;
+	side.direction = DIRECTION_INGRESS;
+	packet.destination_identity = receiver->identity;
+	reason = admit(skb, &packet, &found, &side);
+	if (reason)
+		return drop(skb, &packet, reason);
+	return deliver(skb, &packet, side.ifindex, receiver);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,18 +1,97 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-#include <bpfleet/counters.h>
-#include <bpfleet/connection.h>
+/* tc egress of an endpoint's host-side device: what the host's stack sends to a workload, its own or forwarded.
+ *
+ *   - ARP, neighbour discovery and DHCP of the host itself pass;
+ *   - the peer is the host for what this host itself sends (no device it came in by), whatever its source address;
+ *     for forwarded packets the source decides, and it must have come in where that address lives: a host or workload
+ *     address that came from elsewhere is dropped as spoofed;
+ *   - ingress policy judges. What other hooks redirected here (delivery without bpf_redirect_peer) has a record.
+ *
+ * Fails closed: what is not understood is dropped.
+ */
+#include <bpfleet/admit.h>
 #include <bpfleet/endpoint.h>
-#include <bpfleet/events.h>
-#include <bpfleet/identity.h>
 #include <bpfleet/node.h>
-#include <bpfleet/policy.h>
 #include <bpfleet/vocabulary.h>
+
+/* May a packet from a peer at that place have come in by that device? 0: the host itself sent it. */
+static __always_inline bool origin_fits(__u32 ingress_ifindex, __u32 identity, __u8 route,
+					const struct address *next_hop, const struct node *node)
+{
+	if (!ingress_ifindex)
+		return true;
+	if (route == ROUTE_LOCAL)
+		return next_hop_ifindex(next_hop) == ingress_ifindex;
+	if (route == ROUTE_TUNNEL)
+		return node->tunnel_ifindex == ingress_ifindex;
+	return identity != IDENTITY_HOST;
+}
+
+static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packet, const struct found *found,
+				     struct side *side, const struct node *node)
+{
+	struct address_record *destination;
+
+	if (address_is_multicast(&packet->destination))
+		return REASON_MULTICAST;
+	destination = address_find(&packet->destination);
+	if (!destination || destination->ifindex != skb->ifindex)
+		return REASON_UNKNOWN_DESTINATION;
+	address_place(&packet->source, &side->peer);
+	packet->source_identity = side->peer.identity;
+	if (!origin_fits(skb->ingress_ifindex, side->peer.identity, side->peer.route, &side->peer.next_hop, node))
+		return REASON_SPOOFED_SOURCE;
+	/* A connection that the endpoint opened was judged by the address it went to, and still is. */
+	if (!skb->ingress_ifindex && !(found->record && found->is_reply)) {
+		side->peer.identity = IDENTITY_HOST;
+		side->peer.route = ROUTE_STACK;
+		side->peer.next_hop.halves[0] = 0;
+		side->peer.next_hop.halves[1] = 0;
+		packet->source_identity = IDENTITY_HOST;
+	}
+	return 0;
+}
 
 SEC("tc")
 int bpfl_to_ep(struct __sk_buff *skb)
 {
-	counter_add(REASON_UNSUPPORTED, skb->len);
-	return TC_ACT_SHOT;
+	struct packet packet = { .hook = HOOK_TO_ENDPOINT, .direction = DIRECTION_INGRESS };
+	const struct endpoint *endpoint = endpoint_find(skb->ifindex);
+	const struct node *this_node = node_find();
+	struct found found = {};
+	struct side side = {};
+	int reason;
+
+	if (!endpoint || !this_node)
+		return drop(skb, &packet, REASON_NO_ENDPOINT);
+	packet.destination_identity = endpoint->identity;
+	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
+		return pass(skb, REASON_NEIGHBOUR);
+	reason = packet_parse(skb, &packet);
+	if (reason)
+		return drop(skb, &packet, reason);
+	if (!skb->ingress_ifindex && (packet_is_neighbour(&packet) || packet_is_dhcp(&packet, false)))
+		return pass(skb, REASON_NEIGHBOUR);
+
+	side.policy_revision = *(const volatile __u32 *)&endpoint->policy_revision;
+	side.addresses_revision = *(const volatile __u32 *)&this_node->addresses_revision;
+	side.ifindex = skb->ifindex;
+	side.identity = packet.destination_identity;
+	side.direction = DIRECTION_INGRESS;
+	connection_find(&packet, DIRECTION_INGRESS, &found);
+	if (packet.kind != PACKET_RELATED && found.record &&
+	    origin_fits(skb->ingress_ifindex, found.record->peer, found.record->route, &found.record->next_hop,
+			this_node) &&
+	    admit_established(&packet, &found, skb->ifindex,
+			      revisions_pack(side.policy_revision, side.addresses_revision)))
+		return pass(skb, REASON_TO_ENDPOINT);
+
+	reason = find_ends(skb, &packet, &found, &side, this_node);
+	if (!reason)
+		reason = admit(skb, &packet, &found, &side);
+	if (reason)
+		return drop(skb, &packet, reason);
+	return pass(skb, REASON_TO_ENDPOINT);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,18 +1,44 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-#include <bpfleet/counters.h>
-#include <bpfleet/connection.h>
-#include <bpfleet/endpoint.h>
-#include <bpfleet/events.h>
-#include <bpfleet/identity.h>
-#include <bpfleet/node.h>
-#include <bpfleet/policy.h>
+/* tc egress of bpfleet_vxlan: what this host's own stack sends to workloads of other nodes, by the routes there.
+ *
+ * Those packets get the VNI of remote-node and go to the node their destination is on. What an endpoint sends has its
+ * tunnel key already and passes. A packet whose source is not this host's is dropped: the stack must not forward
+ * somebody else's traffic under the node's name.
+ *
+ * Fails closed: what is not understood is dropped.
+ */
+#include <bpfleet/forward.h>
 #include <bpfleet/vocabulary.h>
 
 SEC("tc")
 int bpfl_to_tun(struct __sk_buff *skb)
 {
-	counter_add(REASON_UNSUPPORTED, skb->len);
-	return TC_ACT_SHOT;
+	struct packet packet = { .hook = HOOK_TO_TUNNEL, .direction = DIRECTION_EGRESS };
+	struct address_record *source;
+	struct bpf_tunnel_key key;
+	struct place destination;
+	int reason;
+
+	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) ||
+	    !bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+		return TC_ACT_OK; /* counted where the key was set */
+	reason = packet_parse(skb, &packet);
+	if (reason)
+		return drop(skb, &packet, reason);
+	if (address_is_multicast(&packet.destination))
+		return drop(skb, &packet, REASON_MULTICAST);
+	source = address_find(&packet.source);
+	packet.source_identity = source ? source->identity : IDENTITY_WORLD;
+	if (packet.source_identity != IDENTITY_HOST)
+		return drop(skb, &packet, REASON_NOT_HOST_SOURCE);
+	address_place(&packet.destination, &destination);
+	packet.destination_identity = destination.identity;
+	if (destination.route != ROUTE_TUNNEL)
+		return drop(skb, &packet, REASON_UNKNOWN_DESTINATION);
+	reason = tunnel_address(skb, IDENTITY_REMOTE_NODE, &destination.next_hop);
+	if (reason)
+		return drop(skb, &packet, reason);
+	return pass(skb, REASON_TO_TUNNEL);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

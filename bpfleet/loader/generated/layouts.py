@@ -7,20 +7,6 @@ from __future__ import annotations
 from typing import Any, Dict
 
 MAPS: Dict[str, Dict[str, Any]] = {
-    'counters': {
-        'type': 'percpu_array',
-        'max_entries': 64,
-        'flags': 0,
-        'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
-        'value': {
-            'size': 16,
-            'fields': [
-                {'name': 'packets', 'offset': 0, 'size': 8, 'kind': 'u64'},
-                {'name': 'bytes', 'offset': 8, 'size': 8, 'kind': 'u64'},
-            ],
-        },
-        'digest': '2f0aa9fc57a4',
-    },
     'addresses': {
         'type': 'hash',
         'max_entries': 131072,
@@ -68,22 +54,19 @@ MAPS: Dict[str, Dict[str, Any]] = {
         },
         'digest': '39a2d5a8bfd2',
     },
-    'endpoints': {
-        'type': 'hash',
-        'max_entries': 8192,
+    'counters': {
+        'type': 'percpu_array',
+        'max_entries': 64,
         'flags': 0,
-        'key': {'size': 4, 'fields': [{'name': 'ifindex', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {
-            'size': 24,
+            'size': 16,
             'fields': [
-                {'name': 'identity', 'offset': 0, 'size': 4, 'kind': 'u32'},
-                {'name': 'policy_revision', 'offset': 4, 'size': 4, 'kind': 'u32'},
-                {'name': 'workload_mac', 'offset': 8, 'size': 6, 'kind': 'mac'},
-                {'name': 'device_mac', 'offset': 14, 'size': 6, 'kind': 'mac'},
-                {'name': 'flags', 'offset': 20, 'size': 4, 'kind': 'u32'},
+                {'name': 'packets', 'offset': 0, 'size': 8, 'kind': 'u64'},
+                {'name': 'bytes', 'offset': 8, 'size': 8, 'kind': 'u64'},
             ],
         },
-        'digest': '1e80ac955c08',
+        'digest': '2f0aa9fc57a4',
     },
     'events': {
         'type': 'array',
@@ -129,20 +112,6 @@ MAPS: Dict[str, Dict[str, Any]] = {
         },
         'digest': 'e1bfa3e8abdc',
     },
-    'node': {
-        'type': 'array',
-        'max_entries': 1,
-        'flags': 0,
-        'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
-        'value': {
-            'size': 8,
-            'fields': [
-                {'name': 'addresses_revision', 'offset': 0, 'size': 4, 'kind': 'u32'},
-                {'name': 'tunnel_ifindex', 'offset': 4, 'size': 4, 'kind': 'u32'},
-            ],
-        },
-        'digest': '4307710576de',
-    },
     'policy_entries': {
         'type': 'hash',
         'max_entries': 1,
@@ -175,6 +144,37 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'inner': 'policy_entries',
         'digest': 'b9528345555f',
+    },
+    'endpoints': {
+        'type': 'hash',
+        'max_entries': 8192,
+        'flags': 0,
+        'key': {'size': 4, 'fields': [{'name': 'ifindex', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'value': {
+            'size': 24,
+            'fields': [
+                {'name': 'identity', 'offset': 0, 'size': 4, 'kind': 'u32'},
+                {'name': 'policy_revision', 'offset': 4, 'size': 4, 'kind': 'u32'},
+                {'name': 'workload_mac', 'offset': 8, 'size': 6, 'kind': 'mac'},
+                {'name': 'device_mac', 'offset': 14, 'size': 6, 'kind': 'mac'},
+                {'name': 'flags', 'offset': 20, 'size': 4, 'kind': 'u32'},
+            ],
+        },
+        'digest': '1e80ac955c08',
+    },
+    'node': {
+        'type': 'array',
+        'max_entries': 1,
+        'flags': 0,
+        'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'value': {
+            'size': 8,
+            'fields': [
+                {'name': 'addresses_revision', 'offset': 0, 'size': 4, 'kind': 'u32'},
+                {'name': 'tunnel_ifindex', 'offset': 4, 'size': 4, 'kind': 'u32'},
+            ],
+        },
+        'digest': '4307710576de',
     },
 }
 

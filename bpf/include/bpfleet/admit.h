@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* One endpoint's judgement of one packet: its connection first, its policy where there is none or it is out of date.
+ *
+ * A hook first calls connection_find. What it found may be enough to pass the packet (admit_established); otherwise
+ * the hook finds out the rest about both ends, fills a `side` and asks `admit`.
+ *
+ * TCP in mid-stream without a record (it was evicted, or bpfleet has just been installed) is judged as new by policy.
+ * A SYN+ACK or an echo reply without one is dropped: there is nothing that it could answer.
+ */
+#pragma once
+
+#include <bpfleet/base.h>
+#include <bpfleet/connection.h>
+#include <bpfleet/identity.h>
+#include <bpfleet/outcome.h>
+#include <bpfleet/packet.h>
+#include <bpfleet/policy.h>
+
+struct found {
+	struct connection *record; /* live, or NULL */
+	struct connection_key key; /* of the record; with none, the packet's own in the asked direction */
+	__u32 now;
+	__u8 is_reply;
+};
+
+/* The endpoint that judges, and the other end as it is known now. */
+struct side {
+	struct place peer;
+	__u32 ifindex;
+	__u32 identity;
+	__u32 policy_revision;
+	__u32 addresses_revision;
+	__u8 direction; /* of the packet, seen from the endpoint */
+};
+
+static __always_inline bool connection_probe(struct found *found, const struct connection_key *key)
+{
+	struct connection *record = bpf_map_lookup_elem(&connections, key);
+
+	if (!record || !connection_is_live(record, key->protocol, found->now))
+		return false;
+	found->record = record;
+	return true;
+}
+
+/* The live connection a packet belongs to, as its initiator or as a reply. One that was denied is taken only if the
+ * other key has none. A SYN looks for nothing: it is judged, and starts its record over. */
+static __always_inline void connection_find(const struct packet *packet, __u8 direction, struct found *found)
+{
+	found->record = NULL;
+	found->is_reply = 0;
+	found->now = connection_now();
+	found->key = packet->flow;
+	found->key.direction = direction;
+	if (packet->kind == PACKET_OPENS || packet->kind == PACKET_UNTRACKED || packet->kind == PACKET_FRAGMENT)
+		return;
+	if (packet->kind != PACKET_REPLY_ONLY && connection_probe(found, &found->key) &&
+	    !(found->record->state & CONNECTION_DENIED))
+		return;
+	{
+		struct connection_key reverse;
+		struct connection *denied = found->record;
+
+		connection_reverse(&reverse, &found->key);
+		if (connection_probe(found, &reverse) && (!denied || !(found->record->state & CONNECTION_DENIED))) {
+			found->is_reply = 1;
+			found->key = reverse;
+		} else if (denied) {
+			found->record = denied;
+		}
+	}
+}
+
+/* What a packet changes in its record. Written only if it differs: an unwritten cache line is shared by all CPUs. */
+static __always_inline __u8 connection_next_state(const struct packet *packet, const struct found *found, __u8 state)
+{
+	if (packet->kind == PACKET_RELATED)
+		return state;
+	if (found->is_reply)
+		state |= CONNECTION_REPLIED;
+	if (packet->tcp_flags & TCP_RST)
+		state |= CONNECTION_RESET;
+	if (packet->tcp_flags & TCP_FIN)
+		state |= found->is_reply ? CONNECTION_FIN_RESPONDER : CONNECTION_FIN_INITIATOR;
+	return state;
+}
+
+static __always_inline void connection_touch(const struct packet *packet, const struct found *found)
+{
+	struct connection *record = found->record;
+	__u8 state = record->state;
+	__u8 next = connection_next_state(packet, found, state);
+
+	if (next != state)
+		record->state = next;
+	if (record->last_seen != found->now)
+		record->last_seen = found->now;
+}
+
+/* True if the record alone lets the packet pass for this endpoint. */
+static __always_inline bool admit_established(const struct packet *packet, const struct found *found, __u32 ifindex,
+					      __u64 revisions)
+{
+	const struct connection *record = found->record;
+
+	if (!record || record->revisions != revisions || record->ifindex != ifindex ||
+	    (record->state & CONNECTION_DENIED))
+		return false;
+	connection_touch(packet, found);
+	return true;
+}
+
+static __always_inline int judgement_reason(__u8 verdict)
+{
+	return verdict == VERDICT_DENY ? REASON_DENIED_BY_RULE : REASON_DENIED_BY_DEFAULT;
+}
+
+/* Why an admitted packet of a new connection goes on, for its event. */
+static __always_inline __u8 admitted_reason(const struct side *side)
+{
+	if (side->direction == DIRECTION_INGRESS)
+		return REASON_TO_ENDPOINT;
+	if (side->peer.route == ROUTE_LOCAL)
+		return REASON_TO_ENDPOINT;
+	return side->peer.route == ROUTE_TUNNEL ? REASON_TO_TUNNEL : REASON_TO_STACK;
+}
+
+/* Returns 0 to let the packet pass, or the reason to drop it. The verdict, its rule and direction are left in the
+ * packet; the event of a new connection that passes is written here, that of a drop by drop(). */
+static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct found *found, const struct side *side)
+{
+	struct connection *record = found->record;
+	struct connection fresh = {};
+	struct question question;
+	struct judgement judgement;
+	__u8 state = 0;
+
+	packet->direction = side->direction;
+	if (side->identity == IDENTITY_WAITING)
+		return REASON_WAITING;
+
+	question.subject = side->identity;
+	question.peer = side->peer.identity;
+	question.direction = side->direction;
+	question.protocol = packet->protocol;
+	question.port = 0;
+	fresh.policy_revision = side->policy_revision;
+	fresh.addresses_revision = side->addresses_revision;
+	if (record) {
+		packet->direction = found->key.direction;
+		if (record->revisions == fresh.revisions && record->ifindex == side->ifindex) {
+			connection_touch(packet, found);
+			if (!(record->state & CONNECTION_DENIED))
+				return 0;
+			packet->verdict = record->state & CONNECTION_DENIED_DEFAULT ? VERDICT_DEFAULT_DENY :
+										     VERDICT_DENY;
+			packet->rule_id = record->rule_id;
+			return judgement_reason(packet->verdict);
+		}
+		state = record->state;
+		question.direction = found->key.direction;
+		question.protocol = found->key.protocol;
+		/* The host may have opened it from an address that is not in `addresses`. */
+		if (question.direction == DIRECTION_INGRESS && record->peer == IDENTITY_HOST &&
+		    side->peer.identity == IDENTITY_WORLD)
+			question.peer = IDENTITY_HOST;
+	} else if (packet->kind == PACKET_REPLY_ONLY) {
+		return REASON_NO_CONNECTION;
+	}
+	if (has_ports(question.protocol) && (record || packet->kind != PACKET_FRAGMENT))
+		question.port = bpf_ntohs(found->key.destination_port);
+
+	policy_judge(&question, &judgement);
+	packet->verdict = judgement.verdict;
+	packet->rule_id = judgement.rule_id;
+
+	if (packet->kind == PACKET_FRAGMENT) {
+		if (judgement.verdict == VERDICT_ALLOW && !judgement.has_ports)
+			return 0;
+		return REASON_FRAGMENT;
+	}
+	if (judgement.verdict == VERDICT_ALLOW) {
+		state &= ~(CONNECTION_DENIED | CONNECTION_DENIED_DEFAULT);
+	} else {
+		if (!record)
+			return judgement_reason(judgement.verdict);
+		state |= CONNECTION_DENIED;
+		if (judgement.verdict == VERDICT_DEFAULT_DENY)
+			state |= CONNECTION_DENIED_DEFAULT;
+	}
+	if (record || (packet->kind <= PACKET_OPENS && !(packet->tcp_flags & TCP_RST))) {
+		fresh.next_hop = side->peer.next_hop;
+		fresh.route = side->peer.route;
+		fresh.peer = question.peer;
+		fresh.rule_id = judgement.rule_id;
+		fresh.ifindex = side->ifindex;
+		fresh.last_seen = found->now;
+		fresh.state = connection_next_state(packet, found, state);
+		if (bpf_map_update_elem(&connections, &found->key, &fresh, BPF_ANY))
+			return REASON_CONNECTION_INSERT;
+	}
+	if (judgement.verdict != VERDICT_ALLOW)
+		return judgement_reason(judgement.verdict);
+	if (!record)
+		event_write(skb, packet, admitted_reason(side));
+	return 0;
+}

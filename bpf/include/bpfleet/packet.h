@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* One packet on its way through a hook: what was parsed from it, and what was found out about it.
+ *
+ * Parsing follows a cursor {offset, left}: `left` is what the headers so far say is still there, and every step
+ * returns 0 or the reason to drop. Reads go through bpf_skb_load_bytes, which also finds bytes outside the linear
+ * part. The frame must be Ethernet, as on every device we attach to. Loops are bounded by EXTENSIONS_LIMIT.
+ *
+ * `flow` is the tuple by which the connection is looked up. It is the packet's own, except:
+ *   - an ICMP echo has {identifier, 0} as ports in a request and {0, identifier} in its reply, so that one is the
+ *     other's reverse (RFC 792, RFC 4443 4);
+ *   - an ICMP error that carries the start of a packet (PACKET_RELATED) has the reverse of that packet's tuple: the
+ *     error travels the way that packet's replies do. It counts only if it goes to the sender of that packet;
+ *   - a later fragment (PACKET_FRAGMENT) has no ports and therefore no connection: it passes only if policy allows it
+ *     by entries without ports and there are none with ports in that direction, and is dropped otherwise. A first
+ *     fragment has its ports and is like any packet. Ports cannot be overwritten by an overlapping later fragment, as
+ *     they lie within the first 8 bytes.
+ */
+#pragma once
+
+#include <stddef.h>
+
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+
+#include <bpfleet/base.h>
+#include <bpfleet/connection.h>
+#include <bpfleet/reasons.h>
+
+#define EXTENSIONS_LIMIT 6
+#define FRAGMENT_OFFSET_V4 0x1fff
+#define FRAGMENT_OFFSET_V6 0xfff8
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+/* Message types; the UAPI header that has them needs a C library. RFC 792, RFC 4443. */
+enum icmp_type {
+	ICMP_ECHOREPLY = 0,
+	ICMP_DEST_UNREACH = 3,
+	ICMP_ECHO = 8,
+	ICMP_TIME_EXCEEDED = 11,
+	ICMP_PARAMETERPROB = 12,
+	ICMPV6_DEST_UNREACH = 1,
+	ICMPV6_PARAMPROB = 4,
+	ICMPV6_ECHO_REQUEST = 128,
+	ICMPV6_ECHO_REPLY = 129,
+};
+
+/* What a packet may do for the connection it belongs to. */
+enum packet_kind {
+	PACKET_ANY,	   /* may open a connection if there is none; also TCP in mid-stream, after an eviction */
+	PACKET_OPENS,	   /* opens one, whatever is there: a TCP SYN */
+	PACKET_REPLY_ONLY, /* can only belong to one: SYN+ACK, echo reply */
+	PACKET_RELATED,	   /* an ICMP error about a packet of one */
+	PACKET_UNTRACKED,  /* has none: other ICMP. Policy judges each packet */
+	PACKET_FRAGMENT,   /* later fragment: no ports */
+};
+
+struct packet {
+	struct connection_key flow;
+	struct address source;
+	struct address destination;
+	__u32 source_identity;
+	__u32 destination_identity;
+	__u32 rule_id;
+	__u8 verdict;
+	__u8 direction;
+	__u8 hook;
+	__u8 kind;
+	__u8 protocol;
+	__u8 tcp_flags;
+	__u8 hop_limit;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 is_v6;
+};
+
+struct cursor {
+	__u32 offset;
+	__u32 left;
+};
+
+static __always_inline int cursor_read(struct __sk_buff *skb, const struct cursor *cursor, void *to, __u32 size)
+{
+	if (cursor->left < size)
+		return REASON_TRUNCATED;
+	return bpf_skb_load_bytes(skb, cursor->offset, to, size) ? REASON_TRUNCATED : 0;
+}
+
+static __always_inline int cursor_skip(struct cursor *cursor, __u32 size)
+{
+	if (cursor->left < size)
+		return REASON_TRUNCATED;
+	cursor->offset += size;
+	cursor->left -= size;
+	return 0;
+}
+
+/* Ports of an echo, so that a reply's are the reverse of its request's. False for other types. */
+static __always_inline bool echo_ports(__u8 type, bool is_v6, __be16 identifier, struct connection_key *flow)
+{
+	flow->source_port = 0;
+	flow->destination_port = 0;
+	if (type == (is_v6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO))
+		flow->source_port = identifier;
+	else if (type == (is_v6 ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY))
+		flow->destination_port = identifier;
+	else
+		return false;
+	return true;
+}
+
+static __always_inline bool has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+struct icmp_start {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be16 identifier;
+	__be16 sequence;
+};
+
+static __always_inline bool icmp_is_error(__u8 type, bool is_v6)
+{
+	if (is_v6) /* RFC 4443 2.1: the high bit is clear */
+		return type >= ICMPV6_DEST_UNREACH && type <= ICMPV6_PARAMPROB;
+	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
+}
+
+/* The packet inside an ICMP error, at the cursor. Only its addresses and first 8 bytes are sure to be there, and an
+ * IPv6 one with extension headers is not followed: then the error is judged as ICMP. */
+static __always_inline void parse_related(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor)
+{
+	struct connection_key inner = {};
+	struct icmp_start start;
+	struct {
+		__be16 source;
+		__be16 destination;
+	} ports;
+
+	if (packet->is_v6) {
+		struct ipv6hdr ip;
+
+		if (cursor_read(skb, cursor, &ip, sizeof(ip)) || cursor_skip(cursor, sizeof(ip)))
+			return;
+		__builtin_memcpy(&inner.source, &ip.saddr, sizeof(inner.source));
+		__builtin_memcpy(&inner.destination, &ip.daddr, sizeof(inner.destination));
+		inner.protocol = ip.nexthdr;
+	} else {
+		struct iphdr ip;
+
+		if (cursor_read(skb, cursor, &ip, sizeof(ip)) || ip.ihl < 5 || cursor_skip(cursor, ip.ihl * 4))
+			return;
+		if (ip.frag_off & bpf_htons(FRAGMENT_OFFSET_V4))
+			return;
+		address_from_v4(&inner.source, ip.saddr);
+		address_from_v4(&inner.destination, ip.daddr);
+		inner.protocol = ip.protocol;
+	}
+	if (!address_equal(&inner.source, &packet->destination))
+		return;
+	if (has_ports(inner.protocol)) {
+		if (cursor_read(skb, cursor, &ports, sizeof(ports)))
+			return;
+		inner.source_port = ports.source;
+		inner.destination_port = ports.destination;
+	} else if (inner.protocol == (packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP)) {
+		if (cursor_read(skb, cursor, &start, sizeof(start)) ||
+		    !echo_ports(start.type, packet->is_v6, start.identifier, &inner))
+			return;
+	}
+	connection_reverse(&packet->flow, &inner);
+	packet->kind = PACKET_RELATED;
+}
+
+static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor)
+{
+	/* The start of a TCP header, as far as the flags: RFC 9293 3.1. */
+	struct {
+		__be16 source;
+		__be16 destination;
+		__be32 numbers[2];
+		__u8 data_offset;
+		__u8 flags;
+	} tcp;
+	struct icmp_start icmp;
+	int reason;
+
+	if (packet->kind == PACKET_FRAGMENT)
+		return 0;
+	switch (packet->protocol) {
+	case IPPROTO_TCP:
+		if (cursor->left < 20)
+			return REASON_TRUNCATED;
+		if (bpf_skb_load_bytes(skb, cursor->offset, &tcp, 14))
+			return REASON_TRUNCATED;
+		if ((tcp.data_offset >> 4) < 5)
+			return REASON_MALFORMED;
+		if ((tcp.data_offset >> 4) * 4u > cursor->left)
+			return REASON_TRUNCATED;
+		packet->flow.source_port = tcp.source;
+		packet->flow.destination_port = tcp.destination;
+		packet->tcp_flags = tcp.flags;
+		if ((tcp.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+			packet->kind = PACKET_OPENS;
+		else if (tcp.flags & TCP_SYN)
+			packet->kind = PACKET_REPLY_ONLY;
+		return 0;
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		if (cursor->left < (packet->protocol == IPPROTO_UDP ? 8 : 12))
+			return REASON_TRUNCATED;
+		if (bpf_skb_load_bytes(skb, cursor->offset, &tcp, 4))
+			return REASON_TRUNCATED;
+		packet->flow.source_port = tcp.source;
+		packet->flow.destination_port = tcp.destination;
+		return 0;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if ((packet->protocol == IPPROTO_ICMPV6) != packet->is_v6)
+			return REASON_MALFORMED;
+		reason = cursor_read(skb, cursor, &icmp, sizeof(icmp));
+		if (reason)
+			return reason;
+		packet->icmp_type = icmp.type;
+		packet->icmp_code = icmp.code;
+		if (echo_ports(icmp.type, packet->is_v6, icmp.identifier, &packet->flow)) {
+			if (icmp.type == ICMP_ECHOREPLY || icmp.type == ICMPV6_ECHO_REPLY)
+				packet->kind = PACKET_REPLY_ONLY;
+			return 0;
+		}
+		packet->kind = PACKET_UNTRACKED;
+		if (icmp_is_error(icmp.type, packet->is_v6) && !cursor_skip(cursor, sizeof(icmp)))
+			parse_related(skb, packet, cursor);
+		return 0;
+	}
+	return 0;
+}
+
+static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor)
+{
+	struct iphdr ip;
+	__u32 total;
+	int reason = cursor_read(skb, cursor, &ip, sizeof(ip));
+
+	if (reason)
+		return reason;
+	total = bpf_ntohs(ip.tot_len);
+	if (!total && skb->gso_size) /* a packet beyond 64 kB before segmentation says 0 */
+		total = cursor->left;
+	if (ip.version != 4 || ip.ihl < 5 || total < ip.ihl * 4u)
+		return REASON_MALFORMED;
+	if (total > cursor->left)
+		return REASON_TRUNCATED;
+	cursor->left = total;
+	address_from_v4(&packet->source, ip.saddr);
+	address_from_v4(&packet->destination, ip.daddr);
+	packet->protocol = ip.protocol;
+	packet->hop_limit = ip.ttl;
+	if (ip.frag_off & bpf_htons(FRAGMENT_OFFSET_V4))
+		packet->kind = PACKET_FRAGMENT;
+	return cursor_skip(cursor, ip.ihl * 4);
+}
+
+/* Walks the extension headers of RFC 8200 4.1 and the authentication header up to the transport's. */
+static __always_inline int parse_extensions(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor)
+{
+	struct {
+		__u8 next;
+		__u8 length;
+		__be16 fragment;
+	} header;
+	__u32 size;
+	int reason;
+
+	for (int i = 0; i < EXTENSIONS_LIMIT; i++) {
+		switch (packet->protocol) {
+		case IPPROTO_HOPOPTS:
+		case IPPROTO_ROUTING:
+		case IPPROTO_DSTOPTS:
+		case IPPROTO_FRAGMENT:
+		case IPPROTO_AH:
+			break;
+		default:
+			return 0;
+		}
+		reason = cursor_read(skb, cursor, &header, sizeof(header));
+		if (reason)
+			return reason;
+		size = (header.length + 1) * 8;
+		if (packet->protocol == IPPROTO_AH)
+			size = (header.length + 2) * 4;
+		else if (packet->protocol == IPPROTO_FRAGMENT)
+			size = 8;
+		reason = cursor_skip(cursor, size);
+		if (reason)
+			return reason;
+		if (packet->protocol == IPPROTO_FRAGMENT && (header.fragment & bpf_htons(FRAGMENT_OFFSET_V6))) {
+			packet->protocol = header.next;
+			packet->kind = PACKET_FRAGMENT;
+			return 0;
+		}
+		packet->protocol = header.next;
+	}
+	return REASON_EXTENSION_HEADERS;
+}
+
+static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor)
+{
+	struct ipv6hdr ip;
+	__u32 payload;
+	int reason = cursor_read(skb, cursor, &ip, sizeof(ip));
+
+	if (reason)
+		return reason;
+	cursor_skip(cursor, sizeof(ip));
+	payload = bpf_ntohs(ip.payload_len);
+	if (!payload && skb->gso_size)
+		payload = cursor->left;
+	if (ip.version != 6)
+		return REASON_MALFORMED;
+	if (payload > cursor->left)
+		return REASON_TRUNCATED;
+	cursor->left = payload;
+	packet->is_v6 = 1;
+	__builtin_memcpy(&packet->source, &ip.saddr, sizeof(packet->source));
+	__builtin_memcpy(&packet->destination, &ip.daddr, sizeof(packet->destination));
+	if (address_is_v4(&packet->source) || address_is_v4(&packet->destination))
+		return REASON_MALFORMED;
+	packet->protocol = ip.nexthdr;
+	packet->hop_limit = ip.hop_limit;
+	return parse_extensions(skb, packet, cursor);
+}
+
+/* Fills the packet (which the caller zeroed) from an Ethernet frame with IPv4 or IPv6. Returns 0 or a reason; what was
+ * parsed before the reason was found is in the packet, for the event.
+ *
+ * Not static: the verifier checks a global function once by itself, so that the many ways through the headers do not
+ * multiply with those through the rest of a program. */
+__noinline int packet_parse(struct __sk_buff *skb, struct packet *packet)
+{
+	struct cursor cursor = { .offset = ETH_HLEN };
+	int reason;
+
+	if (!packet || skb->len < ETH_HLEN)
+		return REASON_TRUNCATED;
+	cursor.left = skb->len - ETH_HLEN;
+	if (skb->vlan_present)
+		return REASON_UNSUPPORTED;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		reason = parse_v4(skb, packet, &cursor);
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		reason = parse_v6(skb, packet, &cursor);
+	else
+		return REASON_UNSUPPORTED;
+	if (reason)
+		return reason;
+	packet->flow.source = packet->source;
+	packet->flow.destination = packet->destination;
+	packet->flow.protocol = packet->protocol;
+	return parse_transport(skb, packet, &cursor);
+}
+
+/* Neighbour and router discovery (RFC 4861): with the full hop limit, which no router lets through. */
+static __always_inline bool packet_is_neighbour(const struct packet *packet)
+{
+	return packet->protocol == IPPROTO_ICMPV6 && packet->kind == PACKET_UNTRACKED && packet->icmp_type >= 133 &&
+	       packet->icmp_type <= 137 && packet->hop_limit == 255;
+}
+
+/* DHCP from a client (RFC 2131 4.1, RFC 8415 7.2) or, reversed, from a server. */
+static __always_inline bool packet_is_dhcp(const struct packet *packet, bool from_client)
+{
+	__be16 client = packet->is_v6 ? bpf_htons(546) : bpf_htons(68);
+	__be16 server = packet->is_v6 ? bpf_htons(547) : bpf_htons(67);
+
+	if (packet->protocol != IPPROTO_UDP || packet->kind != PACKET_ANY)
+		return false;
+	return packet->flow.source_port == (from_client ? client : server) &&
+	       packet->flow.destination_port == (from_client ? server : client);
+}
