@@ -12,7 +12,6 @@ A process that dies in between leaves a journal from which the next start puts t
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -193,7 +192,7 @@ class Agent:
         clusters = sorted(contents.documents.of_kind("cluster"))
         head = Head(
             generation=journal.confirmed.generation + 1,
-            transaction=secrets.token_hex(8),
+            transaction=os.urandom(8).hex(),
             node=node if contents.items else None,
             cluster=clusters[0] if clusters else None,
             documents_digest=contents.documents.digest,

@@ -5,7 +5,7 @@
     pyroute2/        as installed here (pure Python), with its licences
     objects/         *.bpf.o
 
-Equal inputs make equal bytes: sorted names, fixed times and modes. `python3 -m bpfleet.emit.artefact` writes it to
+Equal inputs make equal bytes: sorted names, fixed times and modes. `python3 -m bpfleet.agent.artefact` writes it to
 build/agent/ and prints its path, size and digest.
 """
 
@@ -28,13 +28,18 @@ CHECKOUT = Path(bpfleet.__file__).parent.parent
 OBJECTS = CHECKOUT / "build" / "bpf"
 OBJECT_NAMES = ("from_endpoint", "from_tunnel", "from_underlay", "to_endpoint", "to_tunnel")
 HOST_PACKAGES = ("model", "compile", "loader", "agent", "observe")
-CONTROLLER_ONLY = ("bpfleet/loader/fake.py", "bpfleet/agent/bootstrap.py", "bpfleet/agent/install.py")
+CONTROLLER_ONLY = (
+    "bpfleet/loader/fake.py",
+    "bpfleet/agent/artefact.py",
+    "bpfleet/agent/bootstrap.py",
+    "bpfleet/agent/install.py",
+)
 MOST_BYTES = 2 * 1024 * 1024
 """Largest artefact that is built; a test and a bench watch it as well."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip archive can hold
 
-_MAIN = '''\
+_MAIN = """\
 # Starts bpfleet's agent. The syntax is that of any Python, so that an old one can say what is missing.
 import sys
 
@@ -51,7 +56,7 @@ if sys.version_info < (3, 9):
 from bpfleet.agent.main import main
 
 sys.exit(main(sys.argv[1:]))
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def build(objects: Path = OBJECTS) -> Artefact:
     if len(data) > MOST_BYTES:
         raise HostFailed(
             f"the agent's artefact has {len(data)} bytes, more than {MOST_BYTES}",
-            remedy="Leave out what hosts do not need (bpfleet/emit/artefact.py).",
+            remedy="Leave out what hosts do not need (bpfleet.agent.artefact.py).",
         )
     return Artefact(digest_of(data), data)
 
