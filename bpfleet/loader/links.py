@@ -1,0 +1,209 @@
+"""Programs at device hooks: asked of the hook itself, kept by pinned links, replaced in place.
+
+The truth is what the kernel says sits at the hook; the pin only keeps the link alive. So a link of ours whose pin is
+lost is adopted, and a pin whose device is gone is replaced. Programs of others at the same hook are left alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from dataclasses import dataclass
+from typing import Callable, Dict, Iterable, List, Optional, Protocol, Set, Tuple
+
+from bpfleet.errors import HostFailed, HostUnfit
+from bpfleet.loader import syscall
+from bpfleet.loader.objects import PROGRAM_PREFIX
+from bpfleet.loader.pins import Pins, open_pin, unpin
+
+Hook = Tuple[str, str]  # (device, "ingress" | "egress")
+
+NOT_TCX = "the kernel has no tcx links (they came with 6.6)"
+
+
+@dataclass(frozen=True)
+class Occupant:
+    """A program of ours at a hook; link id 0: attached without a link."""
+
+    program_id: int
+    link_id: int
+
+
+class Mechanism(Protocol):
+    """A way to have programs run at a hook. tcx is the one there is; clsact is to be the one for older kernels."""
+
+    def read(self, hooks: Iterable[Hook], name: Callable[[int], str]) -> Dict[Hook, str]:
+        """What of ours sits at these hooks and at any other that we pinned; `name` names a program by its id."""
+
+    def attach(self, device: str, hook: str, program_fd: int) -> None:
+        """Have the program run at the hook, in place of whatever of ours is there."""
+
+    def detach(self, device: str, hook: str) -> None:
+        """Take whatever of ours is there away."""
+
+
+class Tcx:
+    """tcx links. `wrote` is called once for each system call that changes something."""
+
+    def __init__(self, pins: Pins, wrote: Callable[[], None]) -> None:
+        self._pins = pins
+        self._wrote = wrote
+
+    def read(self, hooks: Iterable[Hook], name: Callable[[int], str]) -> Dict[Hook, str]:
+        """As Mechanism.read. A name with an addition in brackets is something to be put right."""
+        found: Dict[Hook, str] = {}
+        pinned = self._pins.list_links()
+        ours: Dict[int, bool] = {}
+        for device, hook in sorted({*hooks, *pinned}):
+            index = _index(device)
+            occupants = self._ours(index, hook, ours) if index is not None else []
+            link = self._pinned(device, hook) if (device, hook) in pinned else None
+            if link is not None and (link.ifindex == 0 or link.ifindex != index):
+                found[(device, hook)] = f"{name(link.program_id)} (its device is gone)"
+            elif link is not None and len(occupants) > 1:
+                found[(device, hook)] = f"{name(link.program_id)} ({len(occupants)} times)"
+            elif link is not None:
+                found[(device, hook)] = name(link.program_id)
+            elif occupants:
+                found[(device, hook)] = f"{name(occupants[0].program_id)} (not pinned)"
+        return found
+
+    def attach(self, device: str, hook: str, program_fd: int) -> None:
+        """Update our link at the hook, or make one, and pin it. Raises HostFailed, HostUnfit."""
+        index = _index(device)
+        if index is None:
+            raise HostFailed(
+                f"device {device} is not there", remedy=f"Create {device}, or remove what is declared for it."
+            )
+        program = syscall.program_info(program_fd).id
+        occupants = self._ours(index, hook, {})
+        path = self._pins.link(device, hook)
+        pinned = self._pinned(device, hook)
+        keep = next((one for one in occupants if pinned is not None and one.link_id == pinned.id), None)
+        if keep is None:
+            keep = next((one for one in occupants if one.link_id), None)
+            if unpin(path):
+                self._wrote()
+            link = syscall.link_by_id(keep.link_id) if keep else self._create(program_fd, index, hook, device)
+            try:
+                syscall.pin(link, str(path))
+                self._wrote()
+                if keep is not None and keep.program_id != program:
+                    syscall.link_update(link, program_fd)
+                    self._wrote()
+            finally:
+                os.close(link)
+        elif keep.program_id != program:
+            link = syscall.link_by_id(keep.link_id)
+            try:
+                syscall.link_update(link, program_fd)
+                self._wrote()
+            finally:
+                os.close(link)
+        for one in occupants:
+            if one != keep:
+                self._evict(one, index, hook)
+
+    def detach(self, device: str, hook: str) -> None:
+        """Unpin our link, and take what is left of ours off the hook."""
+        if unpin(self._pins.link(device, hook)):
+            self._wrote()
+        index = _index(device)
+        if index is None:
+            return
+        elsewhere = self._pinned_elsewhere(device, hook)
+        for one in self._ours(index, hook, {}):
+            if one.link_id not in elsewhere:
+                self._evict(one, index, hook)
+
+    def _create(self, program_fd: int, index: int, hook: str, device: str) -> int:
+        try:
+            link = syscall.tcx_attach(program_fd, index, syscall.ATTACH_TYPES[hook])
+        except OSError as error:
+            if error.errno == errno.EINVAL and not supported():
+                raise HostUnfit(NOT_TCX, remedy="Use kernel 6.6 or later.") from error
+            raise HostFailed(
+                f"cannot attach to {device} {hook}: {error.strerror}",
+                remedy="See what else is attached there: bpftool net show.",
+            ) from error
+        self._wrote()
+        return link
+
+    def _evict(self, one: Occupant, index: int, hook: str) -> None:
+        try:
+            if one.link_id:
+                fd = syscall.link_by_id(one.link_id)
+                try:
+                    syscall.link_detach(fd)
+                finally:
+                    os.close(fd)
+            else:
+                fd = syscall.program_by_id(one.program_id)
+                try:
+                    syscall.tcx_detach_program(fd, index, syscall.ATTACH_TYPES[hook])
+                finally:
+                    os.close(fd)
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # gone since we asked: a link ends a moment after its last name
+                raise
+        else:
+            self._wrote()
+
+    def _ours(self, index: int, hook: str, known: Dict[int, bool]) -> List[Occupant]:
+        try:
+            there = syscall.tcx_query(index, syscall.ATTACH_TYPES[hook])
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENODEV):  # no tcx, nothing attached, device gone
+                return []
+            raise
+        found = []
+        for program_id, link_id in there:
+            if program_id not in known:
+                known[program_id] = _program_name(program_id).startswith(PROGRAM_PREFIX)
+            if known[program_id]:
+                found.append(Occupant(program_id, link_id))
+        return found
+
+    def _pinned(self, device: str, hook: str) -> Optional[syscall.LinkInfo]:
+        fd = open_pin(self._pins.link(device, hook))
+        if fd is None:
+            return None
+        try:
+            return syscall.link_info(fd)
+        finally:
+            os.close(fd)
+
+    def _pinned_elsewhere(self, device: str, hook: str) -> Set[int]:
+        """Link ids held by other pins: of a device that was renamed, and is held under its new name."""
+        others = [self._pinned(*other) for other in self._pins.list_links() if other != (device, hook)]
+        return {link.id for link in others if link is not None}
+
+
+def supported() -> bool:
+    """Whether this kernel has tcx: asked of the loopback device, which is always there."""
+    try:
+        syscall.tcx_query(1, syscall.TCX_INGRESS)
+    except OSError as error:
+        return error.errno not in (errno.EINVAL, errno.ENOSYS)
+    return True
+
+
+def _program_name(program_id: int) -> str:
+    try:
+        fd = syscall.program_by_id(program_id)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return ""
+        raise
+    try:
+        return syscall.program_info(fd).name
+    finally:
+        os.close(fd)
+
+
+def _index(device: str) -> Optional[int]:
+    try:
+        return socket.if_nametoindex(device)
+    except OSError:
+        return None

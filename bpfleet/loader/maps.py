@@ -1,0 +1,237 @@
+"""Contents of pinned maps: read and written in batches, inner maps swapped whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from bpfleet.errors import HostFailed
+from bpfleet.loader import syscall
+from bpfleet.loader.generated.layouts import MAPS
+from bpfleet.loader.pins import Pins, open_pin
+from bpfleet.loader.rows import Codec, codec_for, device_index, is_index, salt
+from bpfleet.model.state import Row, Table
+
+_ENOTSUPP = 524  # the kernel's own, which escapes where a map type has no batch operation
+_NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP)
+_CHUNK = 8192  # elements a batch: the kernel copies a batch piece by piece, and the buffers stay small
+_INNER_CHUNK = 256  # inner maps a batch: each is an open descriptor until it is in its place
+
+
+class Maps:
+    """The shared maps of this node. `wrote` is called once for each system call that changes something."""
+
+    def __init__(self, pins: Pins, wrote: Callable[[], None]) -> None:
+        self._pins = pins
+        self._wrote = wrote
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def read_table(self, name: str, want: Optional[Table], salted: int = 0) -> Optional[Table]:
+        """What a map holds, in the fields of `want` (None: all fields); None if there is no such map."""
+        codec = codec_for(name, want, salted)
+        with _opened(self._pins, name) as fd:
+            if fd is None:
+                return None
+            have = _dump(fd, name)
+        rows = codec.compare(want.rows if want else {}, have)
+        return Table(codec.key, codec.value, rows)
+
+    def read_nested(self, name: str, want: Optional[Mapping[int, Table]]) -> Optional[Dict[int, Table]]:
+        """The inner maps of an outer map by their key; None if there is no such map."""
+        inner_name = MAPS[name]["inner"]
+        example = next(iter(want.values()), None) if want else None
+        default = codec_for(inner_name, example)
+        outer = codec_for(name, None)
+        with _opened(self._pins, name) as fd:
+            if fd is None:
+                return None
+            ids = _dump(fd, name)
+        found: Dict[int, Table] = {}
+        for key, identifier in ids.items():
+            number = int(outer.decode_key(key)[0])
+            table = want.get(number) if want else None
+            codec = codec_for(inner_name, table) if table else default
+            try:
+                inner = syscall.map_by_id(int.from_bytes(identifier, "little"))
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    continue  # swapped out between the two calls
+                raise
+            try:
+                have = _dump(inner, inner_name)
+            finally:
+                os.close(inner)
+            found[number] = Table(codec.key, codec.value, codec.compare(table.rows if table else {}, have))
+        return found
+
+    def endpoint_salt(self) -> int:
+        """The salt of the indexes bound in `endpoints` as the map is now."""
+        with _opened(self._pins, "endpoints") as fd:
+            return 0 if fd is None else salt(int.from_bytes(key, "little") for key in _dump(fd, "endpoints"))
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def put_rows(self, name: str, table: Table) -> None:
+        """Create or overwrite rows. Raises HostFailed for a full map, or for a device that is not there."""
+        salted = self.endpoint_salt() if name == "node" else 0
+        codec = codec_for(name, table, salted)
+        pairs = [(codec.encode_key(key), codec.encode_value(value)) for key, value in table.rows.items()]
+        with self._required(name) as fd:
+            self._update(fd, name, pairs)
+
+    def delete_rows(self, name: str, key: Tuple[str, ...], keys: Sequence[Row]) -> None:
+        """Remove rows by key; rows that are not there, or whose device is not there, are no error."""
+        codec = Codec(name, key, ())
+        encoded = [codec.encode_key(row) for row in keys if _bindable(key, row)]
+        with self._required(name) as fd:
+            if MAPS[name]["type"] == "array":
+                zero = bytes(codec.sizes[1])
+                self._update(fd, name, [(data, zero) for data in encoded])
+            else:
+                self._delete(fd, encoded)
+
+    def swap_inner(self, name: str, inners: Mapping[int, Table]) -> None:
+        """Build whole inner maps, then put them in their places, many in one call."""
+        inner_name = MAPS[name]["inner"]
+        outer = codec_for(name, None)
+        entries = list(inners.items())
+        with self._required(name) as fd:
+            for start in range(0, len(entries), _INNER_CHUNK):
+                made: List[Tuple[bytes, int]] = []
+                try:
+                    for number, table in entries[start : start + _INNER_CHUNK]:
+                        made.append((outer.encode_key((number,)), self._build_inner(inner_name, table)))
+                    self._update(fd, name, [(key, inner.to_bytes(4, "little")) for key, inner in made])
+                finally:
+                    for _, inner in made:
+                        os.close(inner)
+
+    def remove_inner(self, name: str, keys: Sequence[int]) -> None:
+        """Remove inner maps; those that are not there are no error."""
+        outer = codec_for(name, None)
+        with self._required(name) as fd:
+            self._delete(fd, [outer.encode_key((number,)) for number in keys])
+
+    def _build_inner(self, inner_name: str, table: Table) -> int:
+        codec = codec_for(inner_name, table)
+        key_size, value_size = codec.sizes
+        fd = syscall.map_create(
+            syscall.MAP_HASH,
+            key_size,
+            value_size,
+            max(len(table.rows), 1),
+            flags=MAPS[inner_name]["flags"],
+            name=inner_name,
+        )
+        self._wrote()
+        try:
+            self._update(
+                fd, inner_name, [(codec.encode_key(key), codec.encode_value(row)) for key, row in table.rows.items()]
+            )
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _update(self, fd: int, name: str, pairs: Sequence[Tuple[bytes, bytes]]) -> None:
+        try:
+            for start in range(0, len(pairs), _CHUNK):
+                chunk = pairs[start : start + _CHUNK]
+                try:
+                    syscall.update_batch(
+                        fd, b"".join([key for key, _ in chunk]), b"".join([value for _, value in chunk]), len(chunk)
+                    )
+                    self._wrote()
+                except OSError as error:
+                    if error.errno not in _NO_BATCH:
+                        raise
+                    for key, value in chunk:
+                        syscall.map_update(fd, key, value)
+                        self._wrote()
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            limit = syscall.map_info(fd).max_entries
+            raise HostFailed(
+                f"map {name} is full: it holds {limit} entries",
+                field=name,
+                remedy="Declare fewer endpoints, identities or rules for this node.",
+            ) from error
+
+    def _delete(self, fd: int, keys: Sequence[bytes]) -> None:
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            try:
+                syscall.delete_batch(fd, b"".join(chunk), len(chunk))
+                self._wrote()
+            except OSError as error:
+                if error.errno not in (*_NO_BATCH, errno.ENOENT):
+                    raise
+                for key in chunk:  # one of them is gone already, which ends a batch
+                    if syscall.map_delete(fd, key):
+                        self._wrote()
+
+    def _required(self, name: str) -> _opened:
+        return _opened(self._pins, name, required=True)
+
+
+class _opened:
+    """The descriptor of a pinned map for the length of a with block."""
+
+    def __init__(self, pins: Pins, name: str, required: bool = False) -> None:
+        self._path = pins.map(name)
+        self._name = name
+        self._required = required
+        self._fd: Optional[int] = None
+
+    def __enter__(self) -> Optional[int]:
+        self._fd = open_pin(self._path)
+        if self._fd is None and self._required:
+            raise HostFailed(
+                f"map {self._name} is not there",
+                field=self._name,
+                file=str(self._path),
+                remedy="Load the programs first: they bring the maps.",
+            )
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+
+def _bindable(key: Tuple[str, ...], row: Row) -> bool:
+    for name, value in zip(key, row):
+        if is_index(name) and isinstance(value, str):
+            try:
+                device_index(value)
+            except HostFailed:
+                return False
+    return True
+
+
+def _dump(fd: int, name: str) -> Dict[bytes, bytes]:
+    """Everything a map holds; of an array every element."""
+    described = MAPS[name]
+    key_size, value_size = described["key"]["size"], described["value"]["size"]
+    try:
+        keys, values, count = syscall.lookup_batch(fd, key_size, value_size, 1024)
+        found = {
+            keys[n * key_size : (n + 1) * key_size]: values[n * value_size : (n + 1) * value_size] for n in range(count)
+        }
+    except OSError as error:
+        if error.errno not in _NO_BATCH:
+            raise
+        found = dict(_one_by_one(fd, key_size, value_size))
+    return found
+
+
+def _one_by_one(fd: int, key_size: int, value_size: int) -> Iterator[Tuple[bytes, bytes]]:
+    key = syscall.map_next_key(fd, None, key_size)
+    while key is not None:
+        value = syscall.map_lookup(fd, key, value_size)
+        if value is not None:
+            yield key, value
+        key = syscall.map_next_key(fd, key, key_size)

@@ -1,0 +1,179 @@
+"""Loads precompiled objects: constants in, maps shared by their pins, the program pinned under its digest.
+
+A program's digest covers the object file and the constants, so that what is loaded under a digest never needs to be
+loaded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from bpfleet.errors import HostFailed, InvalidInput, ObjectRejected
+from bpfleet.loader import layout, syscall
+from bpfleet.loader.libbpf import Libbpf, Object
+from bpfleet.loader.pins import Pins, open_pin
+from bpfleet.model.document import canonical_json
+from bpfleet.model.state import Program
+
+PROGRAM_PREFIX = "bpfl_"
+"""Every program of ours has such a name: that is how it is known at a hook."""
+
+_LOG_BYTES = 16 << 20  # the verifier stops with ENOSPC at its limit; what it needs for a million instructions fits
+_LAST_LINES = 20
+
+
+class Objects:
+    """The object files of one directory, and those of them that are loaded."""
+
+    def __init__(self, directory: Path, pins: Pins, state: Path) -> None:
+        """`state`: where full verifier logs are kept."""
+        self._directory = directory
+        self._pins = pins
+        self._state = state
+        self._libbpf: Optional[Libbpf] = None
+        self._hashes: Dict[Tuple[str, int, int], bytes] = {}
+
+    def libbpf(self) -> Libbpf:
+        """The library; opened when it is first needed. Raises HostUnfit."""
+        if self._libbpf is None:
+            self._libbpf = Libbpf()
+        return self._libbpf
+
+    def digest(self, program: Program) -> str:
+        """Sixteen hex digits over the object file and the constants."""
+        return hashlib.sha256(self._file_hash(program.object) + canonical_json(program.constants).encode()).hexdigest()[
+            :16
+        ]
+
+    def pin(self, program: Program) -> Path:
+        """Where this very program is pinned once it is loaded."""
+        return self._pins.program(program.object, self.digest(program))
+
+    def load(self, program: Program) -> None:
+        """Load, verify and pin one program. The pin directories exist. On an error nothing new stays pinned.
+
+        Raises ObjectRejected (the end of the log and the path of all of it in details), HostFailed for an object that
+        was not built together with this Python, InvalidInput for an unknown constant.
+        """
+        path = self._path(program.object)
+        layout.check(path)
+        libbpf = self.libbpf()
+        del libbpf.messages[:]
+        try:
+            with libbpf.open(str(path)) as opened:
+                name, item = self._configure(opened, program)
+                opened.load()
+                syscall.pin(opened.program_fd(item), str(self.pin(program)))
+        except OSError as error:
+            raise self._rejected(program, path, error, list(libbpf.messages)) from error
+        del libbpf.messages[:]
+        if not name.startswith(PROGRAM_PREFIX):
+            self.pin(program).unlink()
+            raise HostFailed(
+                f"program {name} does not begin with {PROGRAM_PREFIX} and could not be recognised at a hook",
+                file=str(path),
+                remedy="Rename the function in the C source.",
+            )
+
+    def _configure(self, opened: Object, program: Program) -> Tuple[str, int]:
+        programs = opened.programs()
+        if len(programs) != 1:
+            raise HostFailed(
+                f"{program.object} holds {len(programs)} programs, not one: {', '.join(programs)}",
+                file=str(self._path(program.object)),
+                remedy="Put each hook into an object of its own.",
+            )
+        if program.constants:
+            try:
+                data = layout.encode_constants(program.object, program.constants, opened.read_constants())
+            except InvalidInput as error:
+                raise error.at(file=str(self._path(program.object)))
+            opened.write_constants(data)
+        for map_name, item in opened.maps().items():
+            path = self._pins.map(map_name)
+            size = _entries(path)
+            if size:  # its contents stay; a size that the object has meanwhile changed is for the next new map
+                opened.resize(item, size)
+            opened.pin_at(item, str(path))
+        return next(iter(programs.items()))
+
+    def _rejected(self, program: Program, path: Path, error: OSError, messages: List[str]) -> ObjectRejected:
+        brief = "".join(messages)
+        kept = self._keep_log(program, brief + self._full_log(program, path))
+        log = _verifier_lines(brief)
+        return ObjectRejected(
+            f"the kernel refused object {program.object}: {error.strerror or error}",
+            file=str(path),
+            remedy=f"See the full log in {kept}; report it with the kernel's version ({os.uname().release})."
+            if kept
+            else f"Report it with the kernel's version ({os.uname().release}).",
+            details={"object": program.object, "errno": error.errno, "log": log[-_LAST_LINES:], "log_path": kept},
+        )
+
+    def _full_log(self, program: Program, path: Path) -> str:
+        """The verifier's whole reasoning (its end, if it is very long), from one more attempt; empty without one."""
+        libbpf = self.libbpf()
+        del libbpf.messages[:]
+        try:
+            with libbpf.open(str(path)) as opened:
+                self._configure(opened, program)
+                buffer = opened.log_fully(_LOG_BYTES)
+                try:
+                    opened.load()
+                except OSError:
+                    return "\n-- the verifier's whole reasoning --\n" + buffer.value.decode(errors="replace")
+        except OSError:
+            return ""
+        return ""
+
+    def _keep_log(self, program: Program, text: str) -> str:
+        """Write a log to the state directory; its path, or nothing if there is no room for it."""
+        path = self._state / f"verifier-{program.object}.log"
+        try:
+            self._state.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        except OSError:
+            return ""  # the error that is being reported matters more; its end is in the details
+        return str(path)
+
+    def _path(self, object_name: str) -> Path:
+        return self._directory / f"{object_name}.bpf.o"
+
+    def _file_hash(self, object_name: str) -> bytes:
+        path = self._path(object_name)
+        try:
+            found = path.stat()
+            key = (object_name, found.st_mtime_ns, found.st_size)
+            if key not in self._hashes:
+                self._hashes[key] = hashlib.sha256(path.read_bytes()).digest()
+        except OSError as error:
+            raise HostFailed(
+                f"cannot read object {object_name}: {error.strerror}",
+                file=str(path),
+                remedy="Install the agent again: its objects are part of it.",
+            ) from error
+        return self._hashes[key]
+
+
+def _entries(path: Path) -> int:
+    """How many entries the map pinned there holds at most; 0 if there is none."""
+    fd = open_pin(path)
+    if fd is None:
+        return 0
+    try:
+        return syscall.map_info(fd).max_entries
+    finally:
+        os.close(fd)
+
+
+def _verifier_lines(text: str) -> List[str]:
+    """The lines of the verifier's own log in libbpf's messages, or all lines if it is not marked."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    starts = [n for n, line in enumerate(lines) if "BEGIN PROG LOAD LOG" in line]
+    ends = [n for n, line in enumerate(lines) if "END PROG LOAD LOG" in line]
+    if starts and ends and ends[-1] > starts[-1]:
+        return lines[starts[-1] + 1 : ends[-1]]
+    return lines
