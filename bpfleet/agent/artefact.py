@@ -6,14 +6,14 @@
     objects/         *.bpf.o
 
 Equal inputs make equal bytes: sorted names, fixed times and modes. `python3 -m bpfleet.agent.artefact` writes it to
-build/agent/ and prints its path, size and digest.
+build/agent.pyz and prints its path, size and digest.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import io
+import os
 import sys
 import zipfile
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from bpfleet.errors import HostFailed
 
 CHECKOUT = Path(bpfleet.__file__).parent.parent
 OBJECTS = CHECKOUT / "build" / "bpf"
+BUILT = CHECKOUT / "build" / "agent.pyz"
 OBJECT_NAMES = ("from_endpoint", "from_tunnel", "from_underlay", "to_endpoint", "to_tunnel")
 HOST_PACKAGES = ("model", "compile", "loader", "agent", "observe")
 CONTROLLER_ONLY = (
@@ -88,12 +89,6 @@ def build(objects: Path = OBJECTS) -> Artefact:
     return Artefact(digest_of(data), data)
 
 
-@functools.lru_cache(maxsize=1)
-def artefact() -> Artefact:
-    """The artefact of this checkout, built once in a process."""
-    return build()
-
-
 def _entries(objects: Path) -> Iterator[Tuple[str, bytes]]:
     """Name and contents of every file."""
     yield "__main__.py", _MAIN.encode()
@@ -125,14 +120,13 @@ def _pyroute2() -> Iterator[Tuple[str, bytes]]:
 
 
 def main() -> int:
-    """Write the artefact to build/agent/ and say where."""
+    """Write the artefact to build/agent.pyz and say so."""
     made = build()
-    target = CHECKOUT / "build" / "agent" / f"bpfleet-agent-{made.digest[:16]}.pyz"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for old in target.parent.glob("bpfleet-agent-*.pyz"):
-        old.unlink()
-    target.write_bytes(made.data)
-    print(f"{target} {len(made.data)} bytes, digest {made.digest}")
+    BUILT.parent.mkdir(parents=True, exist_ok=True)
+    temporary = BUILT.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(made.data)
+    temporary.replace(BUILT)
+    print(f"{BUILT.relative_to(CHECKOUT)}: {len(made.data)} bytes, digest {made.digest}")
     return 0
 
 

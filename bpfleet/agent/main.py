@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     from bpfleet.agent.node import Agent
     from bpfleet.agent.serve import serve
 
-    agent = Agent(Path(root), real_kernel, local="--local" in options)
+    agent = Agent(Path(root), real_kernel, local="--local" in options, pins=PINS)
     return serve(agent, 0, target, place()[1])
 
 

@@ -52,10 +52,16 @@ class Staged:
 
 
 class Agent:
-    """One process's view of the node. Heavy imports happen in the methods that need them: hello must be quick."""
+    """One process's view of the node. Heavy imports happen in the methods that need them: hello must be quick.
 
-    def __init__(self, root: Path, kernel: Callable[[], Kernel], *, local: bool = False) -> None:
+    local: see session.session_started. pins: where counters and events are pinned, None if there are none to read.
+    """
+
+    def __init__(
+        self, root: Path, kernel: Callable[[], Kernel], *, local: bool = False, pins: Optional[str] = None
+    ) -> None:
         self.root = root
+        self.pins = pins
         self.files = Files(root)
         self.journal_file = JournalFile(self.files)
         self.lock = NodeLock(root / "lock")

@@ -212,6 +212,21 @@ class Server:
     def _state(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
         return self._agent.confirmed_state(self._agent.journal().confirmed).to_json()
 
+    def _status(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
+        from bpfleet.agent.report import status
+
+        return status(self._agent, self._artefact, str(self._log.path))
+
+    def _explain(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
+        from bpfleet.agent.report import explain
+
+        return explain(self._agent, params)
+
+    def _events(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
+        from bpfleet.agent.report import events
+
+        return events(self._agent, params, emit, self._channel.interrupted)
+
     def _wipe(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
         return self._agent.wipe(params.get("node"))
 
@@ -232,6 +247,9 @@ _HANDLERS: Dict[str, Callable[[Server, Mapping[str, Any], Emit], Any]] = {
     "rollback": Server._rollback,
     "journal": Server._journal,
     "state": Server._state,
+    "status": Server._status,
+    "explain": Server._explain,
+    "events": Server._events,
     "wipe": Server._wipe,
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, cast
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, cast
 
 from bpfleet.agent.files import Files, failed
 from bpfleet.agent.journal import Head
@@ -88,6 +88,16 @@ class Store:
             raise _damaged(path, "its digest is not the journal's")
         self._loaded = (key, contents)
         return contents
+
+    def older(self, generation: int) -> Iterator[Contents]:
+        """What the kept generations before this one hold, newest first; one that cannot be read ends it."""
+        for path in reversed(self._paths()):
+            if int(path.stem) < generation:
+                try:
+                    items = [_stored(item) for item in json.loads(path.read_bytes())["items"]]
+                except (OSError, ValueError, KeyError, TypeError):
+                    return
+                yield Contents({item.document.key: item for item in items})
 
     def write(self, head: Head, contents: Contents, data: bytes) -> None:
         """Write the generation's file; `data` is `contents.to_bytes(head)`."""

@@ -192,7 +192,6 @@ class StatusResult(TypedDict, total=False):
     drift: List[str]  # steps that would bring the kernel back to what is confirmed, in words
     maps: List[Dict[str, Any]]  # {"map", "used", "limit"}
     counters: List[Dict[str, Any]]  # {"reason", "drop": bool, "packets", "bytes"}
-    events_lost: int
     waiting: List[Dict[str, str]]
     warnings: List[str]
     pending: Optional[Pending]
@@ -210,8 +209,8 @@ class JournalParams(TypedDict, total=False):
 class EventsParams(TypedDict, total=False):
     """follow: stream until the next request or the end of stdin. last: how many of the kept events first (default 20).
 
-    verdict: "allowed" | "denied" | "dropped". source, destination, any_end: an address, "identity name", or
-    "endpoint name". port, protocol: of the destination. policy: name of the deciding policy.
+    verdict: "allowed" | "denied" | "dropped". source, destination, any_end: an address, the name of an endpoint,
+    identity or node, or a label "key=value". port, protocol: of the destination. policy: name of the deciding policy.
     """
 
     follow: bool
@@ -250,8 +249,10 @@ class VerdictEvent(TypedDict, total=False):
     destination: FlowEnd
     rule_id: int
     policy: str
-    rule: str
+    rule: str  # "ingress[0]", "default deny" or, where no policy selects the direction, words that say so
     description: str
+    gone: str  # "yes": the rule is no longer declared
+    icmp: Dict[str, int]  # {"type", "code"}
     hook: str
     length: int
     lost: int
@@ -265,12 +266,37 @@ class EventsResult(TypedDict):
 
 
 class ExplainParams(TypedDict, total=False):
-    """source, destination: endpoint name, address or entity ("world", "host", "remote-node"). port: if it has ports."""
+    """source, destination: an endpoint's or node's name, an address, or "world", "host", "remote-node"."""
 
     source: str
     destination: str
     protocol: str
     port: int
+
+
+class Judged(TypedDict, total=False):
+    """What one side's policy says: `direction` on `node`, about the endpoint of identity `subject`."""
+
+    direction: str
+    node: str
+    subject: str
+    verdict: str  # "allowed" | "denied" | "dropped"
+    rule_id: int
+    policy: str
+    rule: str
+    action: str
+    description: str
+
+
+class ExplainResult(TypedDict, total=False):
+    """source and destination: {"name", "identity_name", "endpoint"?, "node"?}."""
+
+    source: Dict[str, str]
+    destination: Dict[str, str]
+    protocol: str
+    port: int
+    verdict: str
+    judged: List[Judged]
 
 
 class WipeParams(TypedDict, total=False):

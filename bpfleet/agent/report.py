@@ -1,0 +1,193 @@
+"""What the agent tells about its node: status, flows as they happen, and which rule would decide one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional
+
+from bpfleet import __version__
+from bpfleet.agent.journal import APPLIED, Head, Journal
+from bpfleet.agent.node import DESCRIBED_STEPS, Agent
+from bpfleet.errors import BpfleetError, InvalidInput
+
+if TYPE_CHECKING:
+    from bpfleet.model.state import RuleName
+    from bpfleet.observe.names import Names
+
+_POLL_SECONDS = 0.1
+DEFAULT_LAST = 20
+
+
+def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
+    """wire.StatusResult: what is confirmed, whether the kernel agrees, and what it counts."""
+    from bpfleet.loader.plan import plan
+    from bpfleet.model.state import NodeState
+
+    journal = agent.journal()
+    head = journal.confirmed
+    compiled = None
+    kinds: Dict[str, int] = {}
+    want = NodeState()
+    if head.node is not None:
+        contents = agent.store.load(head)
+        kinds = dict(Counter(stored.document.kind for stored in contents.items.values()))
+        compiled = agent.compiled(contents, head.node)
+        want = compiled.state
+    fitness: List[Dict[str, Any]] = []
+    drift: List[str] = []
+    programs: List[Dict[str, str]] = []
+    try:
+        agent.kernel.check_fitness()
+        have = agent.kernel.read(want)
+        if journal.transaction is None:
+            drift = [step.describe() for step in plan(want, have)[:DESCRIBED_STEPS]]
+        programs = [
+            {"device": device, "hook": hook, "object": name}
+            for (device, hook), name in sorted(have.attachments.items())
+        ]
+    except BpfleetError as error:
+        fitness.append(error.to_wire())
+    return {
+        "node": head.node,
+        "cluster": head.cluster,
+        "generation": head.generation,
+        "documents_digest": head.documents_digest,
+        "state_digest": head.state_digest,
+        "documents": kinds,
+        "programs": programs,
+        "drift": drift,
+        **_measured(agent),
+        "waiting": [{"document": item.document, "reason": item.reason} for item in compiled.waiting]
+        if compiled
+        else [],
+        "warnings": list(compiled.warnings) if compiled else [],
+        "pending": agent.pending(journal),
+        "writes": journal.writes,
+        "fitness": fitness,
+        "agent": {
+            "version": __version__,
+            "artefact": artefact,
+            "python": ".".join(str(part) for part in sys.version_info[:3]),
+            "kernel": os.uname().release,
+            "log": log,
+        },
+    }
+
+
+def _measured(agent: Agent) -> Dict[str, Any]:
+    if agent.pins is None:
+        return {"maps": [], "counters": []}
+    from bpfleet.observe.usage import counters, fill_levels
+
+    return {"maps": fill_levels(agent.pins), "counters": counters(agent.pins)}
+
+
+def explain(agent: Agent, params: Mapping[str, Any]) -> Dict[str, Any]:
+    """wire.ExplainResult from the confirmed documents."""
+    from bpfleet.observe.explain import explain as decide
+
+    for name in ("source", "destination", "protocol"):
+        if not isinstance(params.get(name), str):
+            raise InvalidInput(f"{name} is missing", field=name)
+    documents = agent.store.load(agent.journal().confirmed).documents
+    return decide(documents, params["source"], params["destination"], params["protocol"], params.get("port"))
+
+
+def events(
+    agent: Agent,
+    params: Mapping[str, Any],
+    emit: Callable[[Mapping[str, Any]], bool],
+    interrupted: Callable[[float], bool],
+) -> Dict[str, Any]:
+    """Stream wire.VerdictEvent: the last of those that are kept, then, if following, new ones as they come."""
+    from bpfleet.observe.events import filter_of
+    from bpfleet.observe.reader import Reader, open_slots
+
+    keep = filter_of(params)
+    last, follow = int(params.get("last", DEFAULT_LAST)), bool(params.get("follow"))
+    totals = {"events": 0, "lost": 0}
+    slots = open_slots(agent.pins) if agent.pins is not None else None
+    while slots is None:
+        if not follow or interrupted(_POLL_SECONDS):
+            return totals
+        slots = open_slots(agent.pins) if agent.pins is not None else None
+    try:
+        reader = Reader(slots)
+        book = _Book(agent)
+        batch = reader.read()
+        chosen = [event for event in map(book.event, batch.events) if keep(event)]
+        going = _send(chosen[-last:] if last > 0 else [], batch.lost, emit, totals)
+        while follow and going and not interrupted(_POLL_SECONDS):
+            batch = reader.read()
+            going = _send([event for event in map(book.event, batch.events) if keep(event)], batch.lost, emit, totals)
+    finally:
+        slots.close()
+    return totals
+
+
+def _send(
+    chosen: List[Dict[str, Any]], lost: int, emit: Callable[[Mapping[str, Any]], bool], totals: Dict[str, int]
+) -> bool:
+    going = True
+    if lost:
+        totals["lost"] += lost
+        going = emit({"lost": lost, "time": round(time.time(), 6)})
+    for event in chosen:
+        totals["events"] += 1
+        going = emit(event) and going
+    return going
+
+
+class _Book:
+    """Turns records into named events; follows the documents as they change."""
+
+    def __init__(self, agent: Agent) -> None:
+        from bpfleet.loader.layout import name_of
+
+        self._agent = agent
+        self._name_of = name_of
+        self._revision = -1
+        self._names: Optional[Names] = None
+        self._older: Optional[List[Mapping[int, RuleName]]] = None
+        self._boot_offset = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+    def event(self, record: Mapping[str, Any]) -> Dict[str, Any]:
+        """The named event of one record."""
+        from bpfleet.observe.events import event_of
+
+        names = self._current()
+        older: List[Mapping[int, RuleName]] = []
+        if record["rule_id"] and record["rule_id"] not in names.rules:
+            older = self._kept_rules()
+        return event_of(record, names, self._name_of, self._boot_offset, older)
+
+    def _current(self) -> Names:
+        from bpfleet.observe.names import Names
+
+        journal = self._agent.journal()
+        if self._names is None or journal.revision != self._revision:
+            head = _in_force(journal)
+            contents = self._agent.store.load(head)
+            rules = self._agent.compiled(contents, head.node).rules if head.node is not None else {}
+            self._names = Names(contents.documents, rules, head.node)
+            self._revision, self._older = journal.revision, None
+        return self._names
+
+    def _kept_rules(self) -> List[Mapping[int, RuleName]]:
+        """Rules of the older generations that are kept: events outlive the policies that made them."""
+        if self._older is None:
+            self._older = []
+            head = _in_force(self._agent.journal())
+            for contents in self._agent.store.older(head.generation):
+                if head.node is not None:
+                    self._older.append(self._agent.compiled(contents, head.node).rules)
+        return self._older
+
+
+def _in_force(journal: Journal) -> Head:
+    """The generation that the kernel holds now."""
+    transaction = journal.transaction
+    return transaction.head if transaction is not None and transaction.state == APPLIED else journal.confirmed
