@@ -1,0 +1,246 @@
+"""The artefact, and getting it onto a host with the very commands that a channel runs there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+import pytest
+
+from bpfleet.agent import artefact, wire
+from bpfleet.agent.install import install_command, launch_command, remove_command
+from bpfleet.errors import HostFailed
+from tests.agent.pythons import INTERPRETERS, interpreter, old_pythons
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stand-ins for the objects: what is in them matters to no test here."""
+    folder = tmp_path_factory.mktemp("objects")
+    for name in artefact.OBJECT_NAMES:
+        (folder / f"{name}.bpf.o").write_bytes(name.encode() * 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(objects: Path) -> artefact.Artefact:
+    return artefact.build(objects)
+
+
+class Host:
+    """A directory as the state root, and one interpreter as the host's python3."""
+
+    def __init__(self, folder: Path, python: Optional[str]) -> None:
+        self.root = folder / "state"
+        path = folder / "bin"
+        path.mkdir()
+        if python is not None:
+            # A wrapper rather than a link: an interpreter finds its library from where it lies.
+            wrapper = path / "python3"
+            wrapper.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
+            wrapper.chmod(0o755)
+        (path / "sh").symlink_to("/bin/sh")
+        self._path = str(path)
+
+    def run(self, command: str, data: bytes = b"") -> Tuple[int, Dict[str, Any]]:
+        """Exit status and the last line of output, as a login shell without further PATH would run it."""
+        done = subprocess.run(
+            ["/bin/sh", "-c", command], input=data, stdout=subprocess.PIPE, env={"PATH": self._path}, check=False
+        )
+        lines = done.stdout.splitlines()
+        return done.returncode, json.loads(lines[-1]) if lines else {}
+
+    def install(self, made: artefact.Artefact, data: Optional[bytes] = None) -> Tuple[int, Dict[str, Any]]:
+        return self.run(install_command(made.digest, root=str(self.root)), made.data if data is None else data)
+
+    def hello(self, digest: str) -> Tuple[int, Dict[str, Any]]:
+        return self.run(launch_command(digest, root=str(self.root), local=True), wire.request(1, "hello", {}))
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path, sys.executable)
+
+
+def test_equal_inputs_make_equal_bytes(objects: Path, made: artefact.Artefact, tmp_path: Path) -> None:
+    later = tmp_path / "objects"
+    later.mkdir()
+    for path in sorted(objects.iterdir(), reverse=True):
+        copy = later / path.name
+        copy.write_bytes(path.read_bytes())
+        copy.chmod(0o700)
+        os.utime(copy, (1, 1))
+    assert artefact.build(later) == made
+
+
+def test_another_object_makes_another_digest(objects: Path, made: artefact.Artefact, tmp_path: Path) -> None:
+    other = tmp_path / "objects"
+    other.mkdir()
+    for path in objects.iterdir():
+        (other / path.name).write_bytes(path.read_bytes() + b".")
+    assert artefact.build(other).digest != made.digest
+
+
+def test_a_missing_object_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HostFailed, match=r"from_endpoint\.bpf\.o is missing") as raised:
+        artefact.build(tmp_path)
+    assert "make objects" in raised.value.remedy
+
+
+def test_it_holds_what_hosts_need_and_nothing_of_the_controller(made: artefact.Artefact) -> None:
+    names = zipfile.ZipFile(io.BytesIO(made.data)).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"__main__.py", "bpfleet", "objects", "pyroute2"}
+    packages = {name.split("/")[1] for name in names if name.startswith("bpfleet/")}
+    assert packages == {"__init__.py", "errors.py", *artefact.HOST_PACKAGES}
+    assert not [name for name in names if name.endswith((".pyc", ".so"))]
+    assert any("LICENSE" in name for name in names)
+
+
+def test_real_objects_and_all_fit_into_two_megabytes() -> None:
+    assert len(artefact.build().data) <= 2 * 1024 * 1024
+
+
+@pytest.mark.parametrize("name", INTERPRETERS)
+def test_installed_once_then_found(tmp_path: Path, made: artefact.Artefact, name: str) -> None:
+    host = Host(tmp_path, interpreter(name))
+    assert host.hello(made.digest)[0] == wire.EXIT_NOT_INSTALLED
+    status, answer = host.install(made)
+    assert (status, answer["result"]["installed"]) == (0, True), answer
+    status, answer = host.install(made)
+    assert (status, answer["result"]["installed"]) == (0, False), answer
+    status, answer = host.hello(made.digest)
+    assert status == 0
+    assert answer["result"]["artefact"] == made.digest
+    assert answer["result"]["generation"] == 0
+    assert [path.name for path in (host.root / "agent").iterdir()] == [made.digest]
+
+
+def test_modules_are_compiled_for_the_host(host: Host, made: artefact.Artefact) -> None:
+    host.install(made)
+    installed = host.root / "agent" / made.digest
+    assert list((installed / "bpfleet" / "agent" / "__pycache__").glob("wire.*.pyc"))
+    assert list((installed / "pyroute2" / "__pycache__").glob("__init__.*.pyc"))
+
+
+def test_hello_writes_nothing(host: Host, made: artefact.Artefact) -> None:
+    host.install(made)
+    before = sorted((path, path.stat().st_mtime_ns) for path in host.root.rglob("*"))
+    host.hello(made.digest)
+    assert sorted((path, path.stat().st_mtime_ns) for path in host.root.rglob("*")) == before
+
+
+def test_hello_needs_neither_pyroute2_nor_ctypes(host: Host, made: artefact.Artefact) -> None:
+    host.install(made)
+    script = (
+        f"import sys; sys.path.insert(0, {str(host.root / 'agent' / made.digest)!r}); sys.argv = ['x']\n"
+        "import os; from pathlib import Path\n"
+        "from bpfleet.agent.main import real_kernel; from bpfleet.agent.node import Agent\n"
+        "from bpfleet.agent.serve import serve\n"
+        f"serve(Agent(Path({str(host.root)!r}), real_kernel, local=True), 0, os.dup(2))\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'pyroute2', 'ctypes', '_ctypes', 'logging'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", "-c", script],
+        input=wire.request(1, "hello", {}),
+        capture_output=True,
+        check=True,
+    )
+    assert b'"result"' in done.stderr
+    assert done.stdout == b"[]\n"
+
+
+def test_damaged_bytes_are_refused(host: Host, made: artefact.Artefact) -> None:
+    status, answer = host.install(made, made.data[:-1])
+    assert status == 1
+    assert answer["error"]["code"] == "ProtocolFailed"
+    assert not list((host.root / "agent").glob("*")) if host.root.exists() else True
+
+
+def test_the_one_before_is_kept_and_older_ones_go(host: Host, objects: Path, made: artefact.Artefact) -> None:
+    agents = host.root / "agent"
+    for age, name in enumerate(("old", "older", "oldest")):
+        (agents / name).mkdir(parents=True)
+        os.utime(agents / name, (1000 - age, 1000 - age))
+    host.install(made)
+    assert sorted(path.name for path in agents.iterdir()) == sorted([made.digest, "old"])
+
+
+def test_many_installers_at_once_leave_one_whole_agent(host: Host, made: artefact.Artefact) -> None:
+    command = install_command(made.digest, root=str(host.root))
+    running = []
+    for _ in range(3):
+        process = subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        running.append(process)
+    answers = [json.loads(process.communicate(made.data)[0]) for process in running]
+    assert all("result" in answer for answer in answers), answers
+    assert [path.name for path in (host.root / "agent").iterdir()] == [made.digest]
+    assert host.hello(made.digest)[0] == 0
+
+
+def test_an_old_python_is_refused_in_words(tmp_path: Path, made: artefact.Artefact) -> None:
+    pythons = old_pythons()
+    if not pythons:
+        pytest.skip("no Python older than 3.9 on this machine to be refused")
+    for number, python in enumerate(pythons):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        host = Host(folder, python)
+        status, answer = host.install(made)
+        assert status == wire.EXIT_UNFIT, answer
+        assert answer["error"]["code"] == "HostUnfit"
+        assert "3.9 or later" in answer["error"]["what"]
+        assert not host.root.exists()
+        # The same where the agent is installed but the host's python3 became an old one.
+        Host.install(Host(_made(folder / "new"), sys.executable), made)
+        old = Host(_made(folder / "mixed"), python)
+        old.root = folder / "new" / "state"
+        status, answer = old.hello(made.digest)
+        assert (status, answer["error"]["code"]) == (wire.EXIT_UNFIT, "HostUnfit")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_no_python_at_all_has_its_own_status(tmp_path: Path, made: artefact.Artefact) -> None:
+    host = Host(tmp_path, None)
+    assert host.install(made) == (wire.EXIT_NO_PYTHON, {})
+
+
+@pytest.mark.root
+def test_a_full_disk_is_named_before_anything_is_written(tmp_path: Path, made: artefact.Artefact) -> None:
+    host = Host(tmp_path, sys.executable)
+    host.root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(host.root)], check=True)
+    try:
+        status, answer = host.install(made)
+        assert status == 1
+        assert answer["error"]["code"] == "DiskFull"
+        assert answer["error"]["details"]["needed"] > 1024 * 1024
+        assert str(host.root) in answer["error"]["where"]["file"]
+        assert not list((host.root / "agent").iterdir())
+    finally:
+        subprocess.run(["umount", str(host.root)], check=True)
+
+
+def test_remove_leaves_nothing(host: Host, made: artefact.Artefact) -> None:
+    host.install(made)
+    (host.root / "agent.log").write_text("x")
+    status, answer = host.run(remove_command(root=str(host.root)))
+    assert (status, answer["result"]) == (0, {"removed": True})
+    assert not host.root.exists()
+
+
+def test_remove_keeps_documents(host: Host, made: artefact.Artefact) -> None:
+    host.install(made)
+    (host.root / "journal.json").write_text("{}")
+    host.run(remove_command(root=str(host.root)))
+    assert [path.name for path in host.root.iterdir()] == ["journal.json"]
