@@ -1,0 +1,24 @@
+"""`ground`: one lab of three hosts and three workloads each for all traffic tests, with a fleet over it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from bpfleet.lab import Lab
+from bpfleet.transport.fleet import Fleet
+from tests.e2e.traffic.ground import Ground
+
+
+@pytest.fixture(scope="session")
+def ground(needs_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    name = f"traffic-{os.getpid()}"
+    with Lab.up(name, 3, 3, directory=tmp_path_factory.mktemp("traffic"), guarded=True) as lab, Fleet() as fleet:
+        one = Ground(lab, fleet)
+        try:
+            one.start()
+            yield one
+        finally:
+            one.close()

@@ -1,0 +1,376 @@
+"""The station: sends and receives packets where it is started (a workload's or a host's network namespace).
+
+Runs under the host's own python3 with nothing but the standard library: `python3 -c <this file>`. One JSON command a
+line on stdin, one JSON answer a line on stdout, in any order: {"id", "do", ...} -> {"id", "answer"} or {"id",
+"error"}. Ends when stdin does.
+
+Its servers say to whoever comes which address they saw: a TCP server in its first line, a UDP server before the payload
+that it sends back. What begins with "#<stream> <number>" is noted as a number of that stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import os
+import random
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Any, Awaitable, Callable, Dict, List, Optional, Tuple
+
+ETH_P_ALL = 3
+PACKET_OUTGOING = 4
+SNIFF_MOST = 20000
+RECEIVE_BUFFER = 8 << 20
+ECHO = {False: (8, 0), True: (128, 129)}  # IPv6? -> request, reply (RFC 792, RFC 4443)
+SO_RCVBUFFORCE = 33
+IPV6_FLOWINFO_SEND = 0
+
+
+def plain(address: str) -> str:
+    """An address as people write it: IPv4 without the mapping of a dual-stack socket."""
+    found = ipaddress.ip_address(address.split("%")[0])
+    mapped = getattr(found, "ipv4_mapped", None)
+    return str(mapped or found)
+
+
+def family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+class Noted:
+    """Numbers heard, by stream."""
+
+    def __init__(self) -> None:
+        self.numbers: Dict[str, List[int]] = {}
+
+    def note(self, text: bytes) -> None:
+        if text.startswith(b"#"):
+            stream, number = text[1:].decode().split()[:2]
+            self.numbers.setdefault(stream, []).append(int(number))
+
+
+class Conversation(asyncio.Protocol):
+    """Server side of one TCP connection: says the peer's address, echoes, and keeps what it heard."""
+
+    def __init__(self, station: Station) -> None:
+        self.station = station
+        self.rest = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        address, port = transport.get_extra_info("peername")[:2]
+        self.heard = {"address": plain(address), "port": port, "data": ""}
+        self.station.heard.append(self.heard)
+        transport.write(plain(address).encode() + b"\n")
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            self.station.noted.note(line)
+        if len(self.heard["data"]) < 4096:
+            self.heard["data"] += data[:4096].decode(errors="replace")
+        self.station.bytes_heard += len(data)
+        self.transport.write(data)
+
+
+class Echo(asyncio.DatagramProtocol):
+    """UDP server: sends back the peer's address and the payload."""
+
+    def __init__(self, station: Station) -> None:
+        self.station = station
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, peer: Tuple[Any, ...]) -> None:
+        self.station.noted.note(data)
+        self.station.datagrams.append({"address": plain(peer[0]), "port": peer[1], "data": data[:64].decode("latin1")})
+        self.station.bytes_heard += len(data)
+        self.transport.sendto(plain(peer[0]).encode() + b" " + data, peer)
+
+
+class Question(asyncio.DatagramProtocol):
+    """UDP client: the first answer."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def datagram_received(self, data: bytes, peer: Tuple[Any, ...]) -> None:
+        if not self.answer.done():
+            self.answer.set_result(data)
+
+    def error_received(self, error: OSError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Station:
+    def __init__(self) -> None:
+        self.noted = Noted()
+        self.heard: List[Dict[str, Any]] = []
+        self.datagrams: List[Dict[str, Any]] = []
+        self.bytes_heard = 0
+        self.streams: Dict[str, Tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        self.numbering: Dict[str, asyncio.Task[int]] = {}
+        self.sniffers: Dict[str, Tuple[socket.socket, List[Tuple[str, str]]]] = {}
+        self.kept: List[Any] = []
+
+    # Servers
+
+    async def serve(self, tcp: List[int], udp: List[int]) -> None:
+        """TCP and UDP servers on these ports, for both families."""
+        loop = asyncio.get_running_loop()
+        for port in tcp:
+            listener = self._dual(socket.SOCK_STREAM, port)
+            self.kept.append(await loop.create_server(lambda: Conversation(self), sock=listener, backlog=512))
+        for port in udp:
+            bound = self._dual(socket.SOCK_DGRAM, port)
+            bound.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+            self.kept.append(await loop.create_datagram_endpoint(lambda: Echo(self), sock=bound))
+
+    def _dual(self, kind: socket.SocketKind, port: int) -> socket.socket:
+        bound = socket.socket(socket.AF_INET6, kind)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        bound.bind(("::", port))
+        bound.setblocking(False)
+        return bound
+
+    async def report(self, clear: bool = False) -> Dict[str, Any]:
+        """What the servers heard so far: TCP connections, datagrams, bytes, and numbers by stream."""
+        answer = {
+            "connections": list(self.heard),
+            "datagrams": list(self.datagrams),
+            "bytes": self.bytes_heard,
+            "numbers": {stream: sorted(numbers) for stream, numbers in self.noted.numbers.items()},
+        }
+        if clear:
+            self.heard, self.datagrams, self.bytes_heard, self.noted = [], [], 0, Noted()
+        return answer
+
+    # Probes
+
+    async def probe(self, flows: List[Dict[str, Any]], timeout: float) -> List[Optional[str]]:
+        """For each {"protocol", "address", "port", "source_port"?}: the address that the other end saw, or None when
+        nothing came back in time (seconds). All at once. What is refused in words is "refused: ..."."""
+        return list(await asyncio.gather(*(self._probe_one(flow, timeout) for flow in flows)))
+
+    async def _probe_one(self, flow: Dict[str, Any], timeout: float) -> Optional[str]:
+        how: Callable[[Dict[str, Any], float], Awaitable[str]] = getattr(self, "_probe_" + flow["protocol"])
+        try:
+            return await asyncio.wait_for(how(flow, timeout), timeout)
+        except (asyncio.TimeoutError, TimeoutError):
+            return None
+        except OSError as error:
+            return f"refused: {error}"
+
+    async def _probe_tcp(self, flow: Dict[str, Any], timeout: float) -> str:
+        own = ("::" if ":" in flow["address"] else "0.0.0.0", flow["source_port"]) if "source_port" in flow else None
+        reader, writer = await asyncio.open_connection(flow["address"], flow["port"], local_addr=own)
+        try:
+            return (await reader.readline()).decode().strip() or "refused: closed"
+        finally:
+            writer.close()
+
+    async def _probe_udp(self, flow: Dict[str, Any], timeout: float) -> str:
+        own = ("::" if ":" in flow["address"] else "0.0.0.0", flow["source_port"]) if "source_port" in flow else None
+        loop = asyncio.get_running_loop()
+        transport, question = await loop.create_datagram_endpoint(
+            Question, local_addr=own, remote_addr=(flow["address"], flow["port"])
+        )
+        try:
+            transport.sendto(b"?")
+            return (await question.answer).decode().split()[0]
+        finally:
+            transport.close()
+
+    async def _probe_icmp(self, flow: Dict[str, Any], timeout: float) -> str:
+        """An echo by hand: a raw socket of its own, its identifier drawn at random."""
+        is_v6 = ":" in flow["address"]
+        protocol = socket.IPPROTO_ICMPV6 if is_v6 else socket.IPPROTO_ICMP
+        request, reply = ECHO[is_v6]
+        identifier = random.randrange(1, 1 << 16)
+        loop = asyncio.get_running_loop()
+        with socket.socket(family(flow["address"]), socket.SOCK_RAW, protocol) as raw:
+            raw.setblocking(False)
+            raw.connect((flow["address"], 0))
+            message = struct.pack("!BBHHH", request, 0, 0, identifier, 1) + b"bpfleet!" * (flow.get("size", 8) // 8)
+            if not is_v6:  # of ICMPv6 the kernel fills in the checksum
+                message = message[:2] + struct.pack("!H", checksum(message)) + message[4:]
+            raw.send(message)
+            while True:
+                data = await loop.sock_recv(raw, 65536)
+                if not is_v6:
+                    data = data[(data[0] & 15) * 4 :]
+                if data[0] == reply and struct.unpack_from("!H", data, 4)[0] == identifier:
+                    return plain(raw.getsockname()[0])
+
+    # TCP connections that stay
+
+    async def dial(self, name: str, address: str, port: int, timeout: float) -> Optional[int]:
+        """Open a connection under a name; its own port, or None if nobody answered."""
+        try:
+            opening = asyncio.open_connection(address, port)
+            reader, writer = await asyncio.wait_for(opening, timeout)
+            await asyncio.wait_for(reader.readline(), timeout)
+        except (OSError, asyncio.TimeoutError, TimeoutError):
+            return None
+        self.streams[name] = (reader, writer)
+        return int(writer.get_extra_info("sockname")[1])
+
+    async def say(self, name: str, text: str, timeout: float) -> bool:
+        """Send a line and wait for its echo."""
+        reader, writer = self.streams[name]
+        writer.write(text.encode() + b"\n")
+        try:
+            return (await asyncio.wait_for(reader.readline(), timeout)).decode().strip() == text
+        except (OSError, asyncio.TimeoutError, TimeoutError):
+            return False
+
+    async def pour(self, name: str, size: int, timeout: float) -> int:
+        """Send so many bytes; how many came back in time."""
+        reader, writer = self.streams[name]
+        back = 0
+
+        async def feed() -> None:
+            for _ in range(size // 65536):
+                writer.write(b"x" * 65535 + b"\n")
+                await writer.drain()
+
+        feeding = asyncio.ensure_future(feed())
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+            while back < size // 65536 * 65536:
+                back += len(await asyncio.wait_for(reader.read(1 << 18), timeout))
+        feeding.cancel()
+        return back
+
+    async def hang_up(self, name: str) -> None:
+        """Close without a word to the other end, as far as TCP allows: a reset."""
+        _, writer = self.streams.pop(name)
+        option = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+        writer.transport.abort()
+
+    # Numbered packets
+
+    async def number(self, stream: str, protocol: str, address: str, port: int, interval: float) -> None:
+        """Send "#<stream> <n>" for n = 0, 1, 2, ... every `interval` seconds until `enough`."""
+        self.numbering[stream] = asyncio.ensure_future(self._number(stream, protocol, address, port, interval))
+
+    async def _number(self, stream: str, protocol: str, address: str, port: int, interval: float) -> int:
+        kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+        loop = asyncio.get_running_loop()
+        sent = 0
+        with socket.socket(family(address), kind) as out:
+            out.setblocking(False)
+            await loop.sock_connect(out, (address, port))
+            loop.add_reader(out, self._discard, out)
+            try:
+                while True:
+                    await loop.sock_sendall(out, f"#{stream} {sent}\n".encode())
+                    sent += 1
+                    await asyncio.sleep(interval)
+            except asyncio.CancelledError:
+                return sent
+            finally:
+                loop.remove_reader(out)
+
+    @staticmethod
+    def _discard(source: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            source.recv(65536)
+
+    async def enough(self, stream: str) -> int:
+        """Stop a stream; how many were sent."""
+        task = self.numbering.pop(stream)
+        task.cancel()
+        return await task
+
+    # Frames
+
+    async def frames(self, device: str, frames: List[str], gap: float = 0.0) -> int:
+        """Send Ethernet frames (hex) out of a device, `gap` seconds apart."""
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
+            out.bind((device, 0))
+            for frame in frames:
+                out.send(bytes.fromhex(frame))
+                if gap:
+                    await asyncio.sleep(gap)
+        return len(frames)
+
+    async def mac(self, device: str) -> str:
+        return Path(f"/sys/class/net/{device}/address").read_text().strip()
+
+    async def sniff(self, name: str, device: str) -> None:
+        """Keep the start of every frame that passes a device, either way, until `sniffed`."""
+        ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        ear.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        ear.bind((device, ETH_P_ALL))
+        ear.setblocking(False)
+        kept: List[Tuple[str, str]] = []
+        self.sniffers[name] = (ear, kept)
+        asyncio.get_running_loop().add_reader(ear, self._hear, ear, kept)
+
+    @staticmethod
+    def _hear(ear: socket.socket, kept: List[Tuple[str, str]]) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while len(kept) < SNIFF_MOST:
+                data, origin = ear.recvfrom(65536)
+                kept.append(("out" if origin[2] == PACKET_OUTGOING else "in", data[:200].hex()))
+
+    async def sniffed(self, name: str) -> List[Tuple[str, str]]:
+        """Stop, and hand over (direction at the device, frame in hex, at most 200 bytes) in order of arrival."""
+        ear, kept = self.sniffers.pop(name)
+        self._hear(ear, kept)
+        asyncio.get_running_loop().remove_reader(ear)
+        ear.close()
+        return kept
+
+    async def read(self, path: str) -> str:
+        """A file of /proc as this network namespace sees it."""
+        return Path(path).read_text()
+
+
+def checksum(data: bytes) -> int:
+    """RFC 1071."""
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+async def main() -> None:
+    station = Station()
+    loop = asyncio.get_running_loop()
+    commands = asyncio.StreamReader(limit=1 << 26)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    running = set()
+
+    async def carry_out(command: Dict[str, Any]) -> None:
+        number = command.pop("id")
+        try:
+            answer = {"id": number, "answer": await getattr(station, command.pop("do"))(**command)}
+        except Exception as error:  # noqa: BLE001 - the test that asked gets to see it
+            answer = {"id": number, "error": repr(error)}
+        line = json.dumps(answer).encode() + b"\n"
+        while line:
+            line = line[os.write(1, line) :]
+
+    while True:
+        line = await commands.readline()
+        if not line:
+            return
+        task = asyncio.ensure_future(carry_out(json.loads(line)))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

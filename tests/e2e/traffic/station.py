@@ -1,0 +1,102 @@
+"""The controller's end of a station (program.py): every command of it as a method."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import queue
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bpfleet.lab import Lab
+
+_PROGRAM = (Path(__file__).with_name("program.py")).read_text()
+_ANSWER_SECONDS = 30.0
+
+
+class Flow(NamedTuple):
+    """One probe: `protocol` is tcp, udp or icmp (ICMPv6 for an IPv6 address); `port` 0 for icmp."""
+
+    protocol: str
+    address: str
+    port: int = 0
+
+
+class Asked:
+    """An answer that is under way."""
+
+    def __init__(self) -> None:
+        self._box: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def put(self, message: dict[str, Any]) -> None:
+        self._box.put(message)
+
+    def get(self, seconds: float = _ANSWER_SECONDS) -> Any:
+        message = self._box.get(timeout=seconds)
+        if "error" in message:
+            raise RuntimeError(message["error"])
+        return message["answer"]
+
+
+class Station:
+    """A process in one network namespace that sends and receives on command. Commands may overlap."""
+
+    def __init__(self, lab: Lab, place: str, workload: str | None = None) -> None:
+        self.name = f"{place}/{workload}" if workload else place
+        where = lab.world if place == "world" else lab.host(place)
+        self._process: subprocess.Popen[str] = where.popen(
+            ["/usr/bin/python3", "-I", "-S", "-c", _PROGRAM],
+            workload=workload,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._numbers = itertools.count()
+        self._asked: dict[int, Asked] = {}
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def ask(self, do: str, **arguments: Any) -> Asked:
+        """Send a command; the answer is fetched by .get()."""
+        number = next(self._numbers)
+        asked = self._asked[number] = Asked()
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"id": number, "do": do, **arguments}) + "\n")
+        self._process.stdin.flush()
+        return asked
+
+    def do(self, do: str, **arguments: Any) -> Any:
+        """Send a command and wait for its answer."""
+        return self.ask(do, **arguments).get()
+
+    def probe(self, flows: Sequence[Flow], timeout: float = 0.5) -> Asked:
+        """Probe all at once; the answer holds, in order, the address that the other end saw, or None."""
+        return self.ask("probe", flows=[flow._asdict() for flow in flows], timeout=timeout)
+
+    def reaches(self, flow: Flow, timeout: float = 0.5) -> bool:
+        """Whether one flow gets an answer."""
+        (seen,) = self.probe([flow], timeout).get()
+        return seen is not None and not seen.startswith("refused")
+
+    def close(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            message = json.loads(line)
+            self._asked.pop(message["id"]).put(message)
+        for asked in list(self._asked.values()):
+            asked.put({"error": f"station {self.name} ended"})
