@@ -155,6 +155,8 @@ class Fleet:
     def close(self) -> None:
         """End all agents and connections; requests under way fail. Idempotent."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             nodes = list(self._nodes.values())
         self._dialler.close()

@@ -95,7 +95,12 @@ class _LocalStream:
                 raise Broken("the connection was closed")
             wanted = [self._out] if read else []
             reading = [*wanted, self._err] if self._err_open else wanted
-            ready, writable, _ = select.select(reading, [] if read else [self._in], [], min(1.0, until.left))
+            try:
+                ready, writable, _ = select.select(reading, [] if read else [self._in], [], min(1.0, until.left))
+            except (OSError, ValueError) as closed:
+                if self._closed:
+                    continue
+                raise EOFError("the command reads no more") from closed
             if self._err in ready:
                 self._listen()
             if self._out in ready or writable:
@@ -125,9 +130,13 @@ class _LocalStream:
     def receive(self, until: Deadline) -> bytes:
         try:
             self._wait(until, read=True)
-            return os.read(self._out.fileno(), CHUNK)
+            data = os.read(self._out.fileno(), CHUNK)
         except (OSError, ValueError) as closed:
             raise Broken("the connection was closed") from closed
+        if not data and self._closed:
+            # Another thread closed the channel: the command did not end by itself.
+            raise Broken("the connection was closed")
+        return data
 
     def complaint(self) -> str:
         while self._err_open and select.select([self._err], [], [], 0)[0]:

@@ -121,13 +121,19 @@ class Transaction:
             )
         return _Staged(transaction, answer)
 
-    def _apply(self, name: str, staged: _Staged) -> _Applied | Outcome:
+    def _apply(self, name: str, staged: _Staged, again: bool = True) -> _Applied | Outcome:
         node = self._nodes[name]
         node.report("apply", f"{sum(staged.answer.get('steps', {}).values())} steps")
         try:
             return _Applied(staged, node.call("apply", {"transaction": staged.transaction}))
+        except TransactionFailed as error:
+            if not again or error.details.get("retry") != "stage":
+                return self._put_back(name, staged, error)
         except BpfleetError as error:
             return self._put_back(name, staged, error)
+        # Another controller was first, or the agent that had it staged is gone. Once: two could go on for ever.
+        restaged = self._stage(name)
+        return self._apply(name, restaged, again=False) if isinstance(restaged, _Staged) else restaged
 
     def _confirm(self, name: str, applied: _Applied) -> Outcome:
         node = self._nodes[name]
@@ -135,14 +141,12 @@ class Transaction:
         confirmed: wire.ConfirmResult | wire.Hello
         try:
             confirmed = node.call("confirm", {"transaction": applied.staged.transaction}, new_connection=True)
-        except Unreachable as error:
+        except BpfleetError as error:
             # The confirmation may have arrived although its answer did not.
             hello = self._hello(node)
             if hello is None or not _is_confirmed(hello, applied):
                 return self._put_back(name, applied.staged, error)
             confirmed = hello
-        except BpfleetError as error:
-            return self._put_back(name, applied.staged, error)
         return Committed(
             generation=confirmed["generation"],
             documents_digest=confirmed["documents_digest"],
