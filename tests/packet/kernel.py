@@ -1,0 +1,291 @@
+"""The objects in the kernel, to be fed with packets: libbpf to load them, bpf(2) for the rest.
+
+Only as much as packet tests and benches need; the agent's loader is another matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import platform
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
+
+from bpfleet.loader import layout
+from bpfleet.loader.generated.layouts import ENUMS, MAPS, PROGRAMS
+
+BUILD = Path(__file__).resolve().parents[2] / "build/bpf"
+CPUS = os.sysconf("SC_NPROCESSORS_CONF")
+SLOTS = 1024
+
+TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = 0, 2, 7
+ACTIONS = {TC_ACT_OK: "ok", TC_ACT_SHOT: "shot", TC_ACT_REDIRECT: "redirect"}
+
+_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN = 0, 1, 2, 3, 4, 10
+_HASH = 1
+_SYSCALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+_SK_BUFF_SIZE, _INGRESS_IFINDEX, _IFINDEX = 192, 36, 40
+_CLONE_NEWNET = 0x40000000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Result(NamedTuple):
+    """What became of one packet: action by name, the frame afterwards, counters that moved, events that were written."""
+
+    action: str
+    frame: bytes
+    counters: Dict[str, int]
+    events: List[Dict[str, Any]]
+
+
+def bpf(command: int, attributes: bytes, keep: Sequence[Any] = ()) -> "tuple[int, bytes]":
+    """bpf(2); (result, the attributes as the kernel left them). `keep` are the buffers they point to. Raises OSError."""
+    buffer = ctypes.create_string_buffer(attributes.ljust(144, b"\0"), 144)
+    result = _libc.syscall(_SYSCALL, command, buffer, 144)
+    del keep
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result, buffer.raw
+
+
+def _pointer(data: Any) -> int:
+    return ctypes.addressof(data) if data is not None else 0
+
+
+def _buffer(data: bytes) -> Any:
+    return ctypes.create_string_buffer(data, max(len(data), 1))
+
+
+class Map:
+    """One map by its descriptor."""
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name, self.fd = name, fd
+        self.percpu = MAPS[name]["type"].startswith("percpu")
+
+    def update(self, key: Mapping[str, Any], value: "Mapping[str, Any] | bytes") -> None:
+        """Write one record."""
+        data = value if isinstance(value, bytes) else layout.encode(self.name, "value", value)
+        self._do(_UPDATE, layout.encode(self.name, "key", key), data)
+
+    def delete(self, key: Mapping[str, Any]) -> None:
+        """Remove one record. Raises OSError if there is none."""
+        self._do(_DELETE, layout.encode(self.name, "key", key), b"")
+
+    def lookup(self, key: Mapping[str, Any]) -> Dict[str, Any]:
+        """One record; of a per-CPU map the sum of its fields. Raises OSError if there is none."""
+        return self._value(layout.encode(self.name, "key", key))
+
+    def _value(self, key: bytes) -> Dict[str, Any]:
+        size = layout.layout(self.name, "value").size
+        data = self._do(_LOOKUP, key, bytes(size * (CPUS if self.percpu else 1)))
+        records = layout.decode_many(self.name, "value", data)
+        if not self.percpu:
+            return records[0]
+        return {name: sum(record[name] for record in records) for name in records[0]}
+
+    def items(self) -> "list[tuple[dict[str, Any], dict[str, Any]]]":
+        """All records."""
+        return [(layout.decode(self.name, "key", key), self._value(key)) for key in self.keys()]
+
+    def keys(self) -> List[bytes]:
+        """All keys, encoded."""
+        found: List[bytes] = []
+        while True:
+            after = _buffer(found[-1]) if found else None
+            following = _buffer(bytes(layout.layout(self.name, "key").size))
+            attributes = struct.pack("<IIQQ", self.fd, 0, _pointer(after), _pointer(following))
+            try:
+                bpf(_NEXT, attributes, (after, following))
+            except FileNotFoundError:
+                return found
+            found.append(following.raw)
+
+    def clear(self) -> None:
+        """Remove every record of a hash; zero those of an array."""
+        value = bytes(layout.layout(self.name, "value").size * (CPUS if self.percpu else 1))
+        for key in self.keys():
+            if "array" in MAPS[self.name]["type"]:
+                self._do(_UPDATE, key, value)
+            else:
+                self._do(_DELETE, key, b"")
+
+    def _do(self, command: int, key: bytes, value: bytes) -> bytes:
+        key_buffer, value_buffer = _buffer(key), _buffer(value)
+        value_pointer = _pointer(value_buffer) if value else 0
+        attributes = struct.pack("<IIQQQ", self.fd, 0, _pointer(key_buffer), value_pointer, 0)
+        bpf(command, attributes, (key_buffer, value_buffer))
+        return value_buffer.raw
+
+
+class Datapath:
+    """All objects, sharing one set of maps. Close it to let go of everything."""
+
+    def __init__(self, constants: Mapping[str, Any]) -> None:
+        self.maps: Dict[str, Map] = {}
+        self.programs: Dict[str, int] = {}
+        self._objects: List[int] = []
+        self._lib = _libbpf()
+        for name, functions in PROGRAMS.items():
+            self._load(name, next(iter(functions)), constants)
+        self._events = mmap.mmap(
+            self.maps["events"].fd, _pages(CPUS * SLOTS * MAPS["events"]["value"]["size"]), mmap.MAP_SHARED, mmap.PROT_READ
+        )
+
+    def close(self) -> None:
+        """Unload."""
+        self._events.close()
+        for opened in self._objects:
+            self._lib.bpf_object__close(opened)
+
+    def _load(self, name: str, function: str, constants: Mapping[str, Any]) -> None:
+        lib = self._lib
+        opened = lib.bpf_object__open_file(str(BUILD / f"{name}.bpf.o").encode(), None)
+        if not opened:
+            raise OSError(ctypes.get_errno(), f"cannot open {name}: run make objects")
+        self._objects.append(opened)
+        one = lib.bpf_object__next_map(opened, None)
+        names = {}
+        while one:
+            map_name = lib.bpf_map__name(one).decode()
+            names[map_name] = one
+            if map_name.endswith(".rodata"):
+                size = ctypes.c_size_t()
+                initial = lib.bpf_map__initial_value(one, ctypes.byref(size))
+                data = layout.encode_constants(name, constants, ctypes.string_at(initial, size.value))
+                _check(lib.bpf_map__set_initial_value(one, data, len(data)))
+            elif map_name in self.maps:
+                _check(lib.bpf_map__reuse_fd(one, self.maps[map_name].fd))
+            elif map_name == "events":
+                _check(lib.bpf_map__set_max_entries(one, CPUS * SLOTS))
+            elif map_name == "event_cursor":
+                _check(lib.bpf_map__set_max_entries(one, CPUS))
+            one = lib.bpf_object__next_map(opened, one)
+        _check(lib.bpf_object__load(opened))
+        for map_name, one in names.items():
+            if map_name in MAPS and map_name not in self.maps:
+                self.maps[map_name] = Map(map_name, lib.bpf_map__fd(one))
+        program = lib.bpf_object__find_program_by_name(opened, function.encode())
+        self.programs[name] = lib.bpf_program__fd(program)
+
+    def reset(self) -> None:
+        """Empty every map but the events."""
+        for name, one in self.maps.items():
+            if name not in ("events", "event_cursor"):
+                one.clear()
+
+    def set_policy(self, identity: int, entries: Sequence["tuple[Mapping[str, Any], Mapping[str, Any]]"]) -> None:
+        """Swap in a new inner map."""
+        key, value = MAPS["policy_entries"]["key"]["size"], MAPS["policy_entries"]["value"]["size"]
+        fd, _ = bpf(_MAP_CREATE, struct.pack("<IIIII", _HASH, key, value, max(len(entries), 1), 0))
+        inner = Map("policy_entries", fd)
+        try:
+            for entry_key, entry_value in entries:
+                inner.update(entry_key, entry_value)
+            self.maps["policies"].update({"identity": identity}, {"inner": fd})
+        finally:
+            os.close(fd)
+
+    def run(self, program: str, frame: bytes, ifindex: int = 0, ingress_ifindex: int = 0) -> Result:
+        """Feed one frame to a program, as if at that device."""
+        counters, written = self.counters(), self._written()
+        context = bytearray(_SK_BUFF_SIZE)
+        struct.pack_into("<II", context, _INGRESS_IFINDEX, ingress_ifindex, ifindex)
+        code, out = self.run_raw(program, frame, bytes(context))
+        after = self.counters()
+        moved = {name: count - counters[name] for name, count in after.items() if count != counters[name]}
+        return Result(ACTIONS.get(code, str(code)), out, moved, self._events_since(written))
+
+    def run_raw(self, program: str, frame: bytes, context: bytes) -> "tuple[int, bytes]":
+        """BPF_PROG_TEST_RUN: (return code, the frame afterwards)."""
+        data, out, ctx = _buffer(frame), _buffer(bytes(len(frame) + 256)), _buffer(context)
+        attributes = struct.pack(
+            "<IIIIQQIIIIQQ",
+            self.programs[program], 0, len(frame), len(frame) + 256, _pointer(data), _pointer(out),
+            1, 0, len(context), 0, _pointer(ctx), 0,
+        )  # fmt: skip
+        _, left = bpf(_TEST_RUN, attributes, (data, out, ctx))
+        _, code, _, size = struct.unpack_from("<IIII", left)
+        return code, out.raw[:size]
+
+    def counters(self) -> Dict[str, int]:
+        """Packets by the reason's name."""
+        counters = self.maps["counters"]
+        return {
+            name: counters.lookup({"index": number})["packets"]
+            for name, number in ENUMS["reason"].items()
+            if name != "limit"
+        }
+
+    def _written(self) -> List[int]:
+        cursor = self.maps["event_cursor"]
+        return [cursor.lookup({"index": cpu})["written"] for cpu in range(CPUS)]
+
+    def _events_since(self, written: List[int]) -> List[Dict[str, Any]]:
+        """Events by the readers' protocol, from the mapping; numbers become names."""
+        found = []
+        stride = MAPS["events"]["value"]["size"]
+        for cpu, (before, now) in enumerate(zip(written, self._written())):
+            for number in range(before + 1, now + 1):
+                at = (cpu * SLOTS + (number - 1) % SLOTS) * stride
+                event = layout.decode("events", "value", self._events[at : at + stride])
+                assert event["sequence"] == number
+                for field in ("verdict", "direction", "reason", "hook"):
+                    event[field] = layout.name_of(field, event[field])
+                found.append(event)
+        return sorted(found, key=lambda event: event["time_ns"])
+
+
+@contextlib.contextmanager
+def devices(names: Mapping[str, int]) -> Iterator[None]:
+    """A network namespace for this thread alone, with idle bridges of those interface indexes."""
+    with open("/proc/thread-self/ns/net") as home:
+        if _libc.unshare(_CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "unshare")
+        try:
+            for name, index in names.items():
+                subprocess.run(["ip", "link", "add", "name", f"dev-{name}", "index", str(index), "type", "bridge"], check=True)
+            yield
+        finally:
+            if _libc.setns(home.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+
+
+def _pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _check(result: int) -> None:
+    if result:
+        raise OSError(-result, os.strerror(-result))
+
+
+def _libbpf() -> ctypes.CDLL:
+    lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+    signatures: Dict[str, "tuple[Any, list[Any]]"] = {
+        "bpf_object__open_file": (pointer, [text, pointer]),
+        "bpf_object__load": (number, [pointer]),
+        "bpf_object__close": (None, [pointer]),
+        "bpf_object__next_map": (pointer, [pointer, pointer]),
+        "bpf_object__find_program_by_name": (pointer, [pointer, text]),
+        "bpf_program__fd": (number, [pointer]),
+        "bpf_map__name": (text, [pointer]),
+        "bpf_map__fd": (number, [pointer]),
+        "bpf_map__initial_value": (pointer, [pointer, pointer]),
+        "bpf_map__set_initial_value": (number, [pointer, text, ctypes.c_size_t]),
+        "bpf_map__set_max_entries": (number, [pointer, ctypes.c_uint32]),
+        "bpf_map__reuse_fd": (number, [pointer, number]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    quiet: Optional[Any] = lib.libbpf_set_print
+    if quiet is not None:
+        quiet(None)
+    return lib

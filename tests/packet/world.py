@@ -1,0 +1,172 @@
+"""The small world all packet cases live in, and what a case is made of.
+
+This node has the endpoints a, b and q (q waits for its identity), all delivered to by bpf_redirect_peer, and t, a tap
+whose workload's MAC is not known. Another member has the endpoint c. Every name has an address of each family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+
+from bpfleet.loader.generated.layouts import ENUMS
+from tests.packet.frames import ICMP, ICMP6
+from tests.packet.kernel import Datapath
+
+TUNNEL_PORT = 8472
+UNDERLAY, UNDERLAY_2, UNDERLAY_6 = "192.0.2.1", "192.0.2.2", "2001:db8::3"
+DEVICES = {"a": 11, "b": 12, "q": 13, "t": 14, "eth0": 20, "vxlan": 21, "nobody": 30}
+IDENTITIES = {"a": 70001, "b": 70002, "c": 70003, "t": 70004, "d": 70005, "q": 5, "host": 1, "node2": 6, "world": 2}
+MACS = {name: (f"02:00:00:00:01:{index:02x}", f"02:00:00:00:02:{index:02x}") for name, index in DEVICES.items()}
+ADDRESSES = {
+    4: {
+        "a": "10.1.0.1", "b": "10.1.0.2", "q": "10.1.0.9", "t": "10.1.0.4", "c": "10.2.0.1", "d": "10.3.0.1",
+        "host": UNDERLAY, "node2": UNDERLAY_2, "world": "198.51.100.7", "gateway": "10.1.0.254",
+    },
+    6: {
+        "a": "fd00:1::1", "b": "fd00:1::2", "q": "fd00:1::9", "t": "fd00:1::4", "c": "fd00:2::1", "d": "fd00:3::1",
+        "host": "2001:db8::1", "node2": "2001:db8::2", "world": "2001:db8:ffff::7", "gateway": "fd00:1::fe",
+    },
+}  # fmt: skip
+# Where the names that are not of this node are. d is on a node with an IPv6 underlay.
+TUNNELS = {"c": UNDERLAY_2, "node2": UNDERLAY_2, "d": UNDERLAY_6}
+CONSTANTS = {"tunnel_port": TUNNEL_PORT, "node_address": UNDERLAY, "events_slots_mask": 1023}
+DEFAULT_DENY = {"ingress": 9001, "egress": 9002}
+
+_CLASSES = ENUMS["policy_class"]
+_DIRECTIONS = ENUMS["direction"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One policy entry; 0 stands for any peer, protocol or port."""
+
+    direction: str
+    rule_id: int
+    peer: int = 0
+    protocol: int = 0
+    port: int = 0
+    action: str = "allow"
+
+
+@dataclass(frozen=True)
+class Send:
+    """A frame, where it appears, and everything that must come of it. `out` None: not looked at."""
+
+    program: str
+    frame: bytes
+    action: str
+    counters: Mapping[str, int]
+    at: str = ""
+    via: str = ""
+    out: Optional[bytes] = None
+    events: Tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A change of one name's policy; `selected` are the directions that deny by default, `revision` the new one."""
+
+    name: str
+    rules: Tuple[Rule, ...] = ()
+    selected: Tuple[str, ...] = ()
+    revision: int = 2
+
+
+@dataclass(frozen=True)
+class Move:
+    """Any other change of one map record."""
+
+    map: str
+    key: Mapping[str, Any]
+    value: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One story; its steps happen in order."""
+
+    name: str
+    steps: Tuple[Union[Send, Policy, Move], ...]
+    family: int = field(default=4)
+
+    def __str__(self) -> str:
+        return f"v{self.family}: {self.name}"
+
+
+def icmp_of(family: int) -> int:
+    """The protocol number of ICMP in that family."""
+    return ICMP if family == 4 else ICMP6
+
+
+def address_record(name: str) -> Dict[str, Any]:
+    """What `addresses` says about a name."""
+    identity = 1 if name == "gateway" else IDENTITIES[name]
+    local = name in ("a", "b", "q", "t")
+    return {"identity": identity, "ifindex": DEVICES[name] if local else 0, "tunnel_endpoint": TUNNELS.get(name, "")}
+
+
+def endpoint_record(name: str, revision: int = 1) -> Dict[str, Any]:
+    """What `endpoints` says about a name."""
+    workload, device = MACS[name]
+    return {
+        "identity": IDENTITIES[name],
+        "policy_revision": revision,
+        "workload_mac": "00:00:00:00:00:00" if name == "t" else workload,
+        "device_mac": device,
+        "flags": 0 if name == "t" else ENUMS["endpoint_flag"]["peer"],
+    }
+
+
+def build(datapath: Datapath) -> None:
+    """Put the world into empty maps."""
+    maps = datapath.maps
+    for family in ADDRESSES.values():
+        for name, address in family.items():
+            if name != "world":
+                maps["addresses"].update({"address": address}, address_record(name))
+    maps["addresses"].update(
+        {"address": UNDERLAY_6}, {"identity": 6, "ifindex": 0, "tunnel_endpoint": UNDERLAY_6}
+    )
+    for name in ("a", "b", "q", "t"):
+        maps["endpoints"].update({"ifindex": DEVICES[name]}, endpoint_record(name))
+    maps["node"].update({"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": DEVICES["vxlan"]})
+
+
+def entries(rules: Tuple[Rule, ...], selected: Tuple[str, ...]) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:
+    """Rules as the entries of an inner policy map, headers included."""
+    found = []
+    classes = dict.fromkeys(_DIRECTIONS, 0)
+    for rule in rules:
+        shape = ("peer" if rule.peer else "any") + ("_port" if rule.port else "_protocol" if rule.protocol else "")
+        classes[rule.direction] |= _CLASSES[shape]
+        key = {
+            "peer": rule.peer,
+            "direction": _DIRECTIONS[rule.direction],
+            "protocol": rule.protocol,
+            "port": rule.port,
+        }
+        action = ENUMS["policy_action"][rule.action]
+        found.append((key, {"rule_id": rule.rule_id, "action": action, "classes": 0}))
+    for direction in selected:
+        key = {
+            "peer": ENUMS["policy_peer"]["header"],
+            "direction": _DIRECTIONS[direction],
+            "protocol": 0,
+            "port": 0,
+        }
+        found.append(
+            (key, {"rule_id": DEFAULT_DENY[direction], "action": 0, "classes": classes[direction]})
+        )
+    return found
+
+
+def apply(datapath: Datapath, change: Union[Policy, Move]) -> None:
+    """Make a change, in the order the agent does."""
+    if isinstance(change, Move):
+        datapath.maps[change.map].update(change.key, change.value)
+        return
+    datapath.set_policy(IDENTITIES[change.name], entries(change.rules, change.selected))
+    datapath.maps["endpoints"].update(
+        {"ifindex": DEVICES[change.name]}, endpoint_record(change.name, change.revision)
+    )
