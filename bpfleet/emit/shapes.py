@@ -64,7 +64,9 @@ def _shape(resource: Resource) -> Shape:
             field = replace(field, type=MapOf(field.handles, key=NAME), doc=doc)
         inputs.append(field)
     outputs = [replace(field, required=True) for field in resource.fields if field.computed]
-    if resource.kind == "cluster":
+    if resource.kind in ("cluster", "node"):
+        # A node or a cluster that is not finished everywhere must not hold up all that depends on it, as a partially
+        # created resource would: it says so in an output instead. Leaves are kept as partially created.
         outputs.append(LAGGING_FIELD)
     return Shape(resource, tuple(inputs), (*outputs, DRIFT_FIELD))
 

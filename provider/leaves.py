@@ -1,0 +1,171 @@
+"""Documents on all members of a cluster: identities, endpoints, policies, and documents of nodes that are members.
+
+Calls in flight together are one transaction a node (batching.py); each call learns what became of its own document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+
+from bpfleet.errors import BpfleetError, Conflict, Unreachable
+from bpfleet.transport.target import Target
+from provider.batching import Batcher
+from provider.directory import View, handle_target
+from provider.runtime import Runtime, cancelled_error
+from provider.writing import Delete, Put, Result, Writer
+
+
+@dataclass
+class Call:
+    """One Create, Update or Delete that waits for its batch.
+
+    seeds: members to ask who the others are. node: the target of a node whose own document is being put.
+    """
+
+    urn: str
+    owner: str
+    cluster: str
+    change: Union[Put, Delete]
+    seeds: Mapping[str, Target]
+    done: asyncio.Future[Result]
+    node: Optional[Target] = None
+
+
+class Leaves:
+    """The documents of one process's resources. Methods are for the event loop."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._declared: Dict[Tuple[str, str], str] = {}
+        self.batcher: Batcher[Call] = Batcher(self._work)
+
+    async def put(
+        self, urn: str, owner: str, cluster: str, put: Put, seeds: Mapping[str, Target], node: Optional[Target] = None
+    ) -> Result:
+        """Put a document on all members. What stopped it is raised; who lags behind is the caller's to judge."""
+        other = self._declared.setdefault((cluster, put.key), urn)
+        if other != urn:
+            self.batcher.withdraw(urn)
+            raise Conflict(
+                f"is declared twice: {other} is it already",
+                resource=put.key,
+                field="name",
+                remedy="Give each its own name, or remove one.",
+            )
+        return await self._submit(Call(urn, owner, cluster, put, seeds, _future(), node))
+
+    async def delete(self, urn: str, owner: str, cluster: str, key: str, seeds: Mapping[str, Target]) -> Result:
+        """Delete a document from all members."""
+        if self._declared.get((cluster, key), urn) != urn:
+            # Another resource took the document over in this very run (the Pulumi resource was renamed).
+            return Result()
+        result = await self._submit(Call(urn, owner, cluster, Delete(key), seeds, _future()))
+        self._declared.pop((cluster, key), None)
+        return result
+
+    async def _submit(self, call: Call) -> Result:
+        if self._runtime.cancelled.is_set():
+            raise cancelled_error()
+        self.batcher.arrive(call.urn, call)
+        result = await call.done
+        for warning in result.warnings:
+            self._runtime.engine.warn(call.urn, warning)
+        if result.error is not None:
+            raise result.error
+        return result
+
+    def cancel(self) -> None:
+        """End the calls that still wait for their batch."""
+        for call in self.batcher.drain():
+            call.done.set_result(Result(error=cancelled_error()))
+
+    async def _work(self, calls: List[Call]) -> None:
+        groups: Dict[Tuple[str, str], List[Call]] = {}
+        for call in calls:
+            groups.setdefault((call.cluster, call.owner), []).append(call)
+        await asyncio.gather(*(self._group(group) for group in groups.values()))
+
+    async def _group(self, calls: List[Call]) -> None:
+        """One transaction; every call gets its result or the error that kept all of them."""
+        results: Dict[str, Result] = {}
+        failure: Optional[BaseException] = None
+        try:
+            results = await self._runtime.run(self._write, calls)
+        except Exception as error:  # noqa: BLE001 - handed to every call of the batch, nothing is swallowed
+            failure = error
+        for call in calls:
+            if call.done.done():
+                continue
+            if failure is None:
+                call.done.set_result(results[call.change.key])
+            elif isinstance(failure, BpfleetError):
+                call.done.set_result(Result(error=_copy(failure, call.change.key)))
+            else:
+                call.done.set_exception(failure)
+
+    def _write(self, calls: List[Call]) -> Dict[str, Result]:
+        """Blocking: find the members, write to all of them."""
+        runtime = self._runtime
+        cluster, owner = calls[0].cluster, calls[0].owner
+        seeds = {name: target for call in calls for name, target in call.seeds.items()}
+        view = runtime.directory.view(cluster, seeds)
+        if view is None:
+            return {call.change.key: _without_cluster(call, seeds) for call in calls}
+        for call in calls:
+            if call.node is not None and isinstance(call.change, Put):
+                view = view.with_node(call.node, _item(call))
+        puts = [call.change for call in calls if isinstance(call.change, Put)]
+        deletes = [call.change for call in calls if isinstance(call.change, Delete)]
+        with runtime.shown_at(calls[0].urn, list(view.members)):
+            results = Writer(runtime.fleet, runtime.directory, view, owner, runtime.cancelled).write(puts, deletes)
+        for delete in deletes:
+            _forgive(results[delete.key], view)
+        if any(call.node is not None and results[call.change.key].error is None for call in calls):
+            runtime.directory.remember(view)
+        return results
+
+
+def seeds_of(handle: Mapping[str, Any]) -> Dict[str, Target]:
+    """The seeds that a cluster's handle names. One whose address is not known is left out."""
+    return {name: handle_target(seed) for name, seed in handle["seeds"].items()}
+
+
+def _future() -> asyncio.Future[Result]:
+    return asyncio.get_running_loop().create_future()
+
+
+def _item(call: Call) -> Any:
+    assert isinstance(call.change, Put)
+    document = {"kind": call.change.kind, "name": call.change.name, "spec": dict(call.change.spec)}
+    return {"document": document, "owner": call.owner, "metadata": dict(call.change.metadata)}
+
+
+def _copy(error: BpfleetError, key: str) -> BpfleetError:
+    """The same error for one of the documents that it stopped."""
+    return BpfleetError.from_wire(error.to_wire()).at(resource=key)
+
+
+def _without_cluster(call: Call, seeds: Mapping[str, Target]) -> Result:
+    """What is deleted from a cluster that is gone is gone; nothing can be put there."""
+    if isinstance(call.change, Delete):
+        return Result()
+    return Result(
+        error=Conflict(
+            f"{', '.join(sorted(seeds)) or 'nobody'} knows no cluster {call.cluster}",
+            resource=call.change.key,
+            field="cluster",
+            remedy="Run `pulumi refresh`, then `pulumi up`, to make the cluster again",
+        )
+    )
+
+
+def _forgive(result: Result, view: View) -> None:
+    """A delete may go on without members that do not answer, where they are declared so."""
+    for name, error in list(result.lagging.items()):
+        if view.members[name].forget and isinstance(error, Unreachable):
+            del result.lagging[name]
+            result.warnings.append(f"{name} does not answer and is forgotten ({error.what})")
+    if not result.lagging and any("is forgotten" in warning for warning in result.warnings):
+        result.error = None

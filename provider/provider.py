@@ -1,0 +1,268 @@
+"""The operations, as `pulumi.provider.experimental` calls them. Each method here reads as what one call does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NoReturn, Optional, Tuple
+
+from pulumi.provider.experimental import provider as sdk
+
+from bpfleet.emit.shapes import SHAPES, Shape
+from bpfleet.errors import BpfleetError, InvalidInput
+from bpfleet.model.document import Document
+from bpfleet.model.schema import UNKNOWN, contains_unknown
+from bpfleet.transport.target import Target
+from provider.checking import check_inputs, pulumi_words
+from provider.clusters import Clusters, cluster_handle, inputs_of_cluster
+from provider.differing import differences
+from provider.directory import handle_target
+from provider.engine import Engine
+from provider.leaves import Leaves, seeds_of
+from provider.naming import IN_CLUSTER, ResourceId, logical_name, owner_of, parse_id, type_token
+from provider.nodes import Nodes, inputs_of_node, node_handle, node_target
+from provider.reading import Reader, Snapshot, find
+from provider.runtime import Runtime
+from provider.sdk import DeleteRequest, DiffRequest, PartialFailure, UpdateRequest, Values
+from provider.values import Secrets, from_model, from_pulumi, to_model, to_pulumi
+from provider.writing import Put, Result
+
+_SCHEMA = Path(__file__).resolve().with_name("schema.json")
+
+Plain = Dict[str, Any]
+
+
+class BpfleetProvider(sdk.Provider):
+    """Resources of bpfleet. Check and Diff ask no node: the engine runs them one at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._runtime = Runtime(engine)
+        self._leaves = Leaves(self._runtime)
+        self._nodes = Nodes(self._runtime, self._leaves)
+        self._clusters = Clusters(self._runtime)
+        self._reader = Reader(self._runtime)
+
+    async def get_schema(self, request: sdk.GetSchemaRequest) -> sdk.GetSchemaResponse:
+        return sdk.GetSchemaResponse(_SCHEMA.read_text(encoding="utf-8"))
+
+    async def configure(self, request: sdk.ConfigureRequest) -> sdk.ConfigureResponse:
+        return sdk.ConfigureResponse(accept_secrets=True, supports_preview=True)
+
+    async def check(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
+        shape = _shape(request.urn)
+        inputs, failures = check_inputs(shape, logical_name(request.urn), request.new_inputs)
+        if not failures and not request.old_inputs and shape.kind in IN_CLUSTER:
+            self._leaves.batcher.announce(request.urn)
+        return sdk.CheckResponse(inputs, [sdk.CheckFailure(path, reason) for path, reason in failures])
+
+    async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
+        assert isinstance(request, DiffRequest)
+        shape = _shape(request.urn)
+        old_outputs, _ = _plain(shape, request.old_state)
+        old_inputs, _ = _plain(shape, request.old_inputs or request.old_state)
+        news, _ = _plain(shape, request.new_inputs)
+        found = differences(shape, old_inputs, old_outputs, news)
+        if found.detailed and shape.kind != "cluster":
+            self._leaves.batcher.announce(request.urn)
+        return sdk.DiffResponse(
+            changes=bool(found.detailed),
+            replaces=found.replaced,
+            detailed_diff=found.detailed,
+            diffs=sorted({path.split(".")[0].split("[")[0] for path in found.detailed}),
+            delete_before_replace=found.delete_first,
+        )
+
+    async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
+        shape = _shape(request.urn)
+        inputs, secrets = _plain(shape, request.properties)
+        if request.preview:
+            return sdk.CreateResponse("", _outputs(shape, _previewed(shape, inputs, {}, {}), secrets))
+        outputs = await self._put(shape, request.urn, inputs, {}, {}, secrets)
+        return sdk.CreateResponse(_id(shape, inputs).text, outputs)
+
+    async def update(self, request: sdk.UpdateRequest) -> sdk.UpdateResponse:
+        assert isinstance(request, UpdateRequest)
+        shape = _shape(request.urn)
+        inputs, secrets = _plain(shape, request.news)
+        old_outputs, _ = _plain(shape, request.olds)
+        old_inputs, _ = _plain(shape, request.old_inputs or request.olds)
+        if request.preview:
+            return sdk.UpdateResponse(_outputs(shape, _previewed(shape, inputs, old_inputs, old_outputs), secrets))
+        return sdk.UpdateResponse(await self._put(shape, request.urn, inputs, old_inputs, old_outputs, secrets))
+
+    async def _put(
+        self, shape: Shape, urn: str, inputs: Plain, old_inputs: Plain, old_outputs: Plain, secrets: Secrets
+    ) -> Values:
+        """Make it so on the nodes; the outputs. Raises PartialFailure where some nodes of a leaf lag behind."""
+        owner = owner_of(urn)
+        outputs = _previewed(shape, inputs, old_inputs, old_outputs)
+        try:
+            if shape.kind == "node":
+                outputs["lagging_nodes"] = await self._nodes.put(urn, owner, inputs, old_inputs or None)
+            elif shape.kind == "cluster":
+                applied = await self._clusters.put(urn, owner, inputs, old_inputs or None)
+                outputs["lagging_nodes"] = sorted(applied.lagging)
+            else:
+                result = await self._put_leaf(shape, urn, owner, inputs)
+                if shape.kind == "identity":
+                    outputs["number"] = result.spec["number"]
+                if result.lagging:
+                    reasons = [pulumi_words(str(error)) for _, error in sorted(result.lagging.items())]
+                    raise PartialFailure(_id(shape, inputs).text, _outputs(shape, outputs, secrets), reasons)
+        except BpfleetError as error:
+            _fail(error, f"{shape.kind}/{inputs['name']}")
+        finally:
+            self._reader.outdate_all()
+        return _outputs(shape, outputs, secrets)
+
+    async def _put_leaf(self, shape: Shape, urn: str, owner: str, inputs: Plain) -> Result:
+        handle = inputs["cluster"]
+        spec = {field.name: inputs[field.name] for field in shape.resource.spec_fields if field.name in inputs}
+        put = Put(shape.kind, str(inputs["name"]), spec)
+        return await self._leaves.put(urn, owner, str(handle["cluster"]), put, seeds_of(handle))
+
+    async def delete(self, request: sdk.DeleteRequest) -> None:
+        assert isinstance(request, DeleteRequest)
+        shape = _shape(request.urn)
+        # The state's outputs may be stale (a "same" step refreshes the inputs only): the inputs say where to go.
+        inputs, _ = _plain(shape, request.old_inputs or request.properties)
+        owner, key = owner_of(request.urn), f"{shape.kind}/{inputs['name']}"
+        try:
+            if shape.kind == "node":
+                await self._nodes.delete(request.urn, inputs)
+            elif shape.kind == "cluster":
+                await self._clusters.delete(request.urn, owner, inputs)
+            else:
+                handle = inputs["cluster"]
+                await self._leaves.delete(request.urn, owner, str(handle["cluster"]), key, seeds_of(handle))
+        except BpfleetError as error:
+            _fail(error, key)
+        finally:
+            self._reader.outdate_all()
+
+    async def read(self, request: sdk.ReadRequest) -> sdk.ReadResponse:
+        shape = _shape(request.urn)
+        wanted = parse_id(shape.kind, request.resource_id)
+        old_inputs, secrets = _plain(shape, request.inputs or request.properties)
+        old_outputs, _ = _plain(shape, request.properties)
+        if not old_inputs and wanted.ssh is None:
+            parse_id(shape.kind, "")  # raises: there is nothing that says where to ask
+        try:
+            found = await self._read(shape, request.urn, wanted, old_inputs)
+        except BpfleetError as error:
+            _fail(error, f"{shape.kind}/{wanted.name}")
+        if found is None:
+            return sdk.ReadResponse()
+        inputs, computed = found
+        outputs = {**_previewed(shape, inputs, inputs, old_outputs), **computed}
+        declared = to_pulumi(from_model(shape.inputs, inputs), secrets)
+        return sdk.ReadResponse(wanted.text, _outputs(shape, outputs, secrets), declared)
+
+    async def _read(self, shape: Shape, urn: str, wanted: ResourceId, old: Plain) -> Optional[Tuple[Plain, Plain]]:
+        """Inputs and computed outputs as the nodes have them; None if it is gone."""
+        if shape.kind == "node":
+            target = node_target(old) if old else Target.from_metadata(wanted.name, wanted.ssh or {})
+            node = await self._nodes.read(target, wanted.name)
+            if node is None:
+                return None
+            return inputs_of_node(wanted.name, node.item, old), {"drift": node.drift}
+        cluster = wanted.cluster or wanted.name
+        snapshot = await self._reader.snapshot(cluster, _seeds(shape, wanted, old))
+        if snapshot.view is None:
+            return None
+        declared = _declared(shape, wanted.name, old)
+        found = find(snapshot, f"{shape.kind}/{wanted.name}", declared)
+        if found is None:
+            return None
+        for silent, error in found.silent.items():
+            self._runtime.engine.warn(urn, f"{silent} could not be asked: {error}")
+        spec, drift = dict(found.item["document"]["spec"]), found.drift
+        if shape.kind == "cluster":
+            return inputs_of_cluster(wanted.name, spec, snapshot.view, old), {"drift": drift}
+        computed = {"drift": drift}
+        if "number" in spec:
+            computed["number"] = spec.pop("number")
+        handle = old.get("cluster") or _handle_of(snapshot)
+        return {"name": wanted.name, "cluster": handle, **spec}, computed
+
+    async def cancel(self) -> None:
+        self._leaves.cancel()
+        await self._runtime.close()
+
+
+def _shape(urn: str) -> Shape:
+    token = type_token(urn)
+    if token not in SHAPES:
+        raise InvalidInput(f"there is no resource type {token}", remedy=f"Use one of {', '.join(SHAPES)}.")
+    return SHAPES[token]
+
+
+def _plain(shape: Shape, values: Mapping[str, Any]) -> Tuple[Plain, Secrets]:
+    """Checked inputs, or outputs, with the schema's names; what an older version had besides is left out."""
+    plain, secrets = from_pulumi(values)
+    renamed, _ = to_model(shape.fields, plain)
+    return renamed, secrets
+
+
+def _outputs(shape: Shape, values: Plain, secrets: Secrets) -> Values:
+    """Outputs for the state. A handle has parts of the inputs in it, so it is secret if any of those is."""
+    if secrets and "handle" in values:
+        secrets |= {("handle",)}
+    return to_pulumi(from_model(shape.fields, values), secrets)
+
+
+def _id(shape: Shape, inputs: Plain) -> ResourceId:
+    handle = inputs.get("cluster")
+    return ResourceId(str(inputs["name"]), str(handle["cluster"]) if handle else None)
+
+
+def _previewed(shape: Shape, inputs: Plain, old_inputs: Plain, old_outputs: Plain) -> Plain:
+    """Outputs as far as they follow from the inputs. The rest is unknown, or what a clean change ends with."""
+    outputs: Plain = {**inputs, "drift": []}
+    if shape.kind in ("node", "cluster"):
+        outputs["lagging_nodes"] = []
+    if shape.kind == "node":
+        outputs["handle"] = node_handle(inputs)
+    elif shape.kind == "cluster":
+        known = isinstance(inputs["members"], Mapping)
+        outputs["handle"] = cluster_handle(inputs, old_outputs.get("handle")) if known else UNKNOWN
+    elif shape.kind == "identity":
+        same = old_inputs.get("labels") == inputs["labels"] and not contains_unknown(inputs["labels"])
+        outputs["number"] = old_outputs.get("number", UNKNOWN) if same else UNKNOWN
+    return outputs
+
+
+def _declared(shape: Shape, name: str, old: Plain) -> Optional[Document]:
+    """The document that the state declares, to compare with what nodes hold."""
+    if not old or shape.kind not in ("endpoint", "policy"):
+        return None
+    spec = {field.name: old[field.name] for field in shape.resource.spec_fields if field.name in old}
+    return Document(shape.kind, name, spec)
+
+
+def _seeds(shape: Shape, wanted: ResourceId, old: Plain) -> Dict[str, Target]:
+    """Whom to ask: the members that the state knows, or the host in an id to import."""
+    if wanted.ssh is not None:
+        return {wanted.ssh["host"]: Target.from_metadata(str(wanted.ssh["host"]), wanted.ssh)}
+    if shape.kind == "cluster":
+        return {name: handle_target(handle) for name, handle in old["members"].items()}
+    return seeds_of(old["cluster"])
+
+
+def _handle_of(snapshot: Snapshot) -> Plain:
+    """A cluster's handle made from what its members hold, for imports."""
+    assert snapshot.view is not None
+    view = snapshot.view
+    members = {name: node_handle(inputs_of_node(name, member.item, {})) for name, member in view.members.items()}
+    return cluster_handle({"name": view.name, "members": members}, None)
+
+
+def _fail(error: BpfleetError, resource: str) -> NoReturn:
+    """Raise it with the resource named, and fields named as Pulumi programs write them."""
+    error.at(resource=resource)
+    error.what, error.remedy = pulumi_words(error.what), pulumi_words(error.remedy)
+    if error.field is not None:
+        error.where["field"] = pulumi_words(error.field)
+    raise error
+
+
+__all__: List[str] = ["BpfleetProvider"]
