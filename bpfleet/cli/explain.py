@@ -1,0 +1,82 @@
+"""`bpfleet explain`: which rule, on which node, decides a flow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from bpfleet.cli.reach import add_arguments, colour, targets
+from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
+
+_COLOURS = {"allowed": "32", "denied": "31", "dropped": "31"}
+
+
+def register(subparsers: Any) -> None:
+    """Add `explain`."""
+    parser = subparsers.add_parser(
+        "explain",
+        help="which rule decides a flow",
+        description="Which rule, on which node, decides the first packet of a flow, in both directions: the egress of "
+        "its source and the ingress of its destination. Taken from what is declared, not from traffic.",
+    )
+    add_arguments(parser)
+    ends = "an endpoint, a node, an address, or world, host, remote-node"
+    parser.add_argument("--from", dest="source", required=True, metavar="A", help=ends)
+    parser.add_argument("--to", dest="destination", required=True, metavar="B", help="the same")
+    parser.add_argument("--port", required=True, metavar="80/tcp", help="port and protocol, or a protocol such as icmp")
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="(%(default)s)")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from bpfleet.transport.fleet import Fleet
+
+    params: dict[str, Any] = {"source": options.source, "destination": options.destination, **parse_port(options.port)}
+    failures: list[BpfleetError] = []
+    with Fleet() as fleet:
+        # Every member holds all documents: the first that answers will do.
+        for target in targets(options, fleet).values():
+            try:
+                answer = fleet.call(target, "explain", params)
+            except InvalidInput:
+                raise
+            except BpfleetError as error:
+                failures.append(error)
+                continue
+            print(json.dumps(answer, indent=2, sort_keys=True) if options.output == "json" else render(answer))
+            return 0
+    raise Unreachable("no node answered: " + "; ".join(str(failure) for failure in failures))
+
+
+def parse_port(text: str) -> dict[str, Any]:
+    """ "80/tcp" -> {"protocol": "tcp", "port": 80}; "icmp" -> {"protocol": "icmp"}; "80" means TCP."""
+    number, _, protocol = text.lower().partition("/")
+    if not number.isdigit():
+        if protocol:
+            raise InvalidInput(f"{text!r} is no port", field="port", remedy="Write it as 80/tcp, or as icmp.")
+        return {"protocol": number}
+    if not 1 <= int(number) <= 65535:
+        raise InvalidInput(f"port {number} is out of range", field="port", remedy="Use 1 to 65535.")
+    return {"protocol": protocol or "tcp", "port": int(number)}
+
+
+def render(answer: Mapping[str, Any]) -> str:
+    """The answer for people."""
+    verdict = answer["verdict"]
+    port = f"/{answer['port']}" if "port" in answer else ""
+    flow = f"{_end(answer['source'])} to {_end(answer['destination'])}, {answer['protocol']}{port}"
+    lines = [f"{flow}: {colour(verdict, _COLOURS[verdict])}"]
+    for entry in answer["judged"]:
+        why = f"policy {entry['policy']}, {entry['rule']}" if entry.get("policy") else entry["rule"]
+        said = f' "{entry["description"]}"' if entry.get("description") else ""
+        place = f"{entry['direction']} of {entry['subject']} on {entry['node']}"
+        lines.append(f"  {place}: {colour(entry['verdict'], _COLOURS[entry['verdict']])} by {why}{said}")
+    return "\n".join(lines)
+
+
+def _end(end: Mapping[str, str]) -> str:
+    known = [end.get("identity_name", ""), end.get("node", "")] if end.get("endpoint") else [end["identity_name"]]
+    text = ", ".join(part for part in known if part and part != end["name"])
+    return f"{end['name']} ({text})" if text else end["name"]

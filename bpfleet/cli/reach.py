@@ -1,0 +1,119 @@
+"""How `status`, `observe` and `explain` know the nodes: a lab of this machine, or seeds that tell of the rest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
+
+if TYPE_CHECKING:
+    from bpfleet.transport.fleet import Fleet
+    from bpfleet.transport.target import Target
+
+_SEED = re.compile(r"(?:(?P<user>[^@]+)@)?(?P<host>\[[^]]+\]|[^:]+|[0-9A-Fa-f:]{3,})(?::(?P<port>\d+))?")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say where the nodes are."""
+    group = parser.add_argument_group("where the nodes are")
+    group.add_argument(
+        "--lab", nargs="?", const="default", metavar="NAME", help="the hosts of a lab on this machine (bpfleet lab up)"
+    )
+    group.add_argument(
+        "--seed",
+        action="append",
+        default=[],
+        metavar="[USER@]HOST[:PORT]",
+        help="a member of the cluster, asked for the others; may be given several times",
+    )
+    group.add_argument("--identity-file", metavar="FILE", help="private key to log in with")
+    group.add_argument("--known-hosts", metavar="FILE", help="known_hosts file to check host keys against")
+
+
+def targets(options: argparse.Namespace, fleet: Fleet) -> dict[str, Target]:
+    """The nodes by name. InvalidInput without lab or seed; Unreachable if no seed answers."""
+    if options.lab is not None:
+        return _of_lab(options.lab)
+    if not options.seed:
+        raise InvalidInput(
+            "nothing says where the nodes are",
+            remedy="Give --lab for the hosts of a lab, or --seed HOST for a member of a cluster.",
+        )
+    failures: list[BpfleetError] = []
+    for text in options.seed:
+        seed = _seed(text, options)
+        try:
+            answer = fleet.call(seed, "documents", {"kinds": ["node"]})
+        except BpfleetError as error:
+            failures.append(error)
+            continue
+        found = {item["document"]["name"]: _member(item, options) for item in answer["items"]}
+        if found:
+            return found
+        failures.append(InvalidInput("holds no cluster", node=text, remedy="Name a node that was provisioned."))
+    if len(failures) == 1:
+        raise failures[0]
+    raise Unreachable(
+        "no seed answered: " + "; ".join(str(failure) for failure in failures),
+        remedy="Name a member that runs, and the key that it takes (--identity-file).",
+    )
+
+
+def _of_lab(name: str) -> dict[str, Target]:
+    from bpfleet.lab import state
+    from bpfleet.transport.target import Target
+
+    path = state.require(name).plan.directory / "lab.json"
+    hosts = json.loads(path.read_text())["hosts"]
+    return {host: Target.from_metadata(host, data["ssh"], data["address"]) for host, data in hosts.items()}
+
+
+def _seed(text: str, options: argparse.Namespace) -> Target:
+    from bpfleet.transport.target import SSH_PORT, Target
+
+    match = _SEED.fullmatch(text)
+    if match is None:
+        raise InvalidInput(f"{text!r} is no seed", field="seed", remedy="Write it as root@192.0.2.1 or host:2222.")
+    return Target(
+        name=text,
+        host=match["host"].strip("[]"),
+        port=int(match["port"] or SSH_PORT),
+        user=match["user"] or "root",
+        private_key_file=options.identity_file,
+        known_hosts_file=options.known_hosts,
+    )
+
+
+def _member(item: Mapping[str, Any], options: argparse.Namespace) -> Target:
+    """A member as its document's metadata says; what was given on the command line counts more."""
+    from bpfleet.transport.target import Target
+
+    ssh = dict(item.get("metadata", {}).get("ssh") or {})
+    if options.identity_file:
+        ssh["private_key_file"] = options.identity_file
+    if options.known_hosts:
+        ssh["known_hosts_file"] = options.known_hosts
+    document = item["document"]
+    return Target.from_metadata(document["name"], ssh, document["spec"]["address"])
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns aligned to their widest cell; the last is as long as it is."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def colour(text: str, code: str) -> str:
+    """`text` in a terminal colour (SGR code), if stdout is a terminal and NO_COLOR (no-color.org) is not set."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\033[{code}m{text}\033[0m"

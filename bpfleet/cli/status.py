@@ -1,0 +1,148 @@
+"""`bpfleet status`: what every node holds, whether they agree, what is loaded and what was dropped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bpfleet.cli.reach import add_arguments, colour, table, targets
+from bpfleet.errors import BpfleetError
+
+if TYPE_CHECKING:
+    from bpfleet.transport.fleet import Fleet
+    from bpfleet.transport.target import Target
+
+_SHOWN = 10
+
+
+def register(subparsers: Any) -> None:
+    """Add `status`."""
+    parser = subparsers.add_parser(
+        "status",
+        help="what the nodes hold, and whether they agree",
+        description="What every node holds, whether the nodes agree, what is loaded, and what was dropped. "
+        "Exit code 1 if a node does not answer, differs, or needs attention.",
+    )
+    add_arguments(parser)
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="(%(default)s)")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from bpfleet.transport.fleet import Fleet
+
+    with Fleet() as fleet:
+        found = fleet.each(targets(options, fleet).values(), lambda target: _of_node(fleet, target))
+    report = summarise(found)
+    print(json.dumps(report, indent=2, sort_keys=True) if options.output == "json" else render(report))
+    return 0 if report["healthy"] else 1
+
+
+def _of_node(fleet: Fleet, target: Target) -> Mapping[str, Any]:
+    if fleet.installed(target) is None:
+        return {"installed": False}
+    return {"installed": True, **fleet.call(target, "status")}
+
+
+def summarise(found: Mapping[str, Mapping[str, Any] | BpfleetError]) -> dict[str, Any]:
+    """{"nodes": {name: status | {"error"}}, "digest", "healthy"}; `digest` is that of most nodes."""
+    digests = Counter(
+        str(answer["documents_digest"])
+        for answer in found.values()
+        if not isinstance(answer, BpfleetError) and answer.get("generation")
+    )
+    # Of two equally common ones the lower text, so that the answer does not depend on who answered first.
+    common = min(digests, key=lambda digest: (-digests[digest], digest)) if digests else None
+    nodes: dict[str, Any] = {}
+    for name, answer in sorted(found.items()):
+        if isinstance(answer, BpfleetError):
+            nodes[name] = {"reachable": False, "state": "unreachable", "error": answer.to_wire()}
+        else:
+            agrees = answer.get("documents_digest") == common
+            nodes[name] = {**answer, "reachable": True, "agrees": agrees, "state": _state(answer, agrees)}
+    return {
+        "nodes": nodes,
+        "digest": common,
+        "healthy": bool(nodes) and all(node["state"] == "ok" for node in nodes.values()),
+    }
+
+
+def _state(answer: Mapping[str, Any], agrees: bool) -> str:
+    """One word for a node, the most urgent first."""
+    if not answer["installed"]:
+        return "no agent"
+    if answer["fitness"]:
+        return "unfit"
+    if answer["pending"]:
+        return "pending"
+    if not answer["generation"]:
+        return "empty"
+    if answer["drift"]:
+        return "drifted"
+    return "ok" if agrees else "differs"
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The report for people."""
+    header = ["NODE", "STATE", "GENERATION", "DIGEST", "DOCUMENTS", "PROGRAMS", "DROPPED", "WAITING", "MAPS"]
+    rows = [_row(name, node) for name, node in report["nodes"].items()]
+    lines = table(header, rows).splitlines()
+    shown = [colour(lines[0], "1")]
+    for line, node in zip(lines[1:], report["nodes"].values(), strict=True):
+        shown.append(line if node["state"] == "ok" else colour(line, "31" if not node["reachable"] else "33"))
+    for name, node in report["nodes"].items():
+        shown.extend(f"{name}: {line}" for line in _remarks(node))
+    return "\n".join(shown)
+
+
+def _row(name: str, node: Mapping[str, Any]) -> list[str]:
+    if not node["reachable"] or not node["installed"]:
+        return [name, node["state"], *["-"] * 7]
+    kinds = node["documents"]
+    dropped = sum(counter["packets"] for counter in node["counters"] if counter["drop"])
+    return [
+        name,
+        node["state"],
+        str(node["generation"]),
+        node["documents_digest"][:12] + ("" if node["agrees"] else " differs"),
+        f"{sum(kinds.values())}" + (f" ({_counts(kinds)})" if kinds else ""),
+        str(len(node["programs"])),
+        str(dropped),
+        str(len(node["waiting"])),
+        ", ".join(f"{entry['map']} {entry['used']}/{entry['limit']}" for entry in node["maps"]) or "-",
+    ]
+
+
+def _counts(kinds: Mapping[str, int]) -> str:
+    order = ("cluster", "node", "identity", "endpoint", "policy")
+    return ", ".join(f"{kinds[kind]} {kind}" for kind in order if kinds.get(kind))
+
+
+def _remarks(node: Mapping[str, Any]) -> list[str]:
+    """What a row has no room for."""
+    if not node["reachable"]:
+        return [str(BpfleetError.from_wire(node["error"]))]
+    if not node["installed"]:
+        return ["the agent of this version is not on it; applying something delivers it"]
+    lines = [str(BpfleetError.from_wire(error)) for error in node["fitness"]]
+    pending = node["pending"]
+    if pending:
+        lines.append(
+            f"transaction {pending['transaction']} of {pending['owner']} is {pending['state']}; "
+            f"{pending['seconds_left']:.0f} s left to confirm it"
+        )
+    lines += _some("drifted: the next apply would", node["drift"])
+    lines += _some("waiting:", [f"{item['document']}: {item['reason']}" for item in node["waiting"]])
+    lines += _some("warning:", node["warnings"])
+    for counter in node["counters"]:
+        if counter["drop"]:
+            lines.append(f"dropped {counter['packets']} packets: {counter['reason'].replace('_', ' ')}")
+    return lines
+
+
+def _some(prefix: str, items: list[str]) -> list[str]:
+    more = [f"{prefix} … and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
+    return [f"{prefix} {item}" for item in items[:_SHOWN]] + more
