@@ -44,7 +44,7 @@ class Files:
             temporary.replace(path)
             _sync_directory(path.parent)
         except OSError as problem:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # what went wrong first is what is told
                 temporary.unlink()
             if problem.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise disk_full(path, len(data), None) from problem
