@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from bpfleet.errors import HostFailed
@@ -31,10 +32,9 @@ class Maps:
     def read_table(self, name: str, want: Optional[Table], salted: int = 0) -> Optional[Table]:
         """What a map holds, in the fields of `want` (None: all fields); None if there is no such map."""
         codec = codec_for(name, want, salted)
-        with _opened(self._pins, name) as fd:
-            if fd is None:
-                return None
-            have = _dump(fd, name)
+        have = self._contents(name)
+        if have is None:
+            return None
         rows = codec.compare(want.rows if want else {}, have)
         return Table(codec.key, codec.value, rows)
 
@@ -44,10 +44,9 @@ class Maps:
         example = next(iter(want.values()), None) if want else None
         default = codec_for(inner_name, example)
         outer = codec_for(name, None)
-        with _opened(self._pins, name) as fd:
-            if fd is None:
-                return None
-            ids = _dump(fd, name)
+        ids = self._contents(name)
+        if ids is None:
+            return None
         found: Dict[int, Table] = {}
         for key, identifier in ids.items():
             number = int(outer.decode_key(key)[0])
@@ -59,17 +58,21 @@ class Maps:
                 if error.errno == errno.ENOENT:
                     continue  # swapped out between the two calls
                 raise
-            try:
+            with closing(inner):
                 have = _dump(inner, inner_name)
-            finally:
-                os.close(inner)
             found[number] = Table(codec.key, codec.value, codec.compare(table.rows if table else {}, have))
         return found
 
     def endpoint_salt(self) -> int:
         """The salt of the indexes bound in `endpoints` as the map is now."""
-        with _opened(self._pins, "endpoints") as fd:
-            return 0 if fd is None else salt(int.from_bytes(key, "little") for key in _dump(fd, "endpoints"))
+        return salt(int.from_bytes(key, "little") for key in self._contents("endpoints") or ())
+
+    def _contents(self, name: str) -> Optional[Dict[bytes, bytes]]:
+        fd = open_pin(self._pins.map(name))
+        if fd is None:
+            return None
+        with closing(fd):
+            return _dump(fd, name)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -78,14 +81,14 @@ class Maps:
         salted = self.endpoint_salt() if name == "node" else 0
         codec = codec_for(name, table, salted)
         pairs = [(codec.encode_key(key), codec.encode_value(value)) for key, value in table.rows.items()]
-        with self._required(name) as fd:
+        with closing(self._required(name)) as fd:
             self._update(fd, name, pairs)
 
     def delete_rows(self, name: str, key: Tuple[str, ...], keys: Sequence[Row]) -> None:
         """Remove rows by key; rows that are not there, or whose device is not there, are no error."""
         codec = Codec(name, key, ())
         encoded = [codec.encode_key(row) for row in keys if _bindable(key, row)]
-        with self._required(name) as fd:
+        with closing(self._required(name)) as fd:
             if MAPS[name]["type"] == "array":
                 zero = bytes(codec.sizes[1])
                 self._update(fd, name, [(data, zero) for data in encoded])
@@ -97,7 +100,7 @@ class Maps:
         inner_name = MAPS[name]["inner"]
         outer = codec_for(name, None)
         entries = list(inners.items())
-        with self._required(name) as fd:
+        with closing(self._required(name)) as fd:
             for start in range(0, len(entries), _INNER_CHUNK):
                 made: List[Tuple[bytes, int]] = []
                 try:
@@ -111,7 +114,7 @@ class Maps:
     def remove_inner(self, name: str, keys: Sequence[int]) -> None:
         """Remove inner maps; those that are not there are no error."""
         outer = codec_for(name, None)
-        with self._required(name) as fd:
+        with closing(self._required(name)) as fd:
             self._delete(fd, [outer.encode_key((number,)) for number in keys])
 
     def _build_inner(self, inner_name: str, table: Table) -> int:
@@ -173,33 +176,26 @@ class Maps:
                     if syscall.map_delete(fd, key):
                         self._wrote()
 
-    def _required(self, name: str) -> _opened:
-        return _opened(self._pins, name, required=True)
-
-
-class _opened:
-    """The descriptor of a pinned map for the length of a with block."""
-
-    def __init__(self, pins: Pins, name: str, required: bool = False) -> None:
-        self._path = pins.map(name)
-        self._name = name
-        self._required = required
-        self._fd: Optional[int] = None
-
-    def __enter__(self) -> Optional[int]:
-        self._fd = open_pin(self._path)
-        if self._fd is None and self._required:
+    def _required(self, name: str) -> int:
+        path = self._pins.map(name)
+        fd = open_pin(path)
+        if fd is None:
             raise HostFailed(
-                f"map {self._name} is not there",
-                field=self._name,
-                file=str(self._path),
+                f"map {name} is not there",
+                field=name,
+                file=str(path),
                 remedy="Load the programs first: they bring the maps.",
             )
-        return self._fd
+        return fd
 
-    def __exit__(self, *_: object) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
+
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end of a with block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _bindable(key: Tuple[str, ...], row: Row) -> bool:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
-from bpfleet.errors import HostFailed, InvalidInput, ObjectRejected
+from bpfleet.errors import HostFailed, ObjectRejected
 from bpfleet.loader import layout, syscall
 from bpfleet.loader.libbpf import Libbpf, Object
 from bpfleet.loader.pins import Pins, open_pin
@@ -87,11 +87,7 @@ class Objects:
                 remedy="Put each hook into an object of its own.",
             )
         if program.constants:
-            try:
-                data = layout.encode_constants(program.object, program.constants, opened.read_constants())
-            except InvalidInput as error:
-                raise error.at(file=str(self._path(program.object)))
-            opened.write_constants(data)
+            opened.write_constants(layout.encode_constants(program.object, program.constants, opened.read_constants()))
         for map_name, item in opened.maps().items():
             path = self._pins.map(map_name)
             size = _entries(path)

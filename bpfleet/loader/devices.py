@@ -1,0 +1,307 @@
+"""The devices of ours: what is there compared with what is described, and the changes that make them alike.
+
+A veth's host side stays down until it is set up as a step of its own, after its programs are attached: until then its
+workload has no carrier, so no packet of it passes unjudged.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
+
+from bpfleet.errors import HostFailed
+from bpfleet.loader import rtnl
+from bpfleet.loader.kernel import Found
+from bpfleet.loader.rtnl import Link, Reader, inside
+from bpfleet.model.state import DEVICE_PREFIX, TUNNEL_DEVICE, Adopted, Veth, Vxlan
+
+_VXLAN_PORT, _VXLAN_COLLECT_METADATA = 15, 25
+_IFF_NOARP = 0x80
+_IFA_F_NODAD = 0x02
+_GLOBAL = 0
+_ONLINK = 4
+_PERMANENT = 0x80
+
+
+def is_ours(name: str) -> bool:
+    """Whether a device of this name is made by bpfleet."""
+    return name == TUNNEL_DEVICE or name.startswith(DEVICE_PREFIX)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_devices(links: Mapping[str, Link], want: Mapping[str, Any], host: Reader) -> Dict[str, Any]:
+    """Devices of ours among `links`, and those of others that `want` adopts."""
+    neighbours = {(item.index, item.address, item.mac) for item in host.neighbours()}
+    found: Dict[str, Any] = {}
+    for name, link in links.items():
+        wanted = want.get(name)
+        if isinstance(wanted, Adopted):
+            found[name] = wanted
+        elif is_ours(name):
+            found[name] = _compare(link, wanted, neighbours)
+    return found
+
+
+def _compare(link: Link, wanted: Any, neighbours: set[Tuple[int, str, str]]) -> Any:
+    fields = {"name": link.name, "mtu": link.mtu, "mac": link.mac}
+    if wanted is None:
+        return Found(link.name, link.kind, fields, up=link.up)
+    lacks: List[str] = []
+    kind = type(wanted).__name__.lower()
+    rebuild = link.kind != kind
+    if rebuild:
+        lacks.append(f"is a {link.kind or 'device'}, not a {kind}")
+    elif isinstance(wanted, Vxlan):
+        port = int.from_bytes(link.data.get(_VXLAN_PORT, b""), "big")
+        external = link.data.get(_VXLAN_COLLECT_METADATA) == b"\x01"
+        if port != wanted.port or not external:
+            rebuild = True
+            lacks.append(f"UDP port {port}, external {external}")
+        if not link.noarp:
+            lacks.append("resolves neighbours")
+    elif isinstance(wanted, Veth):
+        rebuild = not _inside_matches(link, wanted, lacks)
+        for address in wanted.peer_addresses:
+            if (link.index, address, wanted.peer_mac) not in neighbours:
+                lacks.append(f"no neighbour {address}")
+    if link.mac != wanted.mac:
+        lacks.append(f"MAC {link.mac}")
+    if link.mtu != wanted.mtu:
+        lacks.append(f"MTU {link.mtu}")
+    if link.up and not lacks:
+        return wanted
+    return Found(link.name, link.kind, fields, up=link.up, lacks=tuple(lacks), rebuild=rebuild)
+
+
+def _inside_matches(host: Link, wanted: Veth, lacks: List[str]) -> bool:
+    """Add to `lacks` what is wrong inside the namespace; False if the other end is not there at all."""
+    try:
+        reader = Reader(wanted.netns)
+    except HostFailed:
+        lacks.append(f"no network namespace {wanted.netns}")
+        return False
+    with reader:
+        peer = next((link for link in reader.links() if link.name == wanted.peer_name), None)
+        if peer is None or peer.kind != "veth" or peer.index != host.peer or peer.peer != host.index:
+            lacks.append(f"its other end is not {wanted.peer_name} in {wanted.netns}")
+            return False
+        if peer.mac != wanted.peer_mac:
+            lacks.append(f"{wanted.peer_name}: MAC {peer.mac}")
+        if peer.mtu != wanted.mtu:
+            lacks.append(f"{wanted.peer_name}: MTU {peer.mtu}")
+        if not peer.up:
+            lacks.append(f"{wanted.peer_name}: down")
+        addresses = {item.address for item in reader.addresses() if item.index == peer.index and item.scope == _GLOBAL}
+        lacks.extend(
+            f"{wanted.peer_name}: no address {item}" for item in wanted.peer_addresses if item not in addresses
+        )
+        lacks.extend(
+            f"{wanted.peer_name}: another address {item}" for item in sorted(addresses - set(wanted.peer_addresses))
+        )
+        known = {(item.address, item.mac) for item in reader.neighbours() if item.index == peer.index}
+        routes = {
+            item.gateway
+            for item in reader.routes()
+            if item.index == peer.index and item.destination.endswith("/0") and item.gateway
+        }
+        for gateway in wanted.gateways:
+            if (gateway, wanted.mac) not in known:
+                lacks.append(f"{wanted.peer_name}: no neighbour {gateway}")
+            if gateway not in routes:
+                lacks.append(f"{wanted.peer_name}: no default route through {gateway}")
+    return True
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+class Devices:
+    """Changes devices through pyroute2. `wrote` is called once for each request that changes something."""
+
+    def __init__(self, wrote: Callable[[], None]) -> None:
+        self._wrote = wrote
+
+    def ensure(self, device: Union[Vxlan, Veth]) -> None:
+        """Create the device, or change what differs. Raises HostFailed."""
+        try:
+            if isinstance(device, Vxlan):
+                self._ensure_vxlan(device)
+            else:
+                self._ensure_veth(device)
+        except netlink_error() as error:
+            raise HostFailed(
+                f"cannot make device {device.name}: {error}",
+                remedy="See what the host already has under that name or port: ip -d link show.",
+            ) from error
+
+    def set_up(self, name: str, up: bool) -> None:
+        """Set a device up or down; one that is gone needs no setting down."""
+        with request() as ip:
+            index = _lookup(ip, name)
+            if index is None:
+                if up:
+                    raise HostFailed(f"device {name} is not there", remedy="Apply again: it is made anew.")
+                return
+            self._do(ip.link, "set", index=index, state="up" if up else "down")
+
+    def remove(self, name: str) -> None:
+        """Remove a device of ours, if it is there."""
+        with request() as ip:
+            index = _lookup(ip, name)
+            if index is not None:
+                self._do(ip.link, "del", index=index)
+
+    def _do(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        answer = call(*arguments, **named)
+        self._wrote()
+        return answer
+
+    def _ensure_vxlan(self, device: Vxlan) -> None:
+        with request() as ip:
+            link = _link_of(None, device.name)
+            if link is None:
+                self._do(
+                    ip.link,
+                    "add",
+                    ifname=device.name,
+                    kind="vxlan",
+                    address=device.mac,
+                    mtu=device.mtu,
+                    vxlan_port=device.port,
+                    vxlan_collect_metadata=1,
+                    vxlan_learning=0,
+                )
+                self._no_link_local(device.name)
+                link = _required_link(None, device.name)
+            self._adjust(ip, link, device.mac, device.mtu)
+            if not link.noarp:
+                self._do(ip.link, "set", index=link.index, flags=_IFF_NOARP, change=_IFF_NOARP)
+
+    def _ensure_veth(self, device: Veth) -> None:
+        with request() as ip:
+            link = _link_of(None, device.name)
+            if link is None:
+                self._create_veth(ip, device)
+                link = _required_link(None, device.name)
+            self._adjust(ip, link, device.mac, device.mtu)
+            self._neighbours(ip, link, ((address, device.peer_mac) for address in device.peer_addresses))
+        with inside(device.netns), request() as ip:
+            peer = _required_link(None, device.peer_name)
+            self._adjust(ip, peer, device.peer_mac, device.mtu)
+            self._addresses(ip, peer, device)
+            if not peer.up:
+                self._do(ip.link, "set", index=peer.index, state="up")
+            self._neighbours(ip, peer, ((gateway, device.mac) for gateway in device.gateways))
+            for gateway in device.gateways:
+                default = "::/0" if ":" in gateway else "0.0.0.0/0"
+                self._do(
+                    ip.route,
+                    "replace",
+                    family=rtnl.family_of(gateway),
+                    dst=default,
+                    gateway=gateway,
+                    oif=peer.index,
+                    flags=_ONLINK,
+                )
+
+    def _create_veth(self, ip: Any, device: Veth) -> None:
+        with inside(device.netns):
+            if _link_of(None, device.peer_name) is not None:
+                raise HostFailed(
+                    f"network namespace {device.netns} has a device {device.peer_name} already",
+                    remedy="Remove it, or attach the endpoint to it by interface instead of by namespace.",
+                )
+        with (rtnl.NAMESPACES / device.netns).open("rb") as namespace:
+            self._do(
+                ip.link,
+                "add",
+                ifname=device.name,
+                kind="veth",
+                address=device.mac,
+                mtu=device.mtu,
+                peer={
+                    "ifname": device.peer_name,
+                    "net_ns_fd": namespace.fileno(),
+                    "address": device.peer_mac,
+                    "mtu": device.mtu,
+                },
+            )
+        self._no_link_local(device.name)
+        with inside(device.netns):
+            self._no_link_local(device.peer_name)
+
+    def _adjust(self, ip: Any, link: Link, mac: str, mtu: int) -> None:
+        if link.mac != mac:
+            self._do(ip.link, "set", index=link.index, address=mac)
+        if link.mtu != mtu:
+            self._do(ip.link, "set", index=link.index, mtu=mtu)
+
+    def _addresses(self, ip: Any, peer: Link, device: Veth) -> None:
+        with Reader() as reader:
+            there = [item for item in reader.addresses() if item.index == peer.index and item.scope == _GLOBAL]
+        for item in there:
+            if item.address not in device.peer_addresses:
+                self._do(ip.addr, "del", index=peer.index, address=item.address, prefixlen=item.prefix)
+        for address in device.peer_addresses:
+            if all(item.address != address for item in there):
+                length = rtnl.split_cidr(address)[1]
+                flags = {"flags": _IFA_F_NODAD} if ":" in address else {}
+                self._do(ip.addr, "add", index=peer.index, address=address, prefixlen=length, **flags)
+
+    def _neighbours(self, ip: Any, link: Link, wanted: Iterable[Tuple[str, str]]) -> None:
+        with Reader() as reader:
+            there = {(item.address, item.mac) for item in reader.neighbours() if item.index == link.index}
+        for address, mac in wanted:
+            if (address, mac) not in there:
+                self._do(ip.neigh, "replace", dst=address, lladdr=mac, ifindex=link.index, state=_PERMANENT)
+
+    def _no_link_local(self, name: str) -> None:
+        """Keep IPv6 from making itself an address there, whose chatter no endpoint may send."""
+        path = Path(f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode")
+        if path.exists():  # a host without IPv6 has none
+            path.write_text("1")
+            self._wrote()
+
+
+@contextmanager
+def request() -> Iterator[Any]:
+    """A pyroute2 socket in the network namespace that the thread is in."""
+    from pyroute2 import IPRoute  # here, because it takes 0.1 s that reading does not need
+
+    ip = IPRoute()
+    try:
+        yield ip
+    finally:
+        ip.close()
+
+
+def netlink_error() -> Any:
+    """The class of pyroute2's errors, which have the errno as `code`."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    return NetlinkError
+
+
+def _lookup(ip: Any, name: str) -> Optional[int]:
+    found = ip.link_lookup(ifname=name)
+    return found[0] if found else None
+
+
+def _link_of(namespace: Optional[str], name: str) -> Optional[Link]:
+    with Reader(namespace) as reader:
+        return next((link for link in reader.links() if link.name == name), None)
+
+
+def _required_link(namespace: Optional[str], name: str) -> Link:
+    link = _link_of(namespace, name)
+    if link is None:
+        raise HostFailed(
+            f"device {name} vanished while it was being set up",
+            remedy="Apply again.",
+            details={"errno": errno.ENODEV},
+        )
+    return link

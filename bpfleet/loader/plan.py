@@ -1,0 +1,240 @@
+"""plan(want, have) -> ordered steps. Pure.
+
+The order, and why:
+
+ 1. Devices that must be made anew go, with what hangs on them. Devices that are no longer wanted go down: what their
+    programs let through before must not pass when the programs are taken away.
+ 2. Devices and sysctls; a new veth has its host side down, so its workload cannot send yet.
+ 3. Programs are loaded. They bring the maps; traffic sees nothing of it.
+ 4. Rows are put, addresses before all; then inner maps are swapped; then `endpoints`, whose policy_revision may change
+    only when the inner map is the new one. Whoever judges by the old map never stamps the new revision.
+ 5. Programs, then routes, that are no longer wanted go; then rows: of `endpoints` first, then the rest; then inner
+    maps.
+ 6. `node`: its addresses_revision may change only when all addresses are as they shall be, removals included.
+ 7. Programs are attached, or replaced in place: all that they read is there. Then devices are set up, then routes.
+ 8. What nothing uses any more goes: programs, devices, maps.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, List, Mapping, Set, Tuple
+
+from bpfleet.loader.kernel import Found
+from bpfleet.loader.rows import REVISION_FIELD, is_index
+from bpfleet.loader.steps import (
+    Attach,
+    DeleteRows,
+    Detach,
+    DropProgram,
+    EnsureDevice,
+    LoadProgram,
+    PutRoute,
+    PutRows,
+    RemoveDevice,
+    RemoveInner,
+    RemoveMap,
+    RemoveRoute,
+    SetDown,
+    SetSysctl,
+    SetUp,
+    Step,
+    SwapInner,
+)
+from bpfleet.model.state import Adopted, NodeState, Row, Table, Veth, Vxlan
+
+FIRST_TABLE = "addresses"
+AFTER_POLICIES = "endpoints"
+LAST_TABLE = "node"
+
+
+def plan(want: NodeState, have: NodeState) -> List[Step]:
+    """The steps from `have` (as a Kernel reads it) to `want`, in the order above; empty if there is nothing to do."""
+    rebuilt = {name for name, device in have.devices.items() if _must_rebuild(want.devices.get(name), device)}
+    steps: List[Step] = []
+    if rebuilt:
+        steps += _take_away(have, rebuilt)
+        have = _without(have, rebuilt)
+    rows = _row_steps(want, have)
+    steps += _devices_down(want, have)
+    steps += _devices(want, have)
+    steps += _sysctls(want, have)
+    steps += [LoadProgram(item) for name, item in sorted(want.programs.items()) if have.programs.get(name) != item]
+    steps += rows.put
+    steps += _swaps(want, have)
+    steps += rows.put_endpoints
+    steps += [Detach(*hook) for hook in sorted(have.attachments) if hook not in want.attachments]
+    steps += [RemoveRoute(route) for key, route in sorted(have.routes.items()) if key not in want.routes]
+    steps += rows.delete
+    steps += _inner_removals(want, have)
+    steps += rows.put_last
+    steps += _attachments(want, have)
+    steps += _devices_up(want, have)
+    steps += [PutRoute(route) for key, route in sorted(want.routes.items()) if have.routes.get(key) != route]
+    steps += [DropProgram(name) for name in sorted(have.programs) if name not in want.programs]
+    steps += [RemoveDevice(name) for name in sorted(have.devices) if name not in want.devices]
+    steps += [RemoveMap(name) for name in sorted({*have.tables, *have.nested} - {*want.tables, *want.nested})]
+    return steps
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------
+
+
+def _must_rebuild(wanted: Any, found: Any) -> bool:
+    return isinstance(wanted, (Vxlan, Veth)) and isinstance(found, Found) and found.rebuild
+
+
+def _take_away(have: NodeState, names: Set[str]) -> List[Step]:
+    """Remove devices with all that is bound to their indexes, which the new ones will not have."""
+    steps: List[Step] = [SetDown(name) for name in sorted(names) if _is_up(have.devices[name])]
+    steps += [Detach(*hook) for hook in sorted(have.attachments) if hook[0] in names]
+    steps += [RemoveRoute(route) for _, route in sorted(have.routes.items()) if route.device in names]
+    for name in sorted(have.tables):
+        table = have.tables[name]
+        keys = tuple(key for key in table.rows if _mentions(table.key, key, names))
+        if keys:
+            steps.append(DeleteRows(name, table.key, keys))
+    steps += [RemoveDevice(name) for name in sorted(names)]
+    return steps
+
+
+def _without(have: NodeState, names: Set[str]) -> NodeState:
+    """What is left when devices are gone; rows that hold their old indexes count as absent, so that they are put again.
+
+    The revision of addresses covers the bound indexes (rows.salt), so its row is put again as well.
+    """
+    tables = {}
+    for name, table in have.tables.items():
+        rows = {
+            key: value
+            for key, value in table.rows.items()
+            if not _mentions(table.key, key, names)
+            and not _mentions(table.value, value, names)
+            and REVISION_FIELD not in table.value
+        }
+        tables[name] = Table(table.key, table.value, rows)
+    return replace(
+        have,
+        attachments={hook: value for hook, value in have.attachments.items() if hook[0] not in names},
+        tables=tables,
+        devices={name: device for name, device in have.devices.items() if name not in names},
+        routes={key: route for key, route in have.routes.items() if route.device not in names},
+        sysctls={name: value for name, value in have.sysctls.items() if not names.intersection(re.split("[./]", name))},
+    )
+
+
+def _mentions(fields: Tuple[str, ...], row: Row, names: Set[str]) -> bool:
+    return any(is_index(name) and value in names for name, value in zip(fields, row))
+
+
+def _is_up(device: Any) -> bool:
+    return device.up if isinstance(device, Found) else True
+
+
+def _devices_down(want: NodeState, have: NodeState) -> List[Step]:
+    gone = sorted(name for name in have.devices if name not in want.devices)
+    return [SetDown(name) for name in gone if _is_up(have.devices[name])]
+
+
+def _devices(want: NodeState, have: NodeState) -> List[Step]:
+    steps: List[Step] = []
+    for name, device in sorted(want.devices.items()):
+        found = have.devices.get(name)
+        if isinstance(device, Adopted) or found == device:
+            continue
+        if not isinstance(found, Found):
+            steps.append(EnsureDevice(device))
+        elif found.lacks:
+            steps.append(EnsureDevice(device, found.lacks))
+    return steps
+
+
+def _devices_up(want: NodeState, have: NodeState) -> List[Step]:
+    steps: List[Step] = []
+    for name, device in sorted(want.devices.items()):
+        found = have.devices.get(name)
+        if not isinstance(device, Adopted) and (found is None or not _is_up(found)):
+            steps.append(SetUp(name))
+    return steps
+
+
+def _sysctls(want: NodeState, have: NodeState) -> List[Step]:
+    return [
+        SetSysctl(name, value, have.sysctls.get(name))
+        for name, value in want.sysctls.items()  # in their own order: one may be there to soften the next
+        if have.sysctls.get(name) != value
+    ]
+
+
+# -- programs ----------------------------------------------------------------------------------------------------------
+
+
+def _attachments(want: NodeState, have: NodeState) -> List[Step]:
+    steps: List[Step] = []
+    for (device, hook), name in sorted(want.attachments.items()):
+        found = have.attachments.get((device, hook))
+        if found != name or have.programs.get(name) != want.programs[name]:
+            steps.append(Attach(device, hook, want.programs[name], found))
+    return steps
+
+
+# -- maps --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _RowSteps:
+    put: List[Step] = field(default_factory=list)
+    put_endpoints: List[Step] = field(default_factory=list)
+    put_last: List[Step] = field(default_factory=list)
+    delete: List[Step] = field(default_factory=list)
+
+
+def _row_steps(want: NodeState, have: NodeState) -> _RowSteps:
+    steps = _RowSteps()
+    for name in sorted(want.tables, key=lambda name: (name != FIRST_TABLE, name)):
+        table = want.tables[name]
+        there = _rows_of(have.tables.get(name), table)
+        changed = {key: value for key, value in table.rows.items() if there.get(key) != value}
+        if changed:
+            put = PutRows(name, Table(table.key, table.value, changed))
+            (
+                steps.put_endpoints if name == AFTER_POLICIES else steps.put_last if name == LAST_TABLE else steps.put
+            ).append(put)
+    for name in sorted(want.tables, key=lambda name: (name != AFTER_POLICIES, name)):
+        table = want.tables[name]
+        gone = tuple(key for key in _rows_of(have.tables.get(name), table) if key not in table.rows)
+        if gone:
+            steps.delete.append(DeleteRows(name, table.key, gone))
+    return steps
+
+
+def _rows_of(found: Any, wanted: Table) -> Mapping[Row, Row]:
+    """Rows that were found, if they have the fields that are wanted; a kernel reads them so."""
+    if found is None:
+        return {}
+    if found.key != wanted.key or found.value != wanted.value:
+        raise ValueError(
+            f"rows of {found.key} -> {found.value} were read where {wanted.key} -> {wanted.value} are wanted"
+        )
+    rows: Mapping[Row, Row] = found.rows
+    return rows
+
+
+def _swaps(want: NodeState, have: NodeState) -> List[Step]:
+    steps: List[Step] = []
+    for name, inners in sorted(want.nested.items()):
+        there = have.nested.get(name, {})
+        changed: Dict[int, Table] = {key: inner for key, inner in inners.items() if there.get(key) != inner}
+        if changed:
+            steps.append(SwapInner(name, changed))
+    return steps
+
+
+def _inner_removals(want: NodeState, have: NodeState) -> List[Step]:
+    steps: List[Step] = []
+    for name, inners in sorted(want.nested.items()):
+        gone = tuple(sorted(key for key in have.nested.get(name, {}) if key not in inners))
+        if gone:
+            steps.append(RemoveInner(name, gone))
+    return steps

@@ -1,0 +1,359 @@
+"""The kernel of this host.
+
+Everything is asked of the kernel each time; this object remembers nothing of what it did, except what `prepare` loaded
+and no step used yet. So an agent that starts anew finds all there is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+
+from bpfleet.errors import HostFailed, HostUnfit
+from bpfleet.loader import links, steps, syscall
+from bpfleet.loader.devices import Devices, is_ours, read_devices
+from bpfleet.loader.generated.layouts import MAPS
+from bpfleet.loader.maps import Maps
+from bpfleet.loader.objects import Objects
+from bpfleet.loader.pins import DEFAULT, Pins, open_pin, require_bpffs, unpin
+from bpfleet.loader.routes import Routes, read_routes
+from bpfleet.loader.rows import Missing, device_index, salt
+from bpfleet.loader.rtnl import NAMESPACES, Link, Reader
+from bpfleet.model.state import Facts, NodeState, Program, Table
+
+MINIMUM_KERNEL = (6, 1)
+_OTHER_MAPS = " (other maps)"
+_LINK_SCOPE = 253
+
+
+class RealKernel:
+    """This host's kernel, in the network and mount namespaces of the calling thread."""
+
+    def __init__(
+        self,
+        objects: Union[str, os.PathLike[str]],
+        pins: str = DEFAULT,
+        state: Union[str, os.PathLike[str]] = "/var/lib/bpfleet/logs",
+    ) -> None:
+        """`objects`: directory of *.bpf.o.  `pins`: directory in a bpffs.  `state`: where verifier logs are kept."""
+        self.writes = 0
+        self._pins = Pins(pins)
+        self._objects = Objects(Path(objects), self._pins, Path(state))
+        self._maps = Maps(self._pins, self._wrote)
+        self._hooks: links.Mechanism = links.Tcx(self._pins, self._wrote)
+        self._devices = Devices(self._wrote)
+        self._routes = Routes(self._wrote)
+        self._unused: List[Program] = []
+
+    def _wrote(self, count: int = 1) -> None:
+        self.writes += count
+
+    # -- fitness and facts -------------------------------------------------------------------------------------------
+
+    def check_fitness(self) -> None:
+        """As Kernel.check_fitness: kernel, BTF, bpffs, libbpf, tcx, in this order."""
+        release = os.uname().release
+        found = re.match(r"(\d+)\.(\d+)", release)
+        if found is None or (int(found[1]), int(found[2])) < MINIMUM_KERNEL:
+            raise HostUnfit(f"the kernel is {release}", remedy="Use kernel 6.6 or later.")
+        if not Path("/sys/kernel/btf/vmlinux").exists():
+            raise HostUnfit(
+                "the kernel has no BTF (/sys/kernel/btf/vmlinux)", remedy="Use a kernel with CONFIG_DEBUG_INFO_BTF."
+            )
+        require_bpffs()
+        self._objects.libbpf()
+        if not links.supported():
+            raise HostUnfit(f"{links.NOT_TCX}; this one is {release}", remedy="Use kernel 6.6 or later.")
+
+    def facts(self, node: str) -> Facts:
+        """As Kernel.facts. Addresses are those of global and host scope, link-local ones left out."""
+        with Reader() as reader:
+            names = {link.index: link for link in reader.links() if not is_ours(link.name)}
+            addresses: Dict[int, List[str]] = {}
+            for item in reader.addresses():
+                if item.scope != _LINK_SCOPE:
+                    addresses.setdefault(item.index, []).append(item.address)
+        return Facts(
+            node,
+            {link.name: (link.mtu, tuple(sorted(addresses.get(index, ())))) for index, link in sorted(names.items())},
+            _namespaces(),
+            links.supported(),
+        )
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def read(self, want: NodeState) -> NodeState:
+        """As Kernel.read."""
+        with Reader() as reader:
+            there = {link.name: link for link in reader.links()}
+            devices = read_devices(there, want.devices, reader)
+            routes = read_routes(reader, there)
+        programs, names = self._read_programs(want)
+        tables, nested = self._read_maps(want)
+        return NodeState(
+            programs=programs,
+            attachments=self._read_hooks(want, there, names),
+            tables=tables,
+            nested=nested,
+            devices=devices,
+            routes=routes,
+            sysctls=_read_sysctls(want),
+        )
+
+    def _read_programs(self, want: NodeState) -> Tuple[Dict[str, Program], Dict[int, str]]:
+        """Loaded programs as Kernel.read names them, and those names by program id."""
+        programs: Dict[str, Program] = {}
+        names: Dict[int, str] = {}
+        pinned = self._pins.list_programs()
+        digests = {name: self._objects.digest(program) for name, program in want.programs.items()} if pinned else {}
+        shared = self._map_ids() if pinned else set()
+        for object_name, digest in pinned:
+            info = _program(self._pins.program(object_name, digest))
+            if info is None:
+                continue
+            name, program = f"{object_name}@{digest}", Program(object_name)
+            if digests.get(object_name) == digest:
+                if _own_maps_only(info, shared):
+                    name, program = object_name, want.programs[object_name]
+                else:
+                    name += _OTHER_MAPS
+            programs[name] = program
+            names[info.id] = name
+        return programs, names
+
+    def _map_ids(self) -> set[int]:
+        found = set()
+        for name in self._pins.list_maps():
+            fd = open_pin(self._pins.maps / name)
+            if fd is not None:
+                try:
+                    found.add(syscall.map_info(fd).id)
+                finally:
+                    os.close(fd)
+        return found
+
+    def _read_hooks(
+        self, want: NodeState, there: Mapping[str, Link], names: Mapping[int, str]
+    ) -> Dict[Tuple[str, str], str]:
+        hooks = set(want.attachments)
+        hooks.update((name, hook) for name in there if is_ours(name) for hook in syscall.ATTACH_TYPES)
+        return self._hooks.read(sorted(hooks), lambda number: names.get(number, f"program {number}"))
+
+    def _read_maps(self, want: NodeState) -> Tuple[Dict[str, Table], Dict[str, Dict[int, Table]]]:
+        tables: Dict[str, Table] = {}
+        nested: Dict[str, Dict[int, Table]] = {}
+        for name, table in want.tables.items():
+            found = self._maps.read_table(name, table, _salt(want) if name == "node" else 0)
+            if found is not None:
+                tables[name] = found
+        for name, inners in want.nested.items():
+            inner = self._maps.read_nested(name, inners)
+            if inner is not None:
+                nested[name] = inner
+        for file_name in self._pins.list_maps():
+            name = file_name.rpartition("_v")[0]
+            today = name in MAPS and self._pins.map(name).name == file_name
+            if not today:
+                tables[file_name] = Table((), ())
+            elif not want.programs and name not in want.tables and name not in want.nested:
+                tables[name] = Table((), ())
+        return tables, nested
+
+    # -- staging -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, programs: Mapping[str, Program]) -> None:
+        """As Kernel.prepare."""
+        missing = [program for _, program in sorted(programs.items()) if not self._is_loaded(program)]
+        if not missing:
+            return
+        self._wrote(self._pins.ensure())
+        maps_before = set(self._pins.list_maps())
+        done: List[Program] = []
+        try:
+            for program in missing:
+                self._load(program)
+                done.append(program)
+        except BaseException:
+            for program in done:
+                unpin(self._objects.pin(program))
+            for name in set(self._pins.list_maps()) - maps_before:
+                unpin(self._pins.maps / name)
+            self._pins.remove_empty()
+            raise
+        self._unused += done
+
+    def release(self) -> None:
+        """As Kernel.release."""
+        for program in self._unused:
+            if unpin(self._objects.pin(program)):
+                self._wrote()
+        self._unused = []
+        if self._pins.list_programs() or self._pins.list_links():
+            return
+        for name in self._pins.list_maps():
+            unpin(self._pins.maps / name)
+            self._wrote()
+        self._wrote(self._pins.remove_empty())
+
+    def _is_loaded(self, program: Program) -> bool:
+        info = _program(self._objects.pin(program))
+        return info is not None and _own_maps_only(info, self._map_ids())
+
+    def _load(self, program: Program) -> None:
+        if unpin(self._objects.pin(program)):  # it was loaded, but its maps are no longer the pinned ones
+            self._wrote()
+        self._objects.load(program)
+        self._wrote()
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def do(self, step: steps.Step) -> None:
+        """As Kernel.do. Raises HostFailed, HostUnfit, ObjectRejected, or OSError for what is not foreseen."""
+        if isinstance(step, steps.EnsureDevice):
+            self._devices.ensure(step.device)
+        elif isinstance(step, steps.SetUp):
+            self._devices.set_up(step.device, True)
+        elif isinstance(step, steps.SetDown):
+            self._devices.set_up(step.device, False)
+        elif isinstance(step, steps.RemoveDevice):
+            self._devices.remove(step.device)
+        elif isinstance(step, steps.SetSysctl):
+            self._set_sysctl(step)
+        elif isinstance(step, steps.PutRoute):
+            self._routes.put(step.route)
+        elif isinstance(step, steps.RemoveRoute):
+            self._routes.remove(step.route)
+        else:
+            self._do_bpf(step)
+
+    def _do_bpf(self, step: steps.Step) -> None:
+        if isinstance(step, steps.LoadProgram):
+            self.prepare({step.program.object: step.program})
+            if step.program in self._unused:
+                self._unused.remove(step.program)
+        elif isinstance(step, steps.DropProgram):
+            self._drop(step.name)
+        elif isinstance(step, steps.Attach):
+            self._attach(step)
+        elif isinstance(step, steps.Detach):
+            self._hooks.detach(step.device, step.hook)
+        elif isinstance(step, steps.PutRows):
+            self._maps.put_rows(step.table, step.rows)
+        elif isinstance(step, steps.DeleteRows):
+            self._maps.delete_rows(step.table, step.key, step.keys)
+        elif isinstance(step, steps.SwapInner):
+            self._maps.swap_inner(step.table, step.inners)
+        elif isinstance(step, steps.RemoveInner):
+            self._maps.remove_inner(step.table, step.keys)
+        elif isinstance(step, steps.RemoveMap):
+            path = self._pins.map(step.name) if step.name in MAPS else self._pins.maps / step.name
+            if unpin(path):
+                self._wrote()
+            self._wrote(self._pins.remove_empty())
+        else:
+            raise TypeError(f"no such step: {step!r}")
+
+    def _attach(self, step: steps.Attach) -> None:
+        fd = open_pin(self._objects.pin(step.program))
+        if fd is None:
+            raise HostFailed(f"program {step.program.object} is not loaded", remedy="Apply again: it is loaded first.")
+        try:
+            self._hooks.attach(step.device, step.hook, fd)
+        finally:
+            os.close(fd)
+
+    def _drop(self, name: str) -> None:
+        broken = name.endswith(_OTHER_MAPS)
+        object_name, _, digest = (name[: -len(_OTHER_MAPS)] if broken else name).partition("@")
+        for other, version in self._pins.list_programs():
+            if other != object_name or digest not in ("", version):
+                continue
+            path = self._pins.program(other, version)
+            if broken:
+                info = _program(path)
+                if info is not None and _own_maps_only(info, self._map_ids()):
+                    continue  # loaded anew under the same name meanwhile
+            if unpin(path):
+                self._wrote()
+        self._wrote(self._pins.remove_empty())
+
+    def _set_sysctl(self, step: steps.SetSysctl) -> None:
+        path = _sysctl_path(step.name)
+        try:
+            path.write_text(step.value)
+        except OSError as error:
+            raise HostFailed(
+                f"cannot set sysctl {step.name} to {step.value}: {error.strerror}",
+                file=str(path),
+                remedy="See whether the device in its name is there, and whether /proc/sys can be written.",
+            ) from error
+        self._wrote()
+
+
+def _program(path: Path) -> Optional[syscall.ProgramInfo]:
+    fd = open_pin(path)
+    if fd is None:
+        return None
+    try:
+        return syscall.program_info(fd)
+    finally:
+        os.close(fd)
+
+
+def _own_maps_only(info: syscall.ProgramInfo, shared: set[int]) -> bool:
+    """Whether a program uses the pinned maps, and none that lost its pin; constants are a map of its own."""
+    for number in info.map_ids:
+        if number in shared:
+            continue
+        try:
+            fd = syscall.map_by_id(number)
+        except FileNotFoundError:
+            return False
+        try:
+            if not syscall.map_info(fd).name.endswith(".rodata"):
+                return False
+        finally:
+            os.close(fd)
+    return True
+
+
+def _salt(want: NodeState) -> int:
+    """The salt (rows.salt) that the wanted endpoints have with the indexes of now; a device that is missing has 0."""
+    table = want.tables.get("endpoints")
+    if table is None:
+        return salt(())
+    position = table.key.index("ifindex")
+    found = []
+    for row in table.rows:
+        try:
+            found.append(device_index(row[position]))
+        except Missing:
+            found.append(0)
+    return salt(found)
+
+
+def _read_sysctls(want: NodeState) -> Dict[str, str]:
+    found: Dict[str, Any] = {}
+    for name in want.sysctls:
+        try:
+            found[name] = " ".join(_sysctl_path(name).read_text().split())
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _sysctl_path(name: str) -> Path:
+    """Of the dot and the slash, the one that comes first separates, the other stands for a dot (sysctl(8))."""
+    first = next((letter for letter in name if letter in "./"), "/")
+    return Path("/proc/sys", name if first == "/" else name.translate(str.maketrans("./", "/.")))
+
+
+def _namespaces() -> Tuple[str, ...]:
+    """Names under /run/netns that hold a namespace; a name that lost its mount is on another file system."""
+    kind = Path("/proc/self/ns/net").stat().st_dev
+    try:
+        return tuple(sorted(entry.name for entry in NAMESPACES.iterdir() if entry.stat().st_dev == kind))
+    except FileNotFoundError:
+        return ()
