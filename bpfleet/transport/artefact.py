@@ -1,40 +1,41 @@
-"""The agent's artefact as the controller holds it: bytes under their digest."""
+"""Which artefact is delivered: the one that belongs to this very code."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.metadata
+from collections.abc import Iterator
 from pathlib import Path
 
+from bpfleet.agent.artefact import BUILT, CHECKOUT, HOST_PACKAGES, OBJECTS, Artefact, build
 from bpfleet.agent.install import digest_of
-from bpfleet.errors import HostFailed
 
-BUILT = Path(__file__).resolve().parents[2] / "build" / "agent.pyz"
+__all__ = ["Artefact", "current", "of_bytes"]
 
 
-@dataclass(frozen=True)
-class Artefact:
-    """What is delivered to hosts. `digest` is hex SHA-256 of `data`."""
+def of_bytes(data: bytes) -> Artefact:
+    """Any artefact, under its digest."""
+    return Artefact(digest_of(data), data)
 
-    digest: str
-    data: bytes
 
-    @staticmethod
-    def of(data: bytes) -> Artefact:
-        return Artefact(digest_of(data), data)
+def current() -> Artefact:
+    """The artefact of this checkout: the built one, unless something that goes into it is newer.
 
-    @staticmethod
-    def read(path: Path) -> Artefact:
-        """The artefact in a file that `make` built."""
-        try:
-            return Artefact.of(path.read_bytes())
-        except OSError as missing:
-            raise HostFailed(
-                f"the agent's artefact cannot be read: {missing.strerror}",
-                file=str(path),
-                remedy="Build it: make agent",
-            ) from missing
+    Then it is made anew, in memory (half a second): a controller must never deliver an agent of other code than its
+    own. Raises HostFailed where the objects are missing.
+    """
+    try:
+        built = BUILT.stat().st_mtime_ns
+        fresh = all(path.stat().st_mtime_ns <= built for path in _inputs())
+        return of_bytes(BUILT.read_bytes()) if fresh else build()
+    except FileNotFoundError:
+        return build()
 
-    @staticmethod
-    def built() -> Artefact:
-        """The artefact that belongs to this checkout or installation."""
-        return Artefact.read(BUILT)
+
+def _inputs() -> Iterator[Path]:
+    package = CHECKOUT / "bpfleet"
+    yield from (package / "__init__.py", package / "errors.py")
+    for name in HOST_PACKAGES:
+        yield package / name  # a removed file shows in its folder
+        yield from (path for path in (package / name).rglob("*") if path.suffix == ".py" or path.is_dir())
+    yield from OBJECTS.glob("*.bpf.o")
+    yield Path(str(importlib.metadata.distribution("pyroute2").locate_file("pyroute2/__init__.py")))

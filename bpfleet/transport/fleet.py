@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from bpfleet.agent import wire
 from bpfleet.errors import BpfleetError, TransactionFailed
-from bpfleet.transport.artefact import Artefact
+from bpfleet.transport.artefact import Artefact, current
 from bpfleet.transport.channel import Connector
 from bpfleet.transport.dial import Dialler, Schedule
 from bpfleet.transport.node import Counters, Means, Node, Timeouts
@@ -50,6 +50,7 @@ class Fleet:
         root: str = wire.STATE_ROOT,
     ) -> None:
         connector = connector or SshConnector()
+        self.root = root
         self._progress = progress
         self._progress_lock = threading.Lock()
         self._artefact = artefact
@@ -174,7 +175,7 @@ class Fleet:
     def _get_artefact(self) -> Artefact:
         with self._lock:
             if self._artefact is None:
-                self._artefact = Artefact.built()
+                self._artefact = current()
             return self._artefact
 
     def _report(self, node: str, phase: str, detail: str) -> None:

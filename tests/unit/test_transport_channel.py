@@ -45,7 +45,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
 def test_the_agent_is_delivered_once(hosts: Hosts, fleet: Fleet) -> None:
     target = hosts.target()
     artefact = small_agent("delivered once")
-    options: dict[str, Any] = {"root": fleet._means.root}
+    options: dict[str, Any] = {"root": fleet.root}
     assert fleet.installed(target) is None
     with hosts.fleet(artefact=artefact, **options) as first:
         assert first.install(target)["artefact"] == artefact.digest

@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from bpfleet.transport.artefact import Artefact
+from bpfleet.transport.artefact import Artefact, of_bytes
 from bpfleet.transport.channel import Connection, Deadline
 from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.local import LocalConnector
 from bpfleet.transport.target import Target
 
-USER = pwd.getpwuid(os.getuid()).pw_name
+USER, _HOME = pwd.getpwuid(os.getuid()).pw_name, pwd.getpwuid(os.getuid()).pw_dir
 _SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd"
 
 SMALL_AGENT = r"""
@@ -166,7 +166,7 @@ def small_agent(note: str = "") -> Artefact:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
         archive.writestr("__main__.py", SMALL_AGENT + f"\n# {note}\n")
-    return Artefact.of(data.getvalue())
+    return of_bytes(data.getvalue())
 
 
 def make_key(path: Path, kind: str = "ed25519", passphrase: str = "", *options: str) -> Path:
@@ -195,6 +195,7 @@ class Sshd:
     port: int
     process: Optional[subprocess.Popen[bytes]] = None
     options: str = ""
+    first: str = ""
     host_keys: tuple[str, ...] = ("ed25519",)
 
     @property
@@ -219,6 +220,7 @@ class Sshd:
 
     def start(self) -> None:
         lines = [
+            self.first,  # sshd takes the first value that it finds
             f"Port {self.port}",
             "ListenAddress 127.0.0.1",
             *(f"HostKey {self.folder / f'host_{kind}'}" for kind in self.host_keys),
@@ -234,7 +236,9 @@ class Sshd:
         config = self.folder / "sshd_config"
         config.write_text("\n".join(lines) + "\n")
         # /run of its own: sshd's privilege separation wants /run/sshd, and agents keep their state in /run/state.
-        inner = f"mount -t tmpfs tmpfs /run && mkdir -p /run/sshd && exec {_SSHD} -D -e -f {config}"
+        # An empty home: this machine's login scripts are none of the test's business.
+        mounts = f"mount -t tmpfs tmpfs /run && mkdir -p /run/sshd && mount -t tmpfs tmpfs {_HOME}"
+        inner = f"{mounts} && exec {_SSHD} -D -e -f {config}"
         command = ["unshare", "--mount", "--", "sh", "-c", inner]
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(command, stderr=log, start_new_session=True)
@@ -266,13 +270,13 @@ class Sshd:
         return [int(child) for child in children]
 
 
-def make_sshd(folder: Path, *, options: str = "", host_keys: tuple[str, ...] = ("ed25519",)) -> Sshd:
+def make_sshd(folder: Path, *, options: str = "", first: str = "", host_keys: tuple[str, ...] = ("ed25519",)) -> Sshd:
     folder.mkdir(parents=True, exist_ok=True)
     for kind in host_keys:
         make_key(folder / f"host_{kind}", kind)
     make_key(folder / "user")
     shutil.copy(folder / "user.pub", folder / "authorized_keys")
-    return Sshd(folder, free_port(), options=options, host_keys=host_keys)
+    return Sshd(folder, free_port(), options=options, first=first, host_keys=host_keys)
 
 
 class PerNode:

@@ -1,0 +1,509 @@
+"""What only SSH has: host keys, logins, connections that break, hosts that do not answer. Against a real sshd."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bpfleet.errors import AuthenticationFailed, HostKeyMismatch, HostUnfit, Unreachable
+from bpfleet.transport.dial import Schedule
+from bpfleet.transport.fleet import Fleet
+from bpfleet.transport.node import Timeouts
+from bpfleet.transport.ssh import SshConnector, SshTimeouts
+from bpfleet.transport.target import Target
+from tests.unit.transport_support import USER, Hosts, Sshd, free_port, make_key, make_sshd, public_line, small_agent
+
+pytestmark = pytest.mark.root
+
+SHORT = Schedule(attempts=3, seconds=5.0, first_pause=0.05)
+HASTY = SshConnector(SshTimeouts(tcp=0.5, banner=0.5, authentication=10))
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    made = Hosts("ssh", tmp_path_factory.mktemp("hosts"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def server(hosts: Hosts) -> Sshd:
+    return hosts.sshd()
+
+
+@pytest.fixture
+def fleet(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with hosts.fleet(schedule=SHORT) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def running(folder: Path, **options: object) -> Iterator[Sshd]:
+    """A server of a test's own."""
+    server = make_sshd(folder, **options)  # type: ignore[arg-type]
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+class TestHostKeys:
+    def test_an_unknown_host_is_refused_until_the_remedy_is_followed(
+        self, server: Sshd, fleet: Fleet, tmp_path: Path
+    ) -> None:
+        known_hosts = tmp_path / "known_hosts"
+        known_hosts.touch()
+        target = server.target(host_key=None, known_hosts_file=str(known_hosts))
+        with pytest.raises(HostKeyMismatch, match="is not known") as caught:
+            fleet.install(target)
+        printed = subprocess.run(
+            ["ssh-keygen", "-lf", str(server.host_key)], check=True, capture_output=True, text=True
+        )
+        assert caught.value.details["seen"] == printed.stdout.split()[1]
+        assert caught.value.where["node"] == "h1"
+        assert fleet.counters(target).connections == 0
+        known_hosts.write_text(f"{caught.value.details['host']} {caught.value.details['seen_key']}\n")
+        assert fleet.install(target)["pid"]
+
+    def test_nothing_is_sent_to_a_host_with_another_key(self, hosts: Hosts, server: Sshd, fleet: Fleet) -> None:
+        with pytest.raises(HostKeyMismatch) as caught:
+            fleet.install(server.target(host_key=public_line(hosts.sshd("h2").host_key)))
+        assert caught.value.field == "ssh.host_key"
+        assert server.connections() == [] or eventually(lambda: not server.connections())
+        assert "Accepted publickey" not in (server.folder / "log").read_text().splitlines()[-1]
+
+    def test_a_changed_key_in_known_hosts_is_refused(
+        self, hosts: Hosts, server: Sshd, fleet: Fleet, tmp_path: Path
+    ) -> None:
+        known_hosts = tmp_path / "known_hosts"
+        known_hosts.write_text(f"[127.0.0.1]:{server.port} {public_line(hosts.sshd('h2').host_key)}\n")
+        with pytest.raises(HostKeyMismatch, match="expects") as caught:
+            fleet.install(server.target(host_key=None, known_hosts_file=str(known_hosts)))
+        assert caught.value.where["file"] == f"{known_hosts}:1"
+
+    def test_hashed_known_hosts_between_authorities_and_revoked(
+        self, hosts: Hosts, server: Sshd, fleet: Fleet, tmp_path: Path
+    ) -> None:
+        known_hosts = tmp_path / "known_hosts"
+        name = f"[127.0.0.1]:{server.port}"
+        known_hosts.write_text(f"{name} {public_line(server.host_key)}\n")
+        subprocess.run(["ssh-keygen", "-q", "-H", "-f", str(known_hosts)], check=True, capture_output=True)
+        other = public_line(hosts.sshd("h2").host_key)
+        line = known_hosts.read_text()
+        assert name not in line
+        known_hosts.write_text(f"@cert-authority * {other}\n@revoked * {other}\n{line}")
+        assert fleet.install(server.target(host_key=None, known_hosts_file=str(known_hosts)))["pid"]
+
+    def test_a_revoked_key_is_refused(self, server: Sshd, fleet: Fleet, tmp_path: Path) -> None:
+        known_hosts = tmp_path / "known_hosts"
+        known_hosts.write_text(f"@revoked * {public_line(server.host_key)}\n")
+        with pytest.raises(HostKeyMismatch, match="revoked"):
+            fleet.install(server.target(known_hosts_file=str(known_hosts)))
+
+    @pytest.mark.parametrize("kind", ["rsa", "ecdsa", "ed25519"])
+    def test_the_host_is_asked_for_the_key_that_is_known(self, tmp_path: Path, fleet: Fleet, kind: str) -> None:
+        with running(tmp_path / "server", host_keys=("ed25519", "ecdsa", "rsa")) as server:
+            known = public_line(server.folder / f"host_{kind}")
+            assert fleet.install(server.target(host_key=known))["pid"]
+
+
+class TestLogin:
+    def authorize(self, server: Sshd, key: Path) -> None:
+        with (server.folder / "authorized_keys").open("a") as handle:
+            handle.write(Path(f"{key}.pub").read_text())
+
+    @pytest.mark.parametrize(
+        ("kind", "options"),
+        [("rsa", ()), ("rsa", ("-m", "PEM")), ("ecdsa", ()), ("ecdsa", ("-m", "PEM")), ("ed25519", ())],
+    )
+    def test_key_files(self, server: Sshd, fleet: Fleet, tmp_path: Path, kind: str, options: tuple[str, ...]) -> None:
+        key = make_key(tmp_path / "key", kind, "", *options)
+        self.authorize(server, key)
+        assert fleet.install(server.target(private_key_file=str(key)))["pid"]
+
+    def test_a_wrong_key_says_who_tried_what(self, server: Sshd, fleet: Fleet, tmp_path: Path) -> None:
+        key = make_key(tmp_path / "wrong")
+        target = server.target(private_key_file=str(key))
+        with pytest.raises(AuthenticationFailed) as caught:
+            fleet.install(target)
+        error = caught.value
+        assert f"does not let {USER} in" in error.what
+        assert str(key) in error.what
+        assert "authorized_keys" in error.remedy
+        assert error.where == {"node": "h1", "field": "ssh.private_key_file"}
+        assert fleet.counters(target).connections == 0
+
+    @pytest.mark.parametrize(("content", "word"), [(None, "No such file"), ("no key", "no private key")])
+    def test_an_unusable_key_file_is_named(
+        self, server: Sshd, fleet: Fleet, tmp_path: Path, content: str | None, word: str
+    ) -> None:
+        path = tmp_path / "key"
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(AuthenticationFailed, match=word) as caught:
+            fleet.install(server.target(private_key_file=str(path)))
+        assert str(path) in caught.value.what
+        assert "Tried: no key at all" in caught.value.what
+
+    @pytest.mark.parametrize("options", [(), ("-m", "PEM")])
+    def test_a_passphrase_is_refused_clearly_unless_the_agent_holds_the_key(
+        self, server: Sshd, hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+    ) -> None:
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        key = make_key(tmp_path / "guarded", "rsa" if options else "ed25519", "a secret", *options)
+        self.authorize(server, key)
+        target = server.target(private_key_file=str(key))
+        with hosts.fleet() as fleet, pytest.raises(AuthenticationFailed, match="passphrase") as caught:
+            fleet.install(target)
+        assert f"ssh-add {key}" in caught.value.remedy
+        # What ssh-add would do once it has asked for the passphrase.
+        plain = tmp_path / "plain"
+        plain.write_bytes(key.read_bytes())
+        plain.chmod(0o600)
+        subprocess.run(["ssh-keygen", "-q", "-p", "-P", "a secret", "-N", "", "-f", str(plain)], check=True)
+        if not options:
+            Path(f"{key}.pub").unlink()  # OpenSSH's form tells its public half by itself
+        with self.agent(tmp_path, plain) as path:
+            monkeypatch.setenv("SSH_AUTH_SOCK", path)
+            with hosts.fleet() as fleet:
+                assert fleet.install(target)["pid"]
+
+    @contextlib.contextmanager
+    def agent(self, tmp_path: Path, *keys: Path) -> Iterator[str]:
+        # A short path: sockets' are limited to 108 bytes.
+        path = f"/tmp/bpfleet-test-agent-{os.getpid()}"
+        process = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL)
+        try:
+            assert eventually(lambda: Path(path).exists())
+            for key in keys:
+                environment = {**os.environ, "SSH_AUTH_SOCK": path}
+                subprocess.run(["ssh-add", "-q", str(key)], check=True, env=environment)
+            yield path
+        finally:
+            process.terminate()
+            process.wait()
+            Path(path).unlink(missing_ok=True)
+
+    def test_the_agents_keys_are_tried_where_none_is_named(
+        self, server: Sshd, hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        target = server.target(private_key_file=None)
+        with self.agent(tmp_path, make_key(tmp_path / "wrong"), server.user_key) as path:
+            monkeypatch.setenv("SSH_AUTH_SOCK", path)
+            with hosts.fleet() as fleet:
+                assert fleet.install(target)["pid"]
+
+    def test_ones_own_keys_are_tried_where_none_is_named(
+        self, server: Sshd, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        target = server.target(private_key_file=None)
+        with pytest.raises(AuthenticationFailed, match="no key at all") as caught:
+            fleet.install(target)
+        assert "SSH_AUTH_SOCK" in caught.value.remedy
+        (tmp_path / ".ssh").mkdir()
+        self.authorize(server, make_key(tmp_path / ".ssh" / "id_ecdsa", "ecdsa"))
+        make_key(tmp_path / ".ssh" / "id_ed25519")
+        assert fleet.install(target)["pid"]
+
+    def test_a_dead_ssh_agent_is_mentioned_not_waited_for(
+        self, server: Sshd, hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "nothing"))
+        with hosts.fleet() as fleet, pytest.raises(AuthenticationFailed, match=r"ssh agent at .* does not answer"):
+            fleet.install(server.target(private_key_file=None))
+
+    def test_a_second_factor_is_named(self, tmp_path: Path, fleet: Fleet) -> None:
+        options = "AuthenticationMethods publickey,password\nPasswordAuthentication yes"
+        # sshd takes the first value of an option: put ours before the defaults.
+        server = make_sshd(tmp_path / "server", first=options)
+        server.start()
+        try:
+            with pytest.raises(AuthenticationFailed, match="asks for password as well"):
+                fleet.install(server.target())
+        finally:
+            server.stop()
+
+    def test_too_many_keys_end_the_login_clearly(
+        self, tmp_path: Path, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with running(tmp_path / "server", options="MaxAuthTries 2") as server:
+            keys = [make_key(tmp_path / f"key{number}") for number in range(4)]
+            with self.agent(tmp_path, *keys) as path:
+                monkeypatch.setenv("SSH_AUTH_SOCK", path)
+                with hosts.fleet() as fleet, pytest.raises(AuthenticationFailed, match="ended the connection"):
+                    fleet.install(server.target(private_key_file=None))
+
+
+class TestUnfitHosts:
+    def path_with(self, folder: Path, **programs: str) -> str:
+        folder.mkdir()
+        (folder / "sh").symlink_to("/bin/sh")
+        for name, script in programs.items():
+            (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+            (folder / name).chmod(0o755)
+        return f"SetEnv PATH={folder}"
+
+    def test_no_python(self, tmp_path: Path, fleet: Fleet) -> None:
+        with running(tmp_path / "server", options=self.path_with(tmp_path / "bin")) as server:
+            with pytest.raises(HostUnfit, match="no python3") as caught:
+                fleet.install(server.target())
+        assert caught.value.where["node"] == "h1"
+
+    def test_an_old_python(self, tmp_path: Path, fleet: Fleet) -> None:
+        # The bootstrap says so itself; here something else in its place says it in its words.
+        answer = '{"id": null, "error": {"code": "HostUnfit", "what": "Python 3.7.3 is too old", "where": {}}}'
+        options = self.path_with(tmp_path / "bin", python3=f"echo '{answer}'; exit 92")
+        with running(tmp_path / "server", options=options) as server:
+            with pytest.raises(HostUnfit, match=r"Python 3\.7\.3 is too old") as caught:
+                fleet.install(server.target())
+        assert caught.value.where["node"] == "h1"
+
+
+def silent_socket() -> socket.socket:
+    """Accepts TCP connections (the kernel does) and never says a word."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(16)
+    return listener
+
+
+@contextlib.contextmanager
+def full_socket() -> Iterator[int]:
+    """A port that does not even answer a SYN: its backlog is full. As a host that is off."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = int(listener.getsockname()[1])
+        for _ in range(3):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        yield port
+
+
+class TestDeadHosts:
+    def dead(self, port: int, server: Sshd) -> Target:
+        return server.target("dead", port=port)
+
+    def test_nobody_listens(self, hosts: Hosts, server: Sshd) -> None:
+        with hosts.fleet(schedule=SHORT) as fleet, pytest.raises(Unreachable, match=r"3 attempts.*refused") as caught:
+            fleet.install(self.dead(free_port(), server))
+        assert caught.value.where == {"node": "dead"}
+        assert type(caught.value) is Unreachable
+
+    def test_nobody_answers(self, hosts: Hosts, server: Sshd) -> None:
+        with full_socket() as port, hosts.fleet(schedule=SHORT, connector=HASTY) as fleet:
+            with pytest.raises(Unreachable, match="did not answer"):
+                fleet.install(self.dead(port, server))
+
+    def test_somebody_listens_and_says_nothing(self, hosts: Hosts, server: Sshd) -> None:
+        with silent_socket() as listener, hosts.fleet(schedule=SHORT, connector=HASTY) as fleet:
+            with pytest.raises(Unreachable):
+                fleet.install(self.dead(listener.getsockname()[1], server))
+
+    def test_somebody_speaks_another_protocol(self, hosts: Hosts, server: Sshd) -> None:
+        def greet(listener: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client:
+                        client.sendall(b"220 mail.example.org ESMTP\r\n" * 200)
+
+        listener = silent_socket()
+        thread = threading.Thread(target=greet, args=(listener,))
+        thread.start()
+        try:
+            with (
+                hosts.fleet(schedule=SHORT, connector=HASTY) as fleet,
+                pytest.raises(Unreachable, match="before login"),
+            ):
+                fleet.install(self.dead(listener.getsockname()[1], server))
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+            thread.join()
+
+    def test_a_name_that_does_not_resolve(self, hosts: Hosts, server: Sshd) -> None:
+        with hosts.fleet(schedule=SHORT) as fleet, pytest.raises(Unreachable, match="does not resolve"):
+            fleet.install(server.target("dead", host="no-such-host.invalid"))
+
+    def test_a_host_that_comes_up_late_is_reached(self, tmp_path: Path, hosts: Hosts) -> None:
+        server = make_sshd(tmp_path / "server")
+        tries: list[str] = []
+
+        def progress(node: str, phase: str, detail: str) -> None:
+            if phase == "dial" and "trying again" in detail:
+                tries.append(detail)
+
+        schedule = Schedule(attempts=12, seconds=60, first_pause=0.05)
+        try:
+            with hosts.fleet(schedule=schedule, progress=progress) as fleet, ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(fleet.install, server.target())
+                assert eventually(lambda: len(tries) >= 2)
+                server.start()
+                assert answer.result(60)["pid"]
+        finally:
+            server.stop()
+
+    def takes_the_place(self, port: int, held: list[socket.socket]) -> bool:
+        client = socket.create_connection(("127.0.0.1", port))
+        if client.recv(4) == b"SSH-":
+            held.append(client)
+            return True
+        client.close()
+        return False
+
+    def test_sshd_that_throttles_is_waited_for(self, tmp_path: Path, hosts: Hosts) -> None:
+        tries: list[str] = []
+        held: list[socket.socket] = []
+
+        def progress(node: str, phase: str, detail: str) -> None:
+            if "trying again" in detail:
+                tries.append(detail)
+                while len(tries) == 2 and held:
+                    held.pop().close()
+
+        schedule = Schedule(attempts=12, seconds=60, first_pause=0.05)
+        with running(tmp_path / "server", options="MaxStartups 1:100:1") as server:
+            # The one place is free once sshd has noticed that whoever asked whether it is up has gone.
+            assert eventually(lambda: self.takes_the_place(server.port, held))
+            with hosts.fleet(schedule=schedule, progress=progress) as fleet:
+                assert fleet.install(server.target())["pid"]
+        assert len(tries) >= 2
+
+    def test_the_others_go_on(self, hosts: Hosts) -> None:
+        living = [hosts.target(name) for name in ("h1", "h2", "h3")]
+        with full_socket() as port, hosts.fleet(schedule=SHORT, connector=HASTY) as fleet:
+            dead = [self.dead(port, hosts.sshd()), replace(self.dead(free_port(), hosts.sshd()), name="off")]
+            answers = fleet.each([*dead, *living], fleet.install)
+        assert [isinstance(answer, Unreachable) for answer in answers.values()] == [True, True, False, False, False]
+
+    def test_a_frozen_host_is_unreachable_not_a_hang(self, hosts: Hosts, server: Sshd) -> None:
+        target = server.target()
+        with hosts.fleet(schedule=SHORT, connector=HASTY, timeouts=Timeouts(by_method={"echo": 0.5})) as fleet:
+            fleet.install(target)
+            frozen = server.connections()
+            assert server.process is not None
+            for pid in [server.process.pid, *frozen]:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(Unreachable, match="no answer to echo"):
+                    fleet.call(target, "echo")
+                with pytest.raises(Unreachable, match="not reachable"):
+                    fleet.call(target, "echo")
+            finally:
+                for pid in [server.process.pid, *frozen]:
+                    os.kill(pid, signal.SIGCONT)
+            assert eventually(lambda: not set(frozen) & set(server.connections()))
+            assert fleet.call(target, "echo", {"n": 1}) == {"n": 1}
+
+
+class TestDials:
+    def test_no_more_at_once_than_allowed(self, hosts: Hosts, server: Sshd) -> None:
+        running_now, most = 0, 0
+        lock = threading.Lock()
+        real = SshConnector()
+
+        class Watching:
+            local = False
+
+            def __call__(self, target: Target, until: object) -> object:
+                nonlocal running_now, most
+                with lock:
+                    running_now += 1
+                    most = max(most, running_now)
+                try:
+                    time.sleep(0.05)
+                    return real(target, until)  # type: ignore[arg-type]
+                finally:
+                    with lock:
+                        running_now -= 1
+
+        with hosts.fleet(connector=Watching(), dials=2) as fleet:
+            answers = fleet.each([server.target(f"n{number}") for number in range(6)], fleet.install)
+        assert all("pid" in answer for answer in answers.values())  # type: ignore[operator]
+        assert most == 2
+
+
+class TestBrokenConnections:
+    def cut(self, hosts: Hosts) -> None:
+        for pid in hosts.sshd().connections():
+            os.kill(pid, signal.SIGKILL)
+
+    def test_between_requests_it_is_dialled_anew(self, hosts: Hosts, fleet: Fleet) -> None:
+        target = hosts.target()
+        fleet.install(target)
+        self.cut(hosts)
+        assert fleet.call(target, "echo", {"n": 1}) == {"n": 1}
+        assert fleet.counters(target).connections == 2
+        assert fleet.counters(target).deliveries == 1
+
+    def test_a_request_that_changes_nothing_is_sent_again(self, hosts: Hosts, fleet: Fleet) -> None:
+        target = hosts.target()
+        fleet.install(target)
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(fleet.call, target, "silence", {"seconds": 2})
+            assert eventually(lambda: fleet.counters(target).requests == 2)
+            self.cut(hosts)
+            assert slow.result(60) == "late"
+        assert fleet.counters(target).connections == 2
+
+    def test_a_request_that_may_have_worked_is_not(self, hosts: Hosts, fleet: Fleet) -> None:
+        target = hosts.target()
+        fleet.install(target)
+        # The server's files, seen from here.
+        state = Path(f"/proc/{hosts.sshd().process.pid}/root{fleet.root}/state.json")  # type: ignore[union-attr]
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(fleet.call, target, "wipe", {"seconds": 600})
+            assert eventually(state.exists)
+            self.cut(hosts)
+            with pytest.raises(Unreachable, match="no answer to wipe"):
+                slow.result(60)
+        assert fleet.call(target, "state")["wipes"] == 1
+
+    def test_streams_and_requests_share_one_up_to_sshds_limit(self, tmp_path: Path, fleet: Fleet) -> None:
+        with running(tmp_path / "server", options="MaxSessions 3") as server:
+            target = server.target()
+            fleet.install(target)
+            streams = [fleet.stream(target, "events", {"count": 1, "follow": True}) for _ in range(2)]
+            assert [next(stream) for stream in streams] == [{"count": 0}] * 2
+            with pytest.raises(Unreachable, match="no channel"):
+                next(fleet.stream(target, "events", {"count": 1, "follow": True}))
+            assert fleet.call(target, "echo", {"n": 1}) == {"n": 1}
+            assert fleet.counters(target).connections == 1
+            for stream in streams:
+                stream.close()  # type: ignore[attr-defined]
+
+
+def test_two_fleets_deliver_at_the_same_time(hosts: Hosts) -> None:
+    target, artefact = hosts.target(), small_agent("contended")
+    with hosts.fleet(artefact=artefact) as one, hosts.fleet(artefact=artefact, root=one.root) as two:
+        with ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(lambda fleet: fleet.install(target), [one, two]))
+    assert [answer["artefact"] for answer in answers] == [artefact.digest] * 2
