@@ -7,6 +7,7 @@ w1 is a `web`, w2 a `db`, w3 a `free` one, on every host. Endpoints are called <
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -167,13 +168,14 @@ class Ground:
         answer: dict[str, Any] = self.fleet.call(self.targets[host], "status")
         return answer
 
-    def counters(self, host: str) -> dict[str, int]:
-        """Packets by reason."""
-        return {row["reason"]: row["packets"] for row in self.status(host)["counters"]}
+    def drops(self, host: str) -> Counter[str]:
+        """Dropped packets by reason so far. Reasons as in bpf/include/bpfleet/reasons.h: `spoofed_source`."""
+        rows = self.status(host)["counters"]
+        return Counter({plain_reason(row["reason"]): row["packets"] for row in rows if row["drop"]})
 
-    def drops(self, host: str) -> dict[str, int]:
-        """Dropped packets by reason."""
-        return {row["reason"]: row["packets"] for row in self.status(host)["counters"] if row["drop"]}
+    def all_drops(self) -> dict[str, Counter[str]]:
+        """`drops` of every host."""
+        return {host: self.drops(host) for host in self.targets}
 
     def writes(self) -> dict[str, int]:
         """The mutating calls that each node has made so far."""
@@ -216,6 +218,11 @@ class Ground:
             return self.workloads[name].address(family)
         where = self.lab.world if name == "world" else self.lab.host(name)
         return where.address if family == 4 else where.address6
+
+
+def plain_reason(text: str) -> str:
+    """A reason's name without its prefix, in lower case."""
+    return text.lower().replace("-", "_").replace(" ", "_").removeprefix("reason_")
 
 
 def succeeded(outcomes: dict[str, Outcome]) -> dict[str, Outcome]:

@@ -82,7 +82,7 @@ def _matches(peer: Mapping[str, Any], end: Mapping[str, str] | str) -> bool:
     entity = peer["entity"]
     if entity == "cluster":
         return end != "world"
-    return entity == "all" or entity == end
+    return bool(entity == "all" or entity == end)
 
 
 def _is_port(ports: list[dict[str, Any]] | None, protocol: str, port: int) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import ipaddress
 import json
 import os
@@ -28,7 +29,7 @@ SNIFF_MOST = 20000
 RECEIVE_BUFFER = 8 << 20
 ECHO = {False: (8, 0), True: (128, 129)}  # IPv6? -> request, reply (RFC 792, RFC 4443)
 SO_RCVBUFFORCE = 33
-IPV6_FLOWINFO_SEND = 0
+SIOCGIFMTU, SIOCGIFHWADDR = 0x8921, 0x8927  # linux/sockios.h
 
 
 def plain(address: str) -> str:
@@ -48,10 +49,13 @@ class Noted:
     def __init__(self) -> None:
         self.numbers: Dict[str, List[int]] = {}
 
-    def note(self, text: bytes) -> None:
-        if text.startswith(b"#"):
-            stream, number = text[1:].decode().split()[:2]
-            self.numbers.setdefault(stream, []).append(int(number))
+    def note(self, text: bytes) -> bool:
+        """Note a number; False if this is none."""
+        if not text.startswith(b"#"):
+            return False
+        stream, number = text[1:].decode().split()[:2]
+        self.numbers.setdefault(stream, []).append(int(number))
+        return True
 
 
 class Conversation(asyncio.Protocol):
@@ -88,8 +92,9 @@ class Echo(asyncio.DatagramProtocol):
         self.transport = transport
 
     def datagram_received(self, data: bytes, peer: Tuple[Any, ...]) -> None:
-        self.station.noted.note(data)
-        self.station.datagrams.append({"address": plain(peer[0]), "port": peer[1], "data": data[:64].decode("latin1")})
+        if not self.station.noted.note(data):
+            heard = {"address": plain(peer[0]), "port": peer[1], "data": data[:64].decode("latin1")}
+            self.station.datagrams.append(heard)
         self.station.bytes_heard += len(data)
         self.transport.sendto(plain(peer[0]).encode() + b" " + data, peer)
 
@@ -104,7 +109,7 @@ class Question(asyncio.DatagramProtocol):
         if not self.answer.done():
             self.answer.set_result(data)
 
-    def error_received(self, error: OSError) -> None:
+    def error_received(self, error: Exception) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
 
@@ -118,7 +123,8 @@ class Station:
         self.streams: Dict[str, Tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self.numbering: Dict[str, asyncio.Task[int]] = {}
         self.sniffers: Dict[str, Tuple[socket.socket, List[Tuple[str, str]]]] = {}
-        self.kept: List[Any] = []
+        self.tcp: List[asyncio.AbstractServer] = []
+        self.udp: Dict[int, asyncio.DatagramTransport] = {}
 
     # Servers
 
@@ -127,11 +133,11 @@ class Station:
         loop = asyncio.get_running_loop()
         for port in tcp:
             listener = self._dual(socket.SOCK_STREAM, port)
-            self.kept.append(await loop.create_server(lambda: Conversation(self), sock=listener, backlog=512))
+            self.tcp.append(await loop.create_server(lambda: Conversation(self), sock=listener, backlog=512))
         for port in udp:
             bound = self._dual(socket.SOCK_DGRAM, port)
             bound.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
-            self.kept.append(await loop.create_datagram_endpoint(lambda: Echo(self), sock=bound))
+            self.udp[port], _ = await loop.create_datagram_endpoint(lambda: Echo(self), sock=bound)
 
     def _dual(self, kind: socket.SocketKind, port: int) -> socket.socket:
         bound = socket.socket(socket.AF_INET6, kind)
@@ -142,16 +148,16 @@ class Station:
         return bound
 
     async def report(self, clear: bool = False) -> Dict[str, Any]:
-        """What the servers heard so far: TCP connections, datagrams, bytes, and numbers by stream."""
-        answer = {
-            "connections": list(self.heard),
-            "datagrams": list(self.datagrams),
-            "bytes": self.bytes_heard,
-            "numbers": {stream: sorted(numbers) for stream, numbers in self.noted.numbers.items()},
-        }
+        """What the servers heard so far, but for numbers: TCP connections and datagrams, and all in bytes."""
+        answer = {"connections": self.heard, "datagrams": self.datagrams, "bytes": self.bytes_heard}
         if clear:
-            self.heard, self.datagrams, self.bytes_heard, self.noted = [], [], 0, Noted()
+            self.heard, self.datagrams, self.bytes_heard = [], [], 0
         return answer
+
+    async def numbers(self, stream: str) -> Dict[str, int]:
+        """How many numbers of a stream were heard, how many different ones, and the highest (-1: none yet)."""
+        heard = self.noted.numbers.get(stream, [])
+        return {"count": len(heard), "different": len(set(heard)), "highest": max(heard, default=-1)}
 
     # Probes
 
@@ -303,8 +309,27 @@ class Station:
                     await asyncio.sleep(gap)
         return len(frames)
 
-    async def mac(self, device: str) -> str:
-        return Path(f"/sys/class/net/{device}/address").read_text().strip()
+    async def datagram(self, address: str, port: int, payloads: List[str], source_port: int = 0) -> int:
+        """Send datagrams (hex) through the stack, as any program would; the port they left from. A port that is served
+        sends from its server's socket."""
+        if source_port in self.udp:
+            target = f"::ffff:{address}" if ":" not in address else address
+            for payload in payloads:
+                self.udp[source_port].sendto(bytes.fromhex(payload), (target, port))
+            return source_port
+        with socket.socket(family(address), socket.SOCK_DGRAM) as out:
+            out.bind(("", source_port))
+            for payload in payloads:
+                out.sendto(bytes.fromhex(payload), (address, port))
+            return int(out.getsockname()[1])
+
+    async def device(self, name: str) -> Dict[str, Any]:
+        """{"mac", "mtu"} of a device here. By ioctl (netdevice(7)): the mounted /sys is another namespace's."""
+        request = name.encode().ljust(40, b"\0")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            mac = fcntl.ioctl(any_socket, SIOCGIFHWADDR, request)[18:24]
+            (mtu,) = struct.unpack_from("i", fcntl.ioctl(any_socket, SIOCGIFMTU, request), 16)
+        return {"mac": mac.hex(":"), "mtu": mtu}
 
     async def sniff(self, name: str, device: str) -> None:
         """Keep the start of every frame that passes a device, either way, until `sniffed`."""
@@ -340,7 +365,7 @@ def checksum(data: bytes) -> int:
     """RFC 1071."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

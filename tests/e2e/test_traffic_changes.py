@@ -1,0 +1,264 @@
+"""Traffic while documents change: what a change ends, what it must not touch, and that order does not matter."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from bpfleet.model.document import Document
+from bpfleet.transport.outcome import Unchanged
+from tests.e2e.traffic import matrix, packets
+from tests.e2e.traffic.ground import FAMILIES, OPEN_PORTS, Ground, eventually
+from tests.fleet import document, identity, policy
+
+pytest_plugins = ["tests.e2e.traffic.fixtures"]
+
+WEB_ONLY = [{"peers": [{"labels": {"app": "web"}}], "ports": [{"protocol": "tcp", "port": 7001}]}]
+PAIRS = [("web-1", "db-1"), ("web-1", "db-2")]
+
+
+def db_policy(ingress: list[dict[str, Any]]) -> Document:
+    return policy("db", {"app": "db"}, ingress=ingress)
+
+
+# --- what a change ends -------------------------------------------------------------------------------------------
+
+
+def test_a_removed_policy_opens_again(ground: Ground) -> None:
+    ground.declare(*ground.base(), db_policy(WEB_ONLY))
+    flows = matrix.flows(ground, [("tcp", 7001), ("udp", 7002), ("icmp", 0)])
+    assert matrix.wrong(ground, [db_policy(WEB_ONLY)], ground.reached(flows)) == []
+    ground.change(deletes=["policy/db"])
+    assert matrix.wrong(ground, [], ground.reached(flows, 1.0)) == []
+    ground.change(db_policy(WEB_ONLY))
+    assert matrix.wrong(ground, [db_policy(WEB_ONLY)], ground.reached(flows)) == []
+
+
+ENDINGS: dict[str, tuple[list[dict[str, Any]], str]] = {
+    # what replaces the allow, and what the event then says: the deny rule, or default deny
+    "the allow is removed": ([], "default deny"),
+    "a deny is added": (
+        [*WEB_ONLY, {"action": "deny", "peers": [{"labels": {"tier": "front"}}], "ports": [{"protocol": "tcp"}]}],
+        "ingress[1]",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("source", "destination"), PAIRS)
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_removed_allow_ends_an_established_connection(
+    ground: Ground, ending: str, source: str, destination: str, family: int
+) -> None:
+    """At its next packet: what is sent afterwards never arrives, and the event names why."""
+    ground.declare(*ground.base(), db_policy(WEB_ONLY))
+    sender, receiver = ground.at(source), ground.at(destination)
+    receiver.do("report", clear=True)
+    name = f"{ending}-{destination}-{family}"
+    to = ground.address(destination, family)
+    own_port = sender.do("dial", name=name, address=to, port=7001, timeout=1.0)
+    assert own_port is not None
+    assert sender.do("say", name=name, text="before", timeout=1.0)
+    rules, said = ENDINGS[ending]
+    ground.change(db_policy(rules))
+    assert not sender.do("say", name=name, text="after", timeout=0.5)
+    (heard,) = receiver.do("report")["connections"]
+    assert (heard["port"], heard["data"]) == (own_port, "before\n")
+    denied = ground.events(ground.workloads[destination].host, verdict="denied", source=source, port=7001)
+    ours = [event for event in denied if event["source"].get("port") == own_port]
+    assert ours, denied
+    assert {(event["policy"], event["rule"], event["direction"]) for event in ours} == {("db", said, "ingress")}
+    # The allow comes back: new connections pass.
+    assert not sender.reaches(ground.flow("tcp", destination, 7001, family), 0.3)
+    ground.change(db_policy(WEB_ONLY))
+    assert sender.reaches(ground.flow("tcp", destination, 7001, family))
+    sender.do("hang_up", name=name)
+
+
+def test_an_egress_change_ends_connections_too(ground: Ground) -> None:
+    ground.declare(*ground.base())
+    sender, receiver = ground.at("web-1"), ground.at("db-2")
+    receiver.do("report", clear=True)
+    assert sender.do("dial", name="egress", address=ground.address("db-2", 4), port=7001, timeout=1.0)
+    ground.change(policy("web", {"app": "web"}, egress=[{"peers": [{"labels": {"app": "free"}}]}]))
+    assert not sender.do("say", name="egress", text="after", timeout=0.5)
+    assert [one["data"] for one in receiver.do("report")["connections"]] == [""]
+    sender.do("hang_up", name="egress")
+
+
+def test_the_answering_side_cannot_go_on_either(ground: Ground) -> None:
+    """Packets of the responder belong to the connection: when its allow goes, they end with it."""
+    ground.declare(*ground.base(), db_policy(WEB_ONLY))
+    asking, answering = ground.at("web-1"), ground.at("db-2")
+    to = ground.address("db-2", 4)
+    asking.do("number", stream="answers", protocol="tcp", address=to, port=7001, interval=0.01)
+
+    def count() -> int:
+        return int(answering.do("numbers", stream="answers")["count"])
+
+    assert eventually(count, lambda heard: heard > 10) > 10
+    ground.change(db_policy([]))
+    before = count()
+    asking.do("sniff", name="answers", device="eth0")
+    time.sleep(0.3)  # the sender goes on meanwhile
+    seen = [packets.read(bytes.fromhex(frame)) for way, frame in asking.do("sniffed", name="answers") if way == "in"]
+    assert asking.do("enough", stream="answers") > before
+    assert count() == before
+    assert [one for one in seen if one is not None and one.source == to] == []
+
+
+# --- what a change does not touch ---------------------------------------------------------------------------------
+
+
+class Streams:
+    """Numbered packets under way, and the account of them."""
+
+    def __init__(self, ground: Ground, routes: Sequence[tuple[str, str, str, int]]) -> None:
+        self.ground = ground
+        self.routes = {
+            f"{protocol}-{source}-{destination}-{family}-{random.randrange(1 << 30)}": (source, destination)
+            for source, destination, protocol, family in routes
+        }
+        for (name, (source, destination)), (_, _, protocol, family) in zip(self.routes.items(), routes, strict=True):
+            to = ground.address(destination, family)
+            ground.at(source).do("number", stream=name, protocol=protocol, address=to, port=7001, interval=0.002)
+        for name in self.routes:
+            assert eventually(lambda: self.heard(name)["count"], lambda count: count > 5) > 5  # noqa: B023
+
+    def heard(self, name: str) -> dict[str, int]:
+        answer: dict[str, int] = self.ground.at(self.routes[name][1]).do("numbers", stream=name)
+        return answer
+
+    def end(self) -> dict[str, dict[str, int]]:
+        """Stop; of each stream what was sent, if that is not exactly what was heard: {} is what tests want."""
+        wrong = {}
+        for name, (source, _) in self.routes.items():
+            sent = self.ground.at(source).do("enough", stream=name)
+            assert sent > 50
+            wanted = {"count": sent, "different": sent, "highest": sent - 1}
+            heard = eventually(lambda: self.heard(name), lambda now: now["count"] >= sent)  # noqa: B023
+            if heard != wanted:
+                wrong[name] = {"sent": sent, **heard}
+        return wrong
+
+
+ROUTES = [
+    ("web-1", "db-1", "udp", 4),
+    ("web-1", "db-2", "udp", 6),
+    ("web-2", "db-3", "udp", 4),
+    ("web-3", "db-1", "tcp", 4),
+    ("web-2", "db-2", "tcp", 6),
+]
+BOTH = [{"peers": [{"labels": {"app": "web"}}], "ports": [{"port": 7001}]}]
+
+
+def test_established_connections_survive_unrelated_changes(ground: Ground) -> None:
+    """Every numbered packet arrives while policies, identities and endpoints of others come and go."""
+    base = [*ground.base(), db_policy(BOTH), policy("web", {"app": "web"}, egress=[{"peers": [{"labels": {}}]}])]
+    ground.declare(*base)
+    streams = Streams(ground, ROUTES)
+    ground.change(policy("free", {"app": "free"}, ingress=[], egress=[]))
+    ground.change(identity("late", {"app": "late"}))
+    ground.change(document("endpoint", "free-3", **{**ground.endpoint("free-3").spec, "identity": "late"}))
+    ground.change(deletes=["endpoint/free-1"])
+    ground.change(ground.endpoint("free-1"), db_policy([*BOTH, {"peers": [{"labels": {"app": "free"}}]}]))
+    ground.change(*base)
+    ground.declare(*base)
+    ground.change(deletes=["policy/db"])
+    assert streams.end() == {}
+
+
+def test_programs_are_replaced_without_losing_a_packet(ground: Ground) -> None:
+    """Another tunnel port is another constant in every program: on one host nothing is lost while they are swapped."""
+    ground.declare(*ground.base(), db_policy(BOTH))
+    streams = Streams(ground, [("web-1", "db-1", "udp", 4), ("web-2", "db-2", "udp", 6), ("web-3", "db-3", "tcp", 4)])
+    ground.change(*ground.base(port=18472))
+    ground.change(*ground.base())
+    assert streams.end() == {}
+    assert ground.at("web-1").reaches(ground.flow("tcp", "db-2", 7001), 1.0)
+
+
+def test_applying_the_same_again_writes_nothing(ground: Ground) -> None:
+    documents = [*ground.base(), db_policy(WEB_ONLY)]
+    ground.declare(*documents)
+    before = ground.writes()
+    for outcomes in (ground.transact(documents), ground.transact(reversed(documents), replace_all=True)):
+        assert {name: type(outcome) for name, outcome in outcomes.items()} == dict.fromkeys(ground.targets, Unchanged)
+    assert ground.writes() == before
+    ground.change(db_policy(BOTH))
+    assert all(after > before[host] for host, after in ground.writes().items())
+
+
+# --- order --------------------------------------------------------------------------------------------------------
+
+
+def test_an_endpoint_without_its_identity_passes_nothing(ground: Ground) -> None:
+    """...and is like any other as soon as it comes; to policies of others it is nobody."""
+    waiting = ground.endpoint("free-1", identity="late")
+    ground.declare(*(one for one in ground.base() if one.name != "free-1"), waiting)
+    flows = {
+        "free-1": [
+            ground.flow(protocol, to, 7001 if protocol != "icmp" else 0, family)
+            for to in ("web-1", "web-2", "h1", "world")
+            for protocol in ("tcp", "udp", "icmp")
+            for family in FAMILIES
+        ],
+        **{
+            source: [ground.flow("tcp", "free-1", 7001, family) for family in FAMILIES]
+            for source in ("web-1", "web-2", "h1")
+        },
+    }
+    before = ground.drops("h1")["waiting"]
+    reached = ground.reached(flows, 0.3)
+    assert [key for key, seen in reached.items() if seen is not None] == []
+    assert ground.drops("h1")["waiting"] >= before + len(flows["free-1"])
+    for host in ground.targets:
+        assert [one["document"] for one in ground.status(host)["waiting"]] == ["endpoint/free-1"]
+    ground.change(identity("late", {"app": "late"}))
+    assert [key for key, seen in ground.reached(flows, 1.0).items() if seen is None] == []
+    assert [ground.status(host)["waiting"] for host in ground.targets] == [[]] * len(ground.targets)
+
+
+FINAL_POLICIES = (
+    db_policy([*WEB_ONLY, {"action": "deny", "ports": [{"protocol": "udp", "port": 7002}]}]),
+    policy(
+        "free", {"app": "free"}, egress=[{"peers": [{"labels": {"tier": "front"}}], "ports": [{"protocol": "udp"}]}]
+    ),
+)
+DETOURS = (
+    policy("free", {"app": "free"}, ingress=[]),
+    policy("passing", {}, ingress=[{"action": "deny", "peers": [{"entity": "all"}]}]),
+    identity("passing", {"app": "passing"}),
+)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_order_and_batches_end_in_the_same_state(ground: Ground, seed: int) -> None:
+    """Resources applied and destroyed in random order and batch size, with detours: the same state as at one go."""
+    final = [*ground.base(), *FINAL_POLICIES]
+    ground.declare(*final)
+    wanted = {host: ground.status(host) for host in ground.targets}
+    ground.declare()
+    rng = random.Random(seed)
+    # Of each key its own course, which ends as it is to be: perhaps something else first, perhaps a delete in between.
+    courses: dict[str, list[Document | None]] = {}
+    for one in [*rng.sample(final, len(final) // 2), *DETOURS]:
+        courses[one.key] = [one] if one.kind == "node" else [one, None]
+    for one in final:
+        courses.setdefault(one.key, []).append(one)
+    while courses:
+        batch = {key: courses[key].pop(0) for key in rng.sample(sorted(courses), min(len(courses), rng.randint(3, 12)))}
+        courses = {key: course for key, course in courses.items() if course}
+        puts = [one for one in batch.values() if one is not None]
+        ground.change(*puts, deletes=[key for key, one in batch.items() if one is None])
+    for host, status in wanted.items():
+        now = ground.status(host)
+        for field in ("documents_digest", "state_digest", "documents", "programs", "waiting"):
+            assert now[field] == status[field], (host, field)
+        assert now["drift"] == []
+    flows = matrix.flows(ground, [("tcp", 7001), ("udp", OPEN_PORTS[1])])
+    assert matrix.wrong(ground, FINAL_POLICIES, ground.reached(flows)) == []

@@ -1,0 +1,189 @@
+"""Who reaches whom: every pair of endpoints, on one host and across hosts, TCP, UDP and ICMP, IPv4 and IPv6."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from bpfleet.model.document import Document
+from tests.e2e.traffic import matrix, packets
+from tests.e2e.traffic.ground import FAMILIES, LABELS, Ground, eventually
+from tests.e2e.traffic.judge import judge
+from tests.fleet import policy
+
+pytest_plugins = ["tests.e2e.traffic.fixtures"]
+
+WEB = {"labels": {"app": "web"}}
+DB = {"labels": {"app": "db"}}
+POLICIES = (
+    # Default deny with allows by protocol and port; an explicit deny that beats an allow of everybody.
+    policy(
+        "db",
+        {"app": "db"},
+        ingress=[
+            {"peers": [WEB], "ports": [{"protocol": "tcp", "port": 7001}]},
+            {"peers": [{"labels": {"tier": "front"}}], "ports": [{"protocol": "udp", "port": 7002}]},
+            {"peers": [WEB], "ports": [{"protocol": "icmp"}, {"protocol": "icmpv6"}]},
+            {"peers": [{"labels": {}}], "ports": [{"port": 7003}]},
+            {"action": "deny", "peers": [{"labels": {"app": "free"}}], "ports": [{"protocol": "tcp", "port": 7003}]},
+        ],
+    ),
+    # The sender's side, with a deny of one service among all.
+    policy(
+        "free",
+        {"app": "free"},
+        egress=[
+            {"peers": [DB]},
+            {"action": "deny", "peers": [{"labels": {}}], "ports": [{"protocol": "udp", "port": 7003}]},
+        ],
+    ),
+    # One family's ICMP only, and one service of one protocol.
+    policy(
+        "web",
+        {"tier": "front"},
+        ingress=[
+            {"peers": [DB], "ports": [{"protocol": "tcp", "port": 7002}]},
+            {"peers": [{"entity": "cluster"}], "ports": [{"protocol": "icmpv6"}]},
+        ],
+    ),
+)
+PAIRS = [("web-1", "db-1"), ("web-1", "db-2")]  # on one host, and across hosts
+
+
+def test_without_policies_everybody_reaches_everybody(ground: Ground) -> None:
+    ground.declare(*ground.base())
+    assert matrix.wrong(ground, (), ground.reached(matrix.flows(ground), 1.0)) == []
+
+
+def test_the_matrix_under_policies_is_the_reference_judges(ground: Ground) -> None:
+    ground.declare(*ground.base(), *POLICIES)
+    before = ground.all_drops()
+    reached = ground.reached(matrix.flows(ground))
+    assert matrix.wrong(ground, POLICIES, reached) == []
+    verdicts = Counter(matrix.expected(ground, POLICIES, *key)[:2] for key in reached)
+    assert {(True, ""), (False, "egress"), (False, "ingress")} == set(verdicts)  # the case is worth its name
+    # Each denied probe was one packet, denied once, on the judging node, and under the right reason.
+    after = ground.all_drops()
+    for host, wanted in matrix.denials(ground, POLICIES, reached).items():
+        found = {reason: after[host][reason] - before[host][reason] for reason in wanted}
+        assert found == dict(wanted), host
+
+
+def test_events_name_policy_and_rule_of_every_denial(ground: Ground) -> None:
+    ground.declare(*ground.base(), *POLICIES)
+    services = [("tcp", 7003), ("udp", 7003), ("udp", 7001), ("icmp", 0)]
+    reached = ground.reached(matrix.flows(ground, services, sources=["free-1", "web-3"]))
+    said = {}
+    for host in ground.targets:
+        for event in ground.events(host, last=2000, verdict="denied"):
+            ends = (event["source"]["address"], event["destination"]["address"])
+            port = event["destination"].get("port", 0) if event["protocol"] in ("tcp", "udp") else 0
+            said[(*ends, event["protocol"], port)] = event
+    for (source, flow), _ in reached.items():
+        verdict = matrix.expected(ground, POLICIES, source, flow)
+        if verdict.passes:
+            continue
+        family = 6 if ":" in flow.address else 4
+        denial = said.get((ground.address(source, family), flow.address, matrix.protocol_of(flow), flow.port))
+        assert denial is not None, f"no event for {source} to {flow}"
+        destination = matrix.owner(ground, flow.address)
+        assert denial["direction"] == verdict.direction, denial
+        assert denial["policy"] == ", ".join(verdict.policies), denial
+        assert (denial["rule"] == "default deny") is (not verdict.by_rule), denial
+        assert denial["source"]["identity_name"] == ground.workloads[source].identity, denial
+        assert denial["destination"]["identity_name"] == ground.workloads[destination].identity, denial
+        assert denial["source"]["endpoint"] == source and denial["destination"]["endpoint"] == destination, denial
+
+
+def test_explain_agrees_with_what_packets_meet(ground: Ground) -> None:
+    ground.declare(*ground.base(), *POLICIES)
+    services = [("tcp", 7001), ("tcp", 7003), ("udp", 7002), ("udp", 7003), ("icmp", 0)]
+    reached = ground.reached(matrix.flows(ground, services, sources=["web-1", "db-2", "free-3"]))
+    for (source, flow), seen in reached.items():
+        destination = matrix.owner(ground, flow.address)
+        verdict = matrix.expected(ground, POLICIES, source, flow)
+        protocol, port = matrix.protocol_of(flow), flow.port or None
+        answer = ground.explain(ground.workloads[source].host, source, destination, protocol, port)
+        assert (answer["verdict"] == "allowed") is (seen is not None), (source, flow, answer)
+        denying = [entry for entry in answer["judged"] if entry["verdict"] == "denied"]
+        assert [(entry["direction"], entry["policy"]) for entry in denying[:1]] == (
+            [] if verdict.passes else [(verdict.direction, ", ".join(verdict.policies))]
+        ), (source, flow, answer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("initiator", "responder"), PAIRS)
+def test_replies_pass_and_nothing_else_does(ground: Ground, initiator: str, responder: str, family: int) -> None:
+    """The responder may answer what it was asked; what only looks like an answer is judged as new and denied."""
+    closed = policy("nobody", {"app": "web"}, ingress=[])
+    ground.declare(*ground.base(), closed)
+    us, them = (ground.address(name, family) for name in (initiator, responder))
+    asking, answering = ground.at(initiator), ground.at(responder)
+    asking.do("report", clear=True)
+
+    def deny_all(source_port: int, port: int, count: int) -> None:
+        payloads = [b"unasked".hex()] * count
+        before = ground.drops(ground.workloads[initiator].host)
+        answering.do("datagram", address=us, port=port, payloads=payloads, source_port=source_port)
+        after = eventually(
+            lambda: ground.drops(ground.workloads[initiator].host),
+            lambda drops: drops["denied_by_default"] - before["denied_by_default"] >= count,
+        )
+        assert after["denied_by_default"] - before["denied_by_default"] == count
+
+    # 7009 to 40000: before the question nothing passes; after it exactly the reversed tuple does.
+    deny_all(7009, 7001, 3)
+    asking.do("datagram", address=them, port=7009, payloads=[b"question".hex()], source_port=7001)
+    answering.do("datagram", address=us, port=7001, payloads=[b"answer".hex()] * 3, source_port=7009)
+    heard = eventually(lambda: asking.do("report")["datagrams"], lambda all_heard: len(all_heard) >= 3)
+    assert [(one["address"], one["port"], one["data"]) for one in heard] == [(them, 7009, "answer")] * 3
+    deny_all(7008, 7001, 2)
+    deny_all(7009, 7002, 2)
+    assert len(asking.do("report")["datagrams"]) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("initiator", "responder"), PAIRS)
+def test_what_can_only_be_a_reply_needs_a_connection(
+    ground: Ground, initiator: str, responder: str, family: int
+) -> None:
+    """A SYN+ACK or echo reply out of the blue is dropped where it leaves, even where every policy would allow it."""
+    ground.declare(*ground.base())
+    us, them = (ground.address(name, family) for name in (initiator, responder))
+    forged = [
+        packets.tcp(them, us, 7001, 40001, packets.SYN | packets.ACK),
+        packets.echo(them, us, reply=True, identifier=4242),
+    ]
+    sender = ground.at(responder)
+    mac = sender.do("device", name="eth0")["mac"]
+    host = ground.workloads[responder].host
+    ground.at(initiator).do("sniff", name="replies", device="eth0")
+    before = ground.drops(host)["no_connection"]
+    sender.do("frames", device="eth0", frames=[packets.ethernet(one, mac, "02:00:00:00:00:99").hex() for one in forged])
+    after = eventually(lambda: ground.drops(host)["no_connection"], lambda drops: drops >= before + 2)
+    assert after == before + 2
+    frames = [packets.read(bytes.fromhex(frame)) for _, frame in ground.at(initiator).do("sniffed", name="replies")]
+    assert [frame for frame in frames if frame is not None and frame.source == them] == []
+
+
+def test_the_reference_judge_can_be_wrong(ground: Ground) -> None:
+    """The matrix's comparison finds a difference where there is one."""
+    ground.declare(*ground.base())
+    reached = ground.reached(matrix.flows(ground, [("tcp", 7001)], sources=["free-1"]))
+    assert matrix.wrong(ground, POLICIES, reached) != []
+
+
+def test_judge_by_hand() -> None:
+    """The reference judge against verdicts written down by hand."""
+
+    def passes(source: str, destination: str, protocol: str, port: int, some: Sequence[Document] = POLICIES) -> bool:
+        return judge(some, LABELS[source], LABELS[destination], protocol, port).passes
+
+    assert passes("web", "db", "tcp", 7001) and not passes("web", "db", "tcp", 7002)
+    assert passes("web", "db", "udp", 7002) and not passes("db", "db", "udp", 7002)
+    assert passes("db", "db", "tcp", 7003) and not passes("free", "db", "tcp", 7003)
+    assert not passes("free", "web", "tcp", 7002) and not passes("free", "db", "udp", 7003)
+    assert passes("db", "web", "icmpv6", 0) and not passes("db", "web", "icmp", 0)
+    assert passes("web", "free", "udp", 7001) and passes("web", "free", "icmp", 0)
