@@ -1,5 +1,6 @@
 """Cases at an endpoint's device: from the workload, and from the host's stack to it."""
 
+# ruff: noqa: E501 - a row of a table is read as one line
 from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Tuple, Union
@@ -44,7 +45,12 @@ def denied(program: str, at: str, packet: bytes, rule: int, direction: str, *, v
     """A frame that policy denies: by that rule, or by default if it is a default-deny rule."""
     default = rule in DEFAULT_DENY.values()
     reason = "denied_by_default" if default else "denied_by_rule"
-    event = {"verdict": "default_deny" if default else "deny", "rule_id": rule, "direction": direction, "reason": reason}
+    event = {
+        "verdict": "default_deny" if default else "deny",
+        "rule_id": rule,
+        "direction": direction,
+        "reason": reason,
+    }
     return Send(program, f.ether(packet), "shot", {reason: 1}, at, via, events=(event,))
 
 
@@ -52,7 +58,13 @@ def local(at: str, to: str, packet: bytes, delivered: bytes, *events: Mapping[st
     """A frame of one endpoint that reaches another of this node, as `delivered` with the right MACs."""
     workload, device = MACS[to]
     return Send(
-        "from_endpoint", f.ether(packet), "redirect", {"to_endpoint": 1}, at, out=f.ether(delivered, device, workload), events=events
+        "from_endpoint",
+        f.ether(packet),
+        "redirect",
+        {"to_endpoint": 1},
+        at,
+        out=f.ether(delivered, device, workload),
+        events=events,
     )
 
 
@@ -237,9 +249,7 @@ def policy_cases(family: int) -> List[Case]:
         Rule("ingress", 26),
     ]
     other = [Rule("ingress", 31, 99), Rule("ingress", 32, 0, f.UDP), Rule("ingress", 33, 0, f.TCP, 81)]
-    passes = local(
-        "a", "b", f.tcp(a, b, PORTS), f.tcp(a, b, PORTS, hops=63), allowed("egress"), allowed("ingress", 0)
-    )
+    passes = local("a", "b", f.tcp(a, b, PORTS), f.tcp(a, b, PORTS, hops=63), allowed("egress"), allowed("ingress", 0))
     found: List[Case] = []
 
     def case(name: str, rules: Tuple[Rule, ...], step: Send) -> None:
@@ -261,7 +271,11 @@ def policy_cases(family: int) -> List[Case]:
         case(f"a deny of the shape of {rule.rule_id} beats every allow", (deny, *rest), not_by(40 + index))
         case(f"the most specific allow from {rule.rule_id} on is named", tuple(shapes[index:]), by(rule.rule_id))
     case("entries for others allow nothing", tuple(other), not_by(DEFAULT_DENY["ingress"], default=True))
-    case("the other direction's entries do not count", (Rule("egress", 50),), not_by(DEFAULT_DENY["ingress"], default=True))
+    case(
+        "the other direction's entries do not count",
+        (Rule("egress", 50),),
+        not_by(DEFAULT_DENY["ingress"], default=True),
+    )
     return found
 
 

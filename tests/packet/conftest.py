@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from typing import Iterator
 
 import pytest
 
 from tests.packet import world
-from tests.packet.kernel import BUILD, Datapath, devices
+from tests.packet.kernel import BUILD, Datapath, namespace
 
 
 @pytest.fixture(scope="session")
@@ -18,12 +19,45 @@ def loaded() -> Iterator[Datapath]:
         pytest.skip("loading programs needs root")
     if not (BUILD / "from_endpoint.bpf.o").exists():
         pytest.fail("the objects are not built: run `make objects`")
-    with devices(world.DEVICES):
+    with namespace():
+        make_devices()
         datapath = Datapath(world.CONSTANTS)
         try:
             yield datapath
         finally:
             datapath.close()
+
+
+def make_devices() -> None:
+    """The world's devices: a real tunnel over a veth, whose far end `wire` plays the network, a veth for the endpoint
+    a, whose far end `workload` plays the workload, and idle bridges for the rest."""
+    real = ("a", "eth0", "vxlan")
+    commands = [
+        f"link add name dev-{name} index {index} type bridge"
+        for name, index in world.DEVICES.items()
+        if name not in real
+    ]
+    commands += [
+        f"link add name dev-a index {world.DEVICES['a']} type veth peer name workload",
+        f"link add name dev-eth0 index {world.DEVICES['eth0']} type veth peer name wire",
+        f"link add name dev-vxlan index {world.DEVICES['vxlan']} type vxlan external dstport {world.TUNNEL_PORT}",
+        "link set dev-vxlan arp off",
+    ]
+    for name in ("dev-a", "workload", "dev-eth0", "wire", "dev-vxlan"):
+        commands += [f"link set {name} addrgenmode none", f"link set {name} up"]
+    commands += [
+        f"link set dev-eth0 address {world.UNDERLAY_MAC}",
+        f"addr add {world.UNDERLAY}/24 dev dev-eth0",
+        "addr add 2001:db8::1/64 dev dev-eth0 nodad",
+        f"neigh add {world.UNDERLAY_2} lladdr 02:00:00:00:00:99 dev dev-eth0",
+        f"neigh add {world.UNDERLAY_6} lladdr 02:00:00:00:00:99 dev dev-eth0",
+    ]
+    commands += [
+        f"route add 10.2.0.0/24 dev dev-vxlan src {world.UNDERLAY}",
+        "-6 route add fd00:2::/64 dev dev-vxlan src 2001:db8::1",
+    ]
+    for command in commands:
+        subprocess.run(["ip", *command.split()], check=True)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import mmap
 import os
 import platform
 import struct
-import subprocess
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
@@ -26,6 +25,7 @@ TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = 0, 2, 7
 ACTIONS = {TC_ACT_OK: "ok", TC_ACT_SHOT: "shot", TC_ACT_REDIRECT: "redirect"}
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN = 0, 1, 2, 3, 4, 10
+_LINK_CREATE, _TCX_INGRESS, _TCX_EGRESS = 28, 46, 47
 _HASH = 1
 _SYSCALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 _SK_BUFF_SIZE, _INGRESS_IFINDEX, _IFINDEX = 192, 36, 40
@@ -35,7 +35,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Result(NamedTuple):
-    """What became of one packet: action by name, the frame afterwards, counters that moved, events that were written."""
+    """What became of one packet: action by name, frame afterwards, counters that moved, events written."""
 
     action: str
     frame: bytes
@@ -43,8 +43,8 @@ class Result(NamedTuple):
     events: List[Dict[str, Any]]
 
 
-def bpf(command: int, attributes: bytes, keep: Sequence[Any] = ()) -> "tuple[int, bytes]":
-    """bpf(2); (result, the attributes as the kernel left them). `keep` are the buffers they point to. Raises OSError."""
+def bpf(command: int, attributes: bytes, keep: Sequence[Any] = ()) -> tuple[int, bytes]:
+    """bpf(2): (result, attributes as the kernel left them). `keep`: the buffers they point to. Raises OSError."""
     buffer = ctypes.create_string_buffer(attributes.ljust(144, b"\0"), 144)
     result = _libc.syscall(_SYSCALL, command, buffer, 144)
     del keep
@@ -68,7 +68,7 @@ class Map:
         self.name, self.fd = name, fd
         self.percpu = MAPS[name]["type"].startswith("percpu")
 
-    def update(self, key: Mapping[str, Any], value: "Mapping[str, Any] | bytes") -> None:
+    def update(self, key: Mapping[str, Any], value: Mapping[str, Any] | bytes) -> None:
         """Write one record."""
         data = value if isinstance(value, bytes) else layout.encode(self.name, "value", value)
         self._do(_UPDATE, layout.encode(self.name, "key", key), data)
@@ -89,7 +89,7 @@ class Map:
             return records[0]
         return {name: sum(record[name] for record in records) for name in records[0]}
 
-    def items(self) -> "list[tuple[dict[str, Any], dict[str, Any]]]":
+    def items(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """All records."""
         return [(layout.decode(self.name, "key", key), self._value(key)) for key in self.keys()]
 
@@ -134,7 +134,10 @@ class Datapath:
         for name, functions in PROGRAMS.items():
             self._load(name, next(iter(functions)), constants)
         self._events = mmap.mmap(
-            self.maps["events"].fd, _pages(CPUS * SLOTS * MAPS["events"]["value"]["size"]), mmap.MAP_SHARED, mmap.PROT_READ
+            self.maps["events"].fd,
+            _pages(CPUS * SLOTS * MAPS["events"]["value"]["size"]),
+            mmap.MAP_SHARED,
+            mmap.PROT_READ,
         )
 
     def close(self) -> None:
@@ -173,13 +176,29 @@ class Datapath:
         program = lib.bpf_object__find_program_by_name(opened, function.encode())
         self.programs[name] = lib.bpf_program__fd(program)
 
+    def attach(self, program: str, ifindex: int, egress: bool = False) -> int:
+        """Attach a program by a tcx link; closing the descriptor detaches it. Needs kernel 6.6."""
+        kind = _TCX_EGRESS if egress else _TCX_INGRESS
+        return bpf(_LINK_CREATE, struct.pack("<IIII", self.programs[program], ifindex, kind, 0))[0]
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[List[Result]]:
+        """What real frames do to counters and events inside the block: one Result, there after it."""
+        counters, written = self.counters(), self._written()
+        seen: List[Result] = []
+        yield seen
+        seen.append(Result("", b"", self._moved(counters), self._events_since(written)))
+
+    def _moved(self, before: Mapping[str, int]) -> Dict[str, int]:
+        return {name: count - before[name] for name, count in self.counters().items() if count != before[name]}
+
     def reset(self) -> None:
         """Empty every map but the events."""
         for name, one in self.maps.items():
             if name not in ("events", "event_cursor"):
                 one.clear()
 
-    def set_policy(self, identity: int, entries: Sequence["tuple[Mapping[str, Any], Mapping[str, Any]]"]) -> None:
+    def set_policy(self, identity: int, entries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
         """Swap in a new inner map."""
         key, value = MAPS["policy_entries"]["key"]["size"], MAPS["policy_entries"]["value"]["size"]
         fd, _ = bpf(_MAP_CREATE, struct.pack("<IIIII", _HASH, key, value, max(len(entries), 1), 0))
@@ -197,11 +216,9 @@ class Datapath:
         context = bytearray(_SK_BUFF_SIZE)
         struct.pack_into("<II", context, _INGRESS_IFINDEX, ingress_ifindex, ifindex)
         code, out = self.run_raw(program, frame, bytes(context))
-        after = self.counters()
-        moved = {name: count - counters[name] for name, count in after.items() if count != counters[name]}
-        return Result(ACTIONS.get(code, str(code)), out, moved, self._events_since(written))
+        return Result(ACTIONS.get(code, str(code)), out, self._moved(counters), self._events_since(written))
 
-    def run_raw(self, program: str, frame: bytes, context: bytes) -> "tuple[int, bytes]":
+    def run_raw(self, program: str, frame: bytes, context: bytes) -> tuple[int, bytes]:
         """BPF_PROG_TEST_RUN: (return code, the frame afterwards)."""
         data, out, ctx = _buffer(frame), _buffer(bytes(len(frame) + 256)), _buffer(context)
         attributes = struct.pack(
@@ -242,14 +259,12 @@ class Datapath:
 
 
 @contextlib.contextmanager
-def devices(names: Mapping[str, int]) -> Iterator[None]:
-    """A network namespace for this thread alone, with idle bridges of those interface indexes."""
-    with open("/proc/thread-self/ns/net") as home:
+def namespace() -> Iterator[None]:
+    """A network namespace for this thread alone."""
+    with Path("/proc/thread-self/ns/net").open() as home:
         if _libc.unshare(_CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "unshare")
         try:
-            for name, index in names.items():
-                subprocess.run(["ip", "link", "add", "name", f"dev-{name}", "index", str(index), "type", "bridge"], check=True)
             yield
         finally:
             if _libc.setns(home.fileno(), _CLONE_NEWNET):
@@ -268,7 +283,7 @@ def _check(result: int) -> None:
 def _libbpf() -> ctypes.CDLL:
     lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
-    signatures: Dict[str, "tuple[Any, list[Any]]"] = {
+    signatures: Dict[str, tuple[Any, list[Any]]] = {
         "bpf_object__open_file": (pointer, [text, pointer]),
         "bpf_object__load": (number, [pointer]),
         "bpf_object__close": (None, [pointer]),

@@ -6,7 +6,7 @@ from typing import List
 
 import pytest
 
-from tests.packet import cases_endpoint, world
+from tests.packet import cases_edge, cases_endpoint, world
 from tests.packet.kernel import Datapath
 
 pytestmark = pytest.mark.root
@@ -14,9 +14,15 @@ pytestmark = pytest.mark.root
 CASES: List[world.Case] = [
     case
     for family in (4, 6)
-    for make in (cases_endpoint.local_cases, cases_endpoint.policy_cases, cases_endpoint.outward_cases)
+    for make in (
+        cases_endpoint.local_cases,
+        cases_endpoint.policy_cases,
+        cases_endpoint.outward_cases,
+        cases_edge.device_cases,
+    )
     for case in make(family)
 ]
+CASES += cases_edge.malformed_v4() + cases_edge.malformed_v6() + cases_edge.always_cases()
 
 
 def play(datapath: Datapath, case: world.Case) -> None:

@@ -15,6 +15,7 @@ from tests.packet.kernel import Datapath
 
 TUNNEL_PORT = 8472
 UNDERLAY, UNDERLAY_2, UNDERLAY_6 = "192.0.2.1", "192.0.2.2", "2001:db8::3"
+UNDERLAY_MAC = "02:00:00:00:00:20"
 DEVICES = {"a": 11, "b": 12, "q": 13, "t": 14, "eth0": 20, "vxlan": 21, "nobody": 30}
 IDENTITIES = {"a": 70001, "b": 70002, "c": 70003, "t": 70004, "d": 70005, "q": 5, "host": 1, "node2": 6, "world": 2}
 MACS = {name: (f"02:00:00:00:01:{index:02x}", f"02:00:00:00:02:{index:02x}") for name, index in DEVICES.items()}
@@ -125,9 +126,7 @@ def build(datapath: Datapath) -> None:
         for name, address in family.items():
             if name != "world":
                 maps["addresses"].update({"address": address}, address_record(name))
-    maps["addresses"].update(
-        {"address": UNDERLAY_6}, {"identity": 6, "ifindex": 0, "tunnel_endpoint": UNDERLAY_6}
-    )
+    maps["addresses"].update({"address": UNDERLAY_6}, {"identity": 6, "ifindex": 0, "tunnel_endpoint": UNDERLAY_6})
     for name in ("a", "b", "q", "t"):
         maps["endpoints"].update({"ifindex": DEVICES[name]}, endpoint_record(name))
     maps["node"].update({"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": DEVICES["vxlan"]})
@@ -155,9 +154,7 @@ def entries(rules: Tuple[Rule, ...], selected: Tuple[str, ...]) -> List[Tuple[Di
             "protocol": 0,
             "port": 0,
         }
-        found.append(
-            (key, {"rule_id": DEFAULT_DENY[direction], "action": 0, "classes": classes[direction]})
-        )
+        found.append((key, {"rule_id": DEFAULT_DENY[direction], "action": 0, "classes": classes[direction]}))
     return found
 
 
@@ -167,6 +164,4 @@ def apply(datapath: Datapath, change: Union[Policy, Move]) -> None:
         datapath.maps[change.map].update(change.key, change.value)
         return
     datapath.set_policy(IDENTITIES[change.name], entries(change.rules, change.selected))
-    datapath.maps["endpoints"].update(
-        {"ifindex": DEVICES[change.name]}, endpoint_record(change.name, change.revision)
-    )
+    datapath.maps["endpoints"].update({"ifindex": DEVICES[change.name]}, endpoint_record(change.name, change.revision))

@@ -86,7 +86,8 @@ static __always_inline int tunnel_address(struct __sk_buff *skb, __u32 identity,
 		flags = BPF_F_ZERO_CSUM_TX;
 	} else {
 		__builtin_memcpy(key.remote_ipv6, remote, sizeof(*remote));
-		for (int i = 0; i < 4; i++)
+		/* Of the other family it cannot be the source; then the route chooses. */
+		for (int i = 0; i < 4 && node_address.words[2] != bpf_htonl(0x0000ffff); i++)
 			key.local_ipv6[i] = node_address.words[i];
 		flags = BPF_F_TUNINFO_IPV6;
 	}

@@ -1,0 +1,260 @@
+"""The tunnel with real frames: BPF_PROG_TEST_RUN has no tunnel keys, so the programs are attached to real devices."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+
+import pytest
+
+from tests.packet import frames as f
+from tests.packet import world
+from tests.packet.kernel import Datapath, Result
+from tests.packet.world import (
+    ADDRESSES,
+    DEFAULT_DENY,
+    IDENTITIES,
+    UNDERLAY,
+    UNDERLAY_2,
+    UNDERLAY_6,
+    UNDERLAY_MAC,
+    Policy,
+    Rule,
+)
+
+pytestmark = pytest.mark.root
+
+PORTS, BACK = (40000, 80), (80, 40000)
+STRANGER = "192.0.2.66"
+
+
+class Wire(NamedTuple):
+    """The far ends of the real devices."""
+
+    datapath: Datapath
+    network: socket.socket
+    workload: socket.socket
+
+    def receive(self, outer: str, vni: int, inner: bytes, local: str = UNDERLAY) -> Result:
+        """A VXLAN packet from the network."""
+        header = struct.pack("!II", 0x08 << 24, vni << 8)
+        payload = header + f.ether(inner)
+        datagram = struct.pack("!HHHH", 50000, world.TUNNEL_PORT, 8 + len(payload), 0) + payload
+        if f.is_v6(outer):
+            datagram = _with_checksum(outer, local, datagram)
+        return self.receive_bare(f.ip(outer, local, f.UDP, datagram))
+
+    def receive_bare(self, packet: bytes) -> Result:
+        """Any packet from the network."""
+        with self.datapath.watch() as seen:
+            self.network.send(f.ether(packet, destination=UNDERLAY_MAC))
+        return seen[0]
+
+    def send(self, packet: bytes) -> Tuple[Result, List[Outer]]:
+        """A packet of the workload a, and the tunnel packets that leave the node for it."""
+        _drain(self.network)
+        with self.datapath.watch() as seen:
+            self.workload.send(f.ether(packet))
+        return seen[0], _drain(self.network)
+
+
+class Outer(NamedTuple):
+    """A tunnel packet as seen in the network."""
+
+    source: str
+    destination: str
+    vni: int
+    inner: bytes
+
+
+def _with_checksum(source: str, destination: str, datagram: bytes) -> bytes:
+    pseudo = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
+    pseudo += struct.pack("!II", len(datagram), f.UDP)
+    return datagram[:6] + struct.pack("!H", f.checksum(pseudo + datagram)) + datagram[8:]
+
+
+def _drain(network: socket.socket) -> List[Outer]:
+    found = []
+    while True:
+        try:
+            frame, origin = network.recvfrom(65536)
+        except BlockingIOError:
+            return found
+        if origin[2] == socket.PACKET_OUTGOING:
+            continue
+        v6 = frame[12:14] == b"\x86\xdd"
+        at = 14 + (40 if v6 else 20)
+        if frame[20 if v6 else 23] != f.UDP or struct.unpack_from("!H", frame, at + 2)[0] != world.TUNNEL_PORT:
+            continue
+        family, first, size = (socket.AF_INET6, 22, 16) if v6 else (socket.AF_INET, 26, 4)
+        source, destination = (socket.inet_ntop(family, frame[start : start + size]) for start in (first, first + size))
+        vni = struct.unpack_from("!I", frame, at + 12)[0] >> 8
+        found.append(Outer(source, destination, vni, frame[at + 16 + 14 :]))
+
+
+@pytest.fixture
+def wire(datapath: Datapath) -> Iterator[Wire]:
+    """All programs attached, and sockets at the far ends."""
+    devices = world.DEVICES
+    links = [
+        datapath.attach("from_endpoint", devices["a"]),
+        datapath.attach("to_endpoint", devices["a"], egress=True),
+        datapath.attach("from_tunnel", devices["vxlan"]),
+        datapath.attach("to_tunnel", devices["vxlan"], egress=True),
+    ]
+    every = 3  # ETH_P_ALL
+    network, workload = (socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(every)) for _ in range(2))
+    try:
+        network.bind(("wire", every))
+        workload.bind(("workload", every))
+        network.setblocking(False)
+        yield Wire(datapath, network, workload)
+    finally:
+        network.close()
+        workload.close()
+        for link in links:
+            os.close(link)
+
+
+def _inner(family: int, source: str = "c", destination: str = "a", flags: int = f.SYN) -> bytes:
+    x = ADDRESSES[family]
+    return f.tcp(x[source], x[destination], PORTS, flags)
+
+
+def _only(result: Result) -> Dict[str, Any]:
+    assert len(result.events) == 1, result
+    return result.events[0]
+
+
+def test_encapsulates_with_the_identity_as_vni(wire: Wire, family: int) -> None:
+    packet = _inner(family, "a", "c")
+    result, outers = wire.send(packet)
+    assert result.counters == {"to_tunnel": 1}
+    x = ADDRESSES[family]
+    want = f.tcp(x["a"], x["c"], PORTS, hops=63)
+    assert outers == [Outer(UNDERLAY, UNDERLAY_2, IDENTITIES["a"], want)]
+
+
+def test_encapsulates_over_ipv6(wire: Wire, family: int) -> None:
+    result, outers = wire.send(_inner(family, "a", "d"))
+    assert result.counters == {"to_tunnel": 1}
+    x = ADDRESSES[family]
+    want = f.tcp(x["a"], x["d"], PORTS, hops=63)
+    assert outers == [Outer("2001:db8::1", UNDERLAY_6, IDENTITIES["a"], want)]
+
+
+def test_host_stack_sends_as_remote_node(wire: Wire, family: int) -> None:
+    x = ADDRESSES[family]
+    kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+    _drain(wire.network)
+    with socket.socket(kind, socket.SOCK_DGRAM) as host, wire.datapath.watch() as seen:
+        host.bind((x["host"], 40000))
+        host.sendto(b"hi", (x["c"], 80))
+    assert seen[0].counters == {"to_tunnel": 1} and not seen[0].events
+    (outer,) = _drain(wire.network)
+    assert outer[:3] == (UNDERLAY, UNDERLAY_2, IDENTITIES["node2"])
+    assert outer.inner[-2:] == b"hi"
+
+
+def test_receives_with_policy_and_rule(wire: Wire, family: int) -> None:
+    world.apply(wire.datapath, Policy("a", (Rule("ingress", 71, IDENTITIES["c"], f.TCP, 80),), ("ingress",)))
+    event = _only(wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family)))
+    assert (event["verdict"], event["rule_id"], event["hook"]) == ("allow", 71, "from_tunnel")
+    assert (event["source_identity"], event["destination_identity"]) == (IDENTITIES["c"], IDENTITIES["a"])
+    result = wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family, flags=f.ACK))
+    assert (result.counters, result.events) == ({"to_endpoint": 1}, [])
+
+
+def test_receives_over_ipv6(wire: Wire, family: int) -> None:
+    result = wire.receive(UNDERLAY_6, IDENTITIES["d"], _inner(family, "d"), local="2001:db8::1")
+    assert result.counters == {"to_endpoint": 1}
+
+
+def test_denies(wire: Wire, family: int) -> None:
+    world.apply(wire.datapath, Policy("a", (Rule("ingress", 71, IDENTITIES["b"]),), ("ingress",)))
+    event = _only(wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family)))
+    assert (event["verdict"], event["rule_id"]) == ("default_deny", DEFAULT_DENY["ingress"])
+
+
+FORGERIES = [
+    ("a stranger's packet", STRANGER, IDENTITIES["c"], "c", "tunnel_unknown_node"),
+    ("a workload as a node", "10.1.0.2", IDENTITIES["b"], "b", "tunnel_unknown_node"),
+    ("a source of another member", UNDERLAY_2, IDENTITIES["d"], "d", "tunnel_forged_source"),
+    ("a source of this node", UNDERLAY_2, IDENTITIES["b"], "b", "tunnel_forged_source"),
+    ("a source of the world", UNDERLAY_2, IDENTITIES["c"], "world", "tunnel_forged_source"),
+    ("another identity", UNDERLAY_2, IDENTITIES["b"], "c", "tunnel_forged_identity"),
+    ("remote-node by a workload", UNDERLAY_2, 6, "c", "tunnel_forged_identity"),
+    ("host", UNDERLAY_2, 1, "c", "tunnel_reserved"),
+    ("world", UNDERLAY_2, 2, "c", "tunnel_reserved"),
+    ("unknown", UNDERLAY_2, 0, "c", "tunnel_reserved"),
+    ("waiting", UNDERLAY_2, 5, "c", "tunnel_reserved"),
+]
+
+
+@pytest.mark.parametrize(("what", "outer", "vni", "source", "reason"), FORGERIES, ids=[one[0] for one in FORGERIES])
+@pytest.mark.parametrize("established", [False, True], ids=["new", "established"])
+def test_forgery(
+    wire: Wire, family: int, what: str, outer: str, vni: int, source: str, reason: str, established: bool
+) -> None:
+    if established:
+        assert wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family)).counters == {"to_endpoint": 1}
+    event = _only(wire.receive(outer, vni, _inner(family, source, flags=f.ACK)))
+    assert (event["reason"], event["verdict"], event["hook"]) == (reason, "drop", "from_tunnel"), what
+
+
+def test_to_this_host(wire: Wire, family: int) -> None:
+    result = wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family, "c", "host"))
+    assert result.counters["to_stack"] == 1 and not result.events
+
+
+def test_tunnel_in_tunnel(wire: Wire, family: int) -> None:
+    x = ADDRESSES[family]
+    inner = f.udp(x["c"], x["host"], (50000, world.TUNNEL_PORT))
+    assert _only(wire.receive(UNDERLAY_2, IDENTITIES["c"], inner))["reason"] == "own_tunnel"
+
+
+def test_for_nobody_here(wire: Wire, family: int) -> None:
+    event = _only(wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family, "c", "d")))
+    assert event["reason"] == "unknown_destination"
+
+
+def test_reply_through_the_tunnel(wire: Wire, family: int) -> None:
+    """A remote workload answers an endpoint that lets nobody in, and another node's host as well."""
+    x = ADDRESSES[family]
+    world.apply(wire.datapath, Policy("a", (), ("ingress",)))
+    for name in ("c", "node2"):
+        wire.send(f.tcp(x["a"], x[name], PORTS))
+        answer = f.tcp(x[name], x["a"], BACK, f.SYN | f.ACK)
+        assert wire.receive(UNDERLAY_2, IDENTITIES[name], answer).counters == {"to_endpoint": 1}
+
+
+def test_established_record_is_for_its_member_only(wire: Wire, family: int) -> None:
+    """After the peer moved to another node, its old node is no longer believed."""
+    x = ADDRESSES[family]
+    wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family))
+    moved = {"identity": IDENTITIES["c"], "ifindex": 0, "tunnel_endpoint": UNDERLAY_6}
+    wire.datapath.maps["addresses"].update({"address": x["c"]}, moved)
+    wire.datapath.maps["node"].update({"index": 0}, {"addresses_revision": 2, "tunnel_ifindex": world.DEVICES["vxlan"]})
+    event = _only(wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family, flags=f.ACK)))
+    assert event["reason"] == "tunnel_forged_source"
+
+
+def test_no_key_is_dropped(datapath: Datapath, family: int) -> None:
+    result = datapath.run("from_tunnel", f.ether(_inner(family)), world.DEVICES["vxlan"])
+    assert (result.action, result.counters) == ("shot", {"tunnel_key": 1})
+
+
+@pytest.mark.parametrize("size", [0, 1, 19, 21, 39])
+def test_half_a_header(wire: Wire, family: int, size: int) -> None:
+    """BPF_PROG_TEST_RUN refuses such frames itself."""
+    with wire.datapath.watch() as seen:
+        wire.workload.send(f.ether(_inner(family, "a", "c")[:size], kind=0x86DD if family == 6 else 0x0800))
+    assert seen[0].counters == {"truncated": 1}
+
+
+@pytest.fixture(params=[4, 6], ids=["v4", "v6"])
+def family(request: pytest.FixtureRequest) -> int:
+    """Of the inner packets."""
+    return int(request.param)
