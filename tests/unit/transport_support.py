@@ -266,7 +266,10 @@ class Sshd:
     def connections(self) -> list[int]:
         """Process ids of sshd's children, one for each connection."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        try:
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        except FileNotFoundError:
+            return []  # the server itself is gone
         return [int(child) for child in children]
 
 
