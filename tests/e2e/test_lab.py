@@ -390,6 +390,7 @@ def test_down_leaves_nothing(make_lab: MakeLab) -> None:
     host.run(["sh", "-ec", daemon])
     host.run(["sh", "-ec", "mkdir /sys/fs/bpf/x /mnt/m && mount -t tmpfs m /mnt/m && ip link add v type veth"])
     watcher = lab.world.popen(["sleep", "600"])
+    assert eventually(lambda: watcher.pid in processes_in(lab.name))
     pids = processes_in(lab.name)
     spaces = namespaces_of(pids) | {f"net:[{lab.world.netns.stat().st_ino}]"}
     assert len(pids) >= 2 * 2 + 2
