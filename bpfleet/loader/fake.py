@@ -89,6 +89,13 @@ class FakeKernel:
         self._routes = {key: route for key, route in self._routes.items() if route.device != name}
         self.sysctls = {key: value for key, value in self.sysctls.items() if name not in re.split("[./]", key)}
 
+    def lose_maps_and_programs(self) -> None:
+        """Somebody removes our maps and programs by name; links go on with what they hold."""
+        self.maps.clear()
+        self._tables.clear()
+        self._nested.clear()
+        self._programs = []
+
     def reboot(self) -> None:
         """All that is in the kernel's memory is gone; the host's own devices and namespaces come back."""
         host = dict(self.host_devices)
@@ -107,7 +114,7 @@ class FakeKernel:
 
     def read(self, want: NodeState) -> NodeState:
         """As Kernel.read."""
-        programs = {self._name(program, want): program for program in self._programs}
+        programs = {self._name(program, want): program for program in self._programs if program not in self._unused}
         tables = {name: self._read_table(name, table) for name, table in want.tables.items() if name in self.maps}
         nested = {name: dict(self._nested.get(name, {})) for name in want.nested if name in self.maps}
         if not want.programs:

@@ -51,7 +51,10 @@ class Kernel(Protocol):
         """What is there of ours now, in the field names of `want`. Changes nothing."""
 
     def prepare(self, programs: Mapping[str, Program]) -> None:
-        """Load and verify what is not loaded yet. Traffic sees none of it; on an error nothing is left behind."""
+        """Load and verify what is not loaded yet. Traffic sees none of it; on an error nothing is left behind.
+
+        `read` does not show what was prepared until a LoadProgram step uses it, so a plan is the same before and after.
+        """
 
     def release(self) -> None:
         """Forget what `prepare` loaded and no step used."""

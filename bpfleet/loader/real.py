@@ -109,9 +109,11 @@ class RealKernel:
         pinned = self._pins.list_programs()
         digests = {name: self._objects.digest(program) for name, program in want.programs.items()} if pinned else {}
         shared = self._map_ids() if pinned else set()
+        unused = {self._objects.pin(program) for program in self._unused}
         for object_name, digest in pinned:
-            info = _program(self._pins.program(object_name, digest))
-            if info is None:
+            path = self._pins.program(object_name, digest)
+            info = _program(path)
+            if info is None or path in unused:
                 continue
             name, program = f"{object_name}@{digest}", Program(object_name)
             if digests.get(object_name) == digest:

@@ -1,0 +1,280 @@
+"""The two kernels under one contract, each with the hands to do to its host what others might."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Protocol, Set, Tuple
+
+from bpfleet.errors import HostFailed
+from bpfleet.loader import syscall
+from bpfleet.loader.btf import ObjectFile
+from bpfleet.loader.fake import FakeKernel
+from bpfleet.loader.kernel import Kernel
+from bpfleet.loader.libbpf import Libbpf
+from bpfleet.loader.real import RealKernel
+from bpfleet.loader.steps import Step
+from bpfleet.model.state import NodeState, Program
+from tests.contract.sandbox import Sandbox
+
+UNDERLAY = "under0"
+TAP = "tap0"
+
+
+class Rig(Protocol):
+    """A host with an underlay device, a device TAP, and network namespaces w1 and w2."""
+
+    kernel: Kernel
+
+    def link_id(self, device: str, hook: str) -> int:
+        """Identity of the link of ours at a hook."""
+
+    def lose_device(self, name: str) -> None:
+        """Somebody removes a device."""
+
+    def lose_maps_and_programs(self) -> None:
+        """Somebody removes our pins of maps and programs."""
+
+    def add_foreign(self) -> None:
+        """Others put a program on the underlay's ingress, a route, and a device."""
+
+    def foreign(self) -> Any:
+        """What is there of others, to be compared."""
+
+    def left(self) -> Set[str]:
+        """Names of everything of ours, whatever it is."""
+
+    def reject(self, object_name: str) -> None:
+        """From now on the verifier refuses this object."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class FakeRig:
+    """The kernel in memory."""
+
+    def __init__(self) -> None:
+        self.fake = FakeKernel({UNDERLAY: (1500, ("192.0.2.1",)), TAP: (1500, ())}, ("w1", "w2"))
+        self.kernel: Kernel = self.fake
+
+    def link_id(self, device: str, hook: str) -> int:
+        return self.fake.links[(device, hook)].id
+
+    def lose_device(self, name: str) -> None:
+        self.fake.lose_device(name)
+
+    def lose_maps_and_programs(self) -> None:
+        self.fake.lose_maps_and_programs()
+
+    def add_foreign(self) -> None:
+        """A kernel in memory holds nothing of others but devices."""
+        self.fake.add_host_device("other0", 1500, ("198.51.100.1",))
+
+    def foreign(self) -> Any:
+        return dict(self.fake.host_devices)
+
+    def left(self) -> Set[str]:
+        state = self.fake.read(NodeState())
+        return {
+            *map(str, state.attachments), *state.programs, *state.tables, *state.devices, *map(str, state.routes)
+        }  # fmt: skip
+
+    def reject(self, object_name: str) -> None:
+        self.fake.rejects.add(object_name)
+
+    def close(self) -> None:
+        assert self.fake.unjudged == []
+
+
+class _Inside:
+    """A kernel whose every call is made inside a sandbox."""
+
+    def __init__(self, kernel: RealKernel, sandbox: Sandbox) -> None:
+        self._kernel = kernel
+        self._sandbox = sandbox
+
+    @property
+    def writes(self) -> int:
+        return self._kernel.writes
+
+    @writes.setter
+    def writes(self, value: int) -> None:
+        raise AttributeError(value)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._kernel, name)
+        return lambda *arguments: self._sandbox.run(method, *arguments)
+
+
+class RealRig:
+    """This machine's kernel, in namespaces of its own."""
+
+    def __init__(self, objects: Path, scratch: Path) -> None:
+        self.objects = scratch / "objects"
+        shutil.copytree(objects, self.objects)
+        self.sandbox = Sandbox()
+        self.real = RealKernel(self.objects, state=scratch / "logs")
+        self.kernel: Kernel = _Inside(self.real, self.sandbox)
+        for words in (
+            f"ip link add {UNDERLAY} type veth peer name {UNDERLAY}p",
+            f"ip address add 192.0.2.1/24 dev {UNDERLAY}",
+            f"ip link set {UNDERLAY} up",
+            f"ip link set {UNDERLAY}p up",
+            f"ip link add {TAP} type veth peer name {TAP}p",
+            f"ip link set {TAP} up",
+            "ip netns add w1",
+            "ip netns add w2",
+        ):
+            self.sandbox.command(*words.split())
+        self._foreign_fds: List[int] = []
+
+    def link_id(self, device: str, hook: str) -> int:
+        def ask() -> int:
+            fd = syscall.get(f"/sys/fs/bpf/bpfleet/links/{device}-{hook}")
+            try:
+                return syscall.link_info(fd).id
+            finally:
+                os.close(fd)
+
+        return self.sandbox.run(ask)
+
+    def lose_device(self, name: str) -> None:
+        self.sandbox.command("ip", "link", "del", name)
+
+    def lose_maps_and_programs(self) -> None:
+        def lose() -> None:
+            for kind in ("maps", "programs"):
+                for path in Path("/sys/fs/bpf/bpfleet", kind).iterdir():
+                    path.unlink()
+
+        self.sandbox.run(lose)
+
+    def add_foreign(self) -> None:
+        for words in (
+            "ip link add other0 type veth peer name other0p",
+            "ip address add 198.51.100.1/24 dev other0",
+            "ip link set other0 up",
+            "ip route add 203.0.113.0/24 dev other0",
+        ):
+            self.sandbox.command(*words.split())
+        self.sandbox.run(self._attach_foreign)
+
+    def _attach_foreign(self) -> None:
+        index = _index(UNDERLAY)
+        program = _foreign_program(self.objects.parent)
+        try:
+            self._foreign_fds.append(syscall.tcx_attach(program, index, syscall.TCX_INGRESS))
+        finally:
+            os.close(program)
+
+    def foreign(self) -> Any:
+        attached = self.sandbox.run(lambda: [link for _, link in syscall.tcx_query(_index(UNDERLAY), 46)])
+        ours = [self.sandbox.run(_link_id, fd) for fd in self._foreign_fds]
+        return (
+            [link for link in attached if link in ours],
+            self.sandbox.command("ip", "route", "show", "dev", "other0"),
+            self.sandbox.command("ip", "-o", "addr", "show", "dev", "other0"),
+            self.sandbox.command("ip", "-o", "addr", "show", "dev", UNDERLAY),
+        )
+
+    def left(self) -> Set[str]:
+        def look() -> Set[str]:
+            return {str(path) for path in Path("/sys/fs/bpf").rglob("*") if "debug" not in path.name}
+
+        found = self.sandbox.run(look)
+        for line in self.sandbox.command("ip", "-o", "link").splitlines():
+            name = line.split()[1].split("@")[0].rstrip(":")
+            if name.startswith("bpf"):
+                found.add(name)
+        found.update(self.sandbox.command("ip", "route", "show", "proto", "191").splitlines())
+        found.update(self.sandbox.command("ip", "-6", "route", "show", "proto", "191").splitlines())
+        for device in (UNDERLAY, TAP):
+            for hook in ("ingress", "egress"):
+                found.update(str(item) for item in self.sandbox.run(self._ours_at, device, hook))
+        for namespace in ("w1", "w2"):
+            if "eth0" in self.sandbox.command("ip", "-n", namespace, "link"):
+                found.add(f"eth0 in {namespace}")
+        return found
+
+    def _ours_at(self, device: str, hook: str) -> List[Tuple[str, int]]:
+        foreign = [_link_id(fd) for fd in self._foreign_fds]
+        index = _index(device)
+        there = syscall.tcx_query(index, syscall.ATTACH_TYPES[hook]) if index else []
+        return [(f"{device} {hook}", link) for _, link in there if link not in foreign]
+
+    def reject(self, object_name: str) -> None:
+        """Turn the program's first instruction into one that reads a register nobody has set."""
+        path = self.objects / f"{object_name}.bpf.o"
+        path.write_bytes(corrupted(path))
+
+    def close(self) -> None:
+        for fd in self._foreign_fds:
+            os.close(fd)
+        self.sandbox.close()
+
+
+def corrupted(path: Path) -> bytes:
+    """The object with its first tc instruction replaced by `r0 = r9`, where r9 holds nothing."""
+    data = bytearray(path.read_bytes())
+    section = ObjectFile(path).section("tc")
+    at = data.index(section.data)
+    data[at : at + 8] = bytes([0xBF, 0x90, 0, 0, 0, 0, 0, 0])
+    return bytes(data)
+
+
+def _index(device: str) -> int:
+    return socket.if_nametoindex(device)
+
+
+def _link_id(fd: int) -> int:
+    return syscall.link_info(fd).id
+
+
+def _foreign_program(scratch: Path) -> int:
+    """Descriptor of somebody else's program, which passes everything."""
+    source = scratch / "other.bpf.c"
+    source.write_text(
+        '__attribute__((section("tc"), used)) int somebody_else(void *skb) { return -1; }\n'
+        'char _license[] __attribute__((section("license"), used)) = "GPL";\n'
+    )
+    target = scratch / "other.bpf.o"
+    subprocess.run(["clang-19", "-O2", "-g", "-target", "bpf", "-c", str(source), "-o", str(target)], check=True)
+    with Libbpf().open(str(target)) as opened:
+        opened.load()
+        return os.dup(opened.program_fd(opened.programs()["somebody_else"]))
+
+
+class FailingKernel:
+    """A kernel that dies before or in the middle of its step number `at`."""
+
+    def __init__(self, kernel: Kernel, at: int, *, halfway: bool = False) -> None:
+        self._kernel = kernel
+        self._left = at
+        self._halfway = halfway
+
+    def do(self, step: Step) -> None:
+        """As Kernel.do, until its turn comes; halfway: the step is done and the failure comes after."""
+        if self._left == 0:
+            self._left = -1
+            if self._halfway:
+                self._kernel.do(step)
+            raise HostFailed("the power went out", remedy="Start again.")
+        self._left -= 1
+        self._kernel.do(step)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
+
+
+def with_constants(state: NodeState, constants: Mapping[str, Any], names: Optional[Set[str]] = None) -> NodeState:
+    """The state with other load-time constants in some programs, or in all."""
+    programs: Dict[str, Program] = {
+        name: Program(name, {**program.constants, **constants}) if names is None or name in names else program
+        for name, program in state.programs.items()
+    }
+    return dataclasses.replace(state, programs=programs)
