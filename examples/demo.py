@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The quickstart in a lab, with traffic: who reaches whom, who is denied, and by which policy and rule.
 
-Brings up a lab of three hosts with two workloads each (or finds it), runs `pulumi up` on examples/quickstart-pulumi with
-its state in the lab's folder, lets every workload call every other, prints the matrix, changes one policy, and does it
-again. The lab stays up. Run again, it starts over from the same policy.
+Brings up a lab of three hosts with two workloads each (or finds it), runs `pulumi up` on examples/quickstart-pulumi,
+with its state in the lab's folder, lets every workload call every other, prints the matrix, changes one policy, and
+does it again. The lab stays up. Run again, it starts over from the same policy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bpfleet.lab import Lab  # noqa: E402
 
 EXAMPLE = ROOT / "examples" / "quickstart-pulumi"
 BPFLEET = ROOT / ".venv" / "bin" / "bpfleet"
-STACK = "lab"
+STACK = "demo"
 FAMILIES = ("address", "address6")
 
 # Answers each TCP connection on the given addresses and port, until its standard input ends.
