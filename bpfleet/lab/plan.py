@@ -53,7 +53,9 @@ class Shape:
             raise InvalidInput(f"an underlay MTU of {self.mtu}", field="mtu", remedy="Choose 1280 to 65535")
 
     def __str__(self) -> str:
-        return f"{self.nodes} hosts, {self.workloads} workloads each, underlay MTU {self.mtu}"
+        hosts = "1 host" if self.nodes == 1 else f"{self.nodes} hosts"
+        workloads = "1 workload" if self.workloads == 1 else f"{self.workloads} workloads"
+        return f"{hosts}, {workloads} each, underlay MTU {self.mtu}"
 
 
 @dataclass(frozen=True)
