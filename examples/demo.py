@@ -63,9 +63,12 @@ Workloads = Mapping[str, Mapping[str, str]]
 
 
 class Pulumi:
-    """The Pulumi CLI on the example, with its state in the lab's folder."""
+    """The Pulumi CLI on the example, for one lab, with its state in the lab's folder."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, lab: Lab, stack: str) -> None:
+        self.lab = lab
+        self.stack = stack
+        state = lab.directory / "pulumi"
         folder = subprocess.run(
             [ROOT / "tools" / "pulumi" / "ensure.sh"], check=True, stdout=subprocess.PIPE, text=True
         ).stdout.strip()
@@ -79,11 +82,21 @@ class Pulumi:
         }
 
     def run(self, *arguments: str) -> None:
-        subprocess.run(["pulumi", *arguments], cwd=EXAMPLE, env=self.env, check=True)
+        subprocess.run(["pulumi", *arguments, "--stack", self.stack], cwd=EXAMPLE, env=self.env, check=True)
+
+    def select(self) -> None:
+        """Make the stack if it is not there, and configure it for the lab."""
+        subprocess.run(["pulumi", "stack", "select", "--create", self.stack], cwd=EXAMPLE, env=self.env, check=True)
+        subprocess.run(
+            [sys.executable, EXAMPLE / "configure.py", self.lab.directory / "lab.json"],
+            env=self.env,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
     def outputs(self) -> dict[str, Any]:
         done = subprocess.run(
-            ["pulumi", "stack", "output", "--json", "--stack", STACK],
+            ["pulumi", "stack", "output", "--json", "--stack", self.stack],
             cwd=EXAMPLE,
             env=self.env,
             check=True,
@@ -199,18 +212,12 @@ def say(text: str) -> None:
 def main() -> int:
     say("a lab of three hosts with two workloads each")
     lab = Lab.up(directory=ROOT / ".lab", nodes=3, workloads=2, progress=print)
-    pulumi = Pulumi(lab.directory / "pulumi")
+    pulumi = Pulumi(lab, STACK)
 
     say("pulumi up: agent and objects onto the hosts, then identities, endpoints and policies")
-    pulumi.run("stack", "select", "--create", STACK)
-    subprocess.run(
-        [sys.executable, EXAMPLE / "configure.py", lab.directory / "lab.json"],
-        env=pulumi.env,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    pulumi.run("config", "set", "batchToDb", "deny", "--stack", STACK)
-    pulumi.run("up", "--yes", "--skip-preview", "--stack", STACK)
+    pulumi.select()
+    pulumi.run("config", "set", "batchToDb", "deny")
+    pulumi.run("up", "--yes", "--skip-preview", "--suppress-outputs")
     outputs = pulumi.outputs()
     workloads, port = outputs["workloads"], int(outputs["port"])
 
@@ -221,8 +228,8 @@ def main() -> int:
         print(matrix(workloads, first, verdicts(began)))
 
         say("one policy changed (batch may use the database), and pulumi up again")
-        pulumi.run("config", "set", "batchToDb", "allow", "--stack", STACK)
-        pulumi.run("up", "--yes", "--skip-preview", "--stack", STACK)
+        pulumi.run("config", "set", "batchToDb", "allow")
+        pulumi.run("up", "--yes", "--skip-preview", "--suppress-outputs")
         began = time.time()
         second = probe(lab, workloads, port)
         print(matrix(workloads, second, verdicts(began), before=first))
