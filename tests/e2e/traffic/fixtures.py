@@ -10,12 +10,14 @@ import pytest
 from bpfleet.lab import Lab
 from bpfleet.transport.fleet import Fleet
 from tests.e2e.traffic.ground import Ground
+from tests.e2e.traffic.station import FOLDER
 
 
 @pytest.fixture(scope="session")
 def ground(needs_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     name = f"traffic-{os.getpid()}"
-    with Lab.up(name, 3, 3, directory=tmp_path_factory.mktemp("traffic"), guarded=True) as lab, Fleet() as fleet:
+    folder = tmp_path_factory.mktemp("traffic")
+    with Lab.up(name, 3, 3, directory=folder, share=[FOLDER], guarded=True) as lab, Fleet() as fleet:
         one = Ground(lab, fleet)
         try:
             one.start()

@@ -17,7 +17,7 @@ from bpfleet.model.document import Document
 from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.outcome import Changes, Committed, Outcome, Unchanged
 from bpfleet.transport.target import Target
-from tests.e2e.traffic.station import Asked, Flow, Station
+from tests.e2e.traffic.station import QUIET_SECONDS, Asked, Flow, Station
 from tests.fleet import document, identity
 
 T = TypeVar("T")
@@ -47,6 +47,14 @@ class Workload:
 
     def address(self, family: int) -> str:
         return self.addresses[0 if family == 4 else 1]
+
+
+class Reached(dict[tuple[str, Flow], "str | None"]):
+    """(source, flow) -> the address that the other end saw, or None. `again`: how many packets TCP sent again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again: dict[tuple[str, Flow], int] = {}
 
 
 def eventually(read: Callable[[], T], holds: Callable[[T], bool], seconds: float = PROMPT_SECONDS) -> T:
@@ -195,16 +203,17 @@ class Ground:
 
     # Probes
 
-    def reached(self, flows: Mapping[str, Sequence[Flow]], timeout: float = 0.5) -> dict[tuple[str, Flow], str | None]:
-        """Probe flows from many endpoints (or places) at once: who -> what the other end saw, or None."""
+    def reached(self, flows: Mapping[str, Sequence[Flow]], quiet: float = QUIET_SECONDS) -> Reached:
+        """Probe flows from many endpoints (or places) at once."""
         asked: dict[str, Asked] = {
-            source: self.stations[self.place(source)].probe(some, timeout) for source, some in flows.items() if some
+            source: self.stations[self.place(source)].probe(some, quiet) for source, some in flows.items() if some
         }
-        return {
-            (source, flow): seen
-            for source, answer in asked.items()
-            for flow, seen in zip(flows[source], answer.get(), strict=True)
-        }
+        found = Reached()
+        for source, answer in asked.items():
+            for flow, (seen, again) in zip(flows[source], answer.get(), strict=True):
+                found[(source, flow)] = seen
+                found.again[(source, flow)] = again
+        return found
 
     def place(self, name: str) -> str:
         return self.workloads[name].place if name in self.workloads else name

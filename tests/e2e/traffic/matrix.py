@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from bpfleet.model.document import Document
-from tests.e2e.traffic.ground import FAMILIES, LABELS, OPEN_PORTS, Ground
+from tests.e2e.traffic.ground import FAMILIES, LABELS, OPEN_PORTS, Ground, Reached
 from tests.e2e.traffic.judge import Verdict, judge
 from tests.e2e.traffic.station import Flow
 
 SERVICES = (*(("tcp", port) for port in OPEN_PORTS), *(("udp", port) for port in OPEN_PORTS), ("icmp", 0))
-Reached = Mapping[tuple[str, Flow], "str | None"]
 
 
 def flows(
@@ -61,12 +60,12 @@ def wrong(ground: Ground, policies: Sequence[Document], reached: Reached) -> lis
 
 
 def denials(ground: Ground, policies: Sequence[Document], reached: Reached) -> dict[str, Counter[str]]:
-    """Host -> how many first packets it should have denied, by reason."""
+    """Host -> how many packets it should have denied, by reason: one a flow, but for what TCP sent again."""
     found: dict[str, Counter[str]] = {host: Counter() for host in ground.targets}
-    for source, flow in reached:
+    for source, flow in reached:  # all of them were sent, and nothing else
         verdict = expected(ground, policies, source, flow)
         if not verdict.passes:
             judging = source if verdict.direction == "egress" else owner(ground, flow.address)
             reason = "denied_by_rule" if verdict.by_rule else "denied_by_default"
-            found[ground.workloads[judging].host][reason] += 1
+            found[ground.workloads[judging].host][reason] += 1 + reached.again[(source, flow)]
     return found

@@ -9,7 +9,7 @@ import ipaddress
 import struct
 from dataclasses import dataclass
 
-from tests.e2e.traffic.program import checksum
+from tests.e2e.traffic.probing import checksum
 
 IPV4, IPV6 = 0x0800, 0x86DD
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58

@@ -1,6 +1,6 @@
 """The station: sends and receives packets where it is started (a workload's or a host's network namespace).
 
-Runs under the host's own python3 with nothing but the standard library: `python3 -c <this file>`. One JSON command a
+Runs under the host's own python3 with nothing but the standard library and the file beside it. One JSON command a
 line on stdin, one JSON answer a line on stdout, in any order: {"id", "do", ...} -> {"id", "answer"} or {"id",
 "error"}. Ends when stdin does.
 
@@ -13,34 +13,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import ipaddress
 import json
 import os
-import random
 import socket
 import struct
 import sys
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
+
+from probing import RECEIVE_BUFFER, SO_RCVBUFFORCE, Probing, family, plain
 
 ETH_P_ALL = 3
 PACKET_OUTGOING = 4
 SNIFF_MOST = 20000
-RECEIVE_BUFFER = 8 << 20
-ECHO = {False: (8, 0), True: (128, 129)}  # IPv6? -> request, reply (RFC 792, RFC 4443)
-SO_RCVBUFFORCE = 33
 SIOCGIFMTU, SIOCGIFHWADDR = 0x8921, 0x8927  # linux/sockios.h
-
-
-def plain(address: str) -> str:
-    """An address as people write it: IPv4 without the mapping of a dual-stack socket."""
-    found = ipaddress.ip_address(address.split("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None)
-    return str(mapped or found)
-
-
-def family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 class Noted:
@@ -99,21 +85,6 @@ class Echo(asyncio.DatagramProtocol):
         self.transport.sendto(plain(peer[0]).encode() + b" " + data, peer)
 
 
-class Question(asyncio.DatagramProtocol):
-    """UDP client: the first answer."""
-
-    def __init__(self) -> None:
-        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    def datagram_received(self, data: bytes, peer: Tuple[Any, ...]) -> None:
-        if not self.answer.done():
-            self.answer.set_result(data)
-
-    def error_received(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-
 class Station:
     def __init__(self) -> None:
         self.noted = Noted()
@@ -161,60 +132,17 @@ class Station:
 
     # Probes
 
-    async def probe(self, flows: List[Dict[str, Any]], timeout: float) -> List[Optional[str]]:
-        """For each {"protocol", "address", "port", "source_port"?}: the address that the other end saw, or None when
-        nothing came back in time (seconds). All at once. What is refused in words is "refused: ..."."""
-        return list(await asyncio.gather(*(self._probe_one(flow, timeout) for flow in flows)))
-
-    async def _probe_one(self, flow: Dict[str, Any], timeout: float) -> Optional[str]:
-        how: Callable[[Dict[str, Any], float], Awaitable[str]] = getattr(self, "_probe_" + flow["protocol"])
+    async def probe(self, flows: List[Dict[str, Any]], quiet: float) -> List[List[Any]]:
+        """For each {"protocol", "address", "port"}: [the address that the other end saw, or None when nothing came
+        back; how often TCP asked again]. All at once, until nothing has come back for `quiet` seconds. What is refused
+        in words is "refused: ..."."""
+        probing = Probing(flows)
         try:
-            return await asyncio.wait_for(how(flow, timeout), timeout)
-        except (asyncio.TimeoutError, TimeoutError):
-            return None
-        except OSError as error:
-            return f"refused: {error}"
-
-    async def _probe_tcp(self, flow: Dict[str, Any], timeout: float) -> str:
-        own = ("::" if ":" in flow["address"] else "0.0.0.0", flow["source_port"]) if "source_port" in flow else None
-        reader, writer = await asyncio.open_connection(flow["address"], flow["port"], local_addr=own)
-        try:
-            return (await reader.readline()).decode().strip() or "refused: closed"
+            probing.begin()
+            await probing.end(quiet)
+            return [[seen, again] for seen, again in zip(probing.seen, probing.again())]
         finally:
-            writer.close()
-
-    async def _probe_udp(self, flow: Dict[str, Any], timeout: float) -> str:
-        own = ("::" if ":" in flow["address"] else "0.0.0.0", flow["source_port"]) if "source_port" in flow else None
-        loop = asyncio.get_running_loop()
-        transport, question = await loop.create_datagram_endpoint(
-            Question, local_addr=own, remote_addr=(flow["address"], flow["port"])
-        )
-        try:
-            transport.sendto(b"?")
-            return (await question.answer).decode().split()[0]
-        finally:
-            transport.close()
-
-    async def _probe_icmp(self, flow: Dict[str, Any], timeout: float) -> str:
-        """An echo by hand: a raw socket of its own, its identifier drawn at random."""
-        is_v6 = ":" in flow["address"]
-        protocol = socket.IPPROTO_ICMPV6 if is_v6 else socket.IPPROTO_ICMP
-        request, reply = ECHO[is_v6]
-        identifier = random.randrange(1, 1 << 16)
-        loop = asyncio.get_running_loop()
-        with socket.socket(family(flow["address"]), socket.SOCK_RAW, protocol) as raw:
-            raw.setblocking(False)
-            raw.connect((flow["address"], 0))
-            message = struct.pack("!BBHHH", request, 0, 0, identifier, 1) + b"bpfleet!" * (flow.get("size", 8) // 8)
-            if not is_v6:  # of ICMPv6 the kernel fills in the checksum
-                message = message[:2] + struct.pack("!H", checksum(message)) + message[4:]
-            raw.send(message)
-            while True:
-                data = await loop.sock_recv(raw, 65536)
-                if not is_v6:
-                    data = data[(data[0] & 15) * 4 :]
-                if data[0] == reply and struct.unpack_from("!H", data, 4)[0] == identifier:
-                    return plain(raw.getsockname()[0])
+            probing.close()
 
     # TCP connections that stay
 
@@ -359,16 +287,6 @@ class Station:
     async def read(self, path: str) -> str:
         """A file of /proc as this network namespace sees it."""
         return Path(path).read_text()
-
-
-def checksum(data: bytes) -> int:
-    """RFC 1071."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 async def main() -> None:

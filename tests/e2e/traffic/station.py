@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 from bpfleet.lab import Lab
 
-_PROGRAM = (Path(__file__).with_name("program.py")).read_text()
+FOLDER = str(Path(__file__).parent)
+"""To be shared with the lab's hosts: what runs there is read from here."""
+
 _ANSWER_SECONDS = 30.0
+QUIET_SECONDS = 0.5
 
 
 class Flow(NamedTuple):
@@ -48,7 +51,7 @@ class Station:
         self.name = f"{place}/{workload}" if workload else place
         where = lab.world if place == "world" else lab.host(place)
         self._process: subprocess.Popen[str] = where.popen(
-            ["/usr/bin/python3", "-I", "-S", "-c", _PROGRAM],
+            ["/usr/bin/python3", "-E", "-s", "-S", "-B", f"{FOLDER}/program.py"],
             workload=workload,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -72,13 +75,14 @@ class Station:
         """Send a command and wait for its answer."""
         return self.ask(do, **arguments).get()
 
-    def probe(self, flows: Sequence[Flow], timeout: float = 0.5) -> Asked:
-        """Probe all at once; the answer holds, in order, the address that the other end saw, or None."""
-        return self.ask("probe", flows=[flow._asdict() for flow in flows], timeout=timeout)
+    def probe(self, flows: Sequence[Flow], quiet: float = QUIET_SECONDS) -> Asked:
+        """Probe all at once; the answer holds for each, in order: the address that the other end saw, or None when
+        nothing came back until nothing at all did for `quiet` seconds; and how often TCP asked again."""
+        return self.ask("probe", flows=[flow._asdict() for flow in flows], quiet=quiet)
 
-    def reaches(self, flow: Flow, timeout: float = 0.5) -> bool:
+    def reaches(self, flow: Flow, quiet: float = QUIET_SECONDS) -> bool:
         """Whether one flow gets an answer."""
-        (seen,) = self.probe([flow], timeout).get()
+        ((seen, _),) = self.probe([flow], quiet).get()
         return seen is not None and not seen.startswith("refused")
 
     def close(self) -> None:
