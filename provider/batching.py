@@ -52,6 +52,11 @@ class Batch(Generic[Item]):
         if self._ceiling is not None and len(self._waiting) > self._ceiling:
             self._ceiling = None
 
+    @property
+    def expecting(self) -> bool:
+        """Whether more calls wait or are announced."""
+        return bool(self._announced or self._waiting)
+
     def due(self) -> Optional[float]:
         """When the batch goes if nothing more happens; None while nothing waits."""
         if not self._waiting:
@@ -94,6 +99,11 @@ class Batcher(Generic[Item]):
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
+    @property
+    def expecting(self) -> bool:
+        """See Batch.expecting."""
+        return self._batch.expecting
+
     def drain(self) -> List[Item]:
         """What waits, taken out without being worked on."""
         return self._batch.take()
@@ -104,14 +114,16 @@ class Batcher(Generic[Item]):
 
     async def _run(self) -> None:
         """Work off batches until nothing waits."""
-        while (due := self._batch.due()) is not None:
-            remaining = due - self._now()
-            if remaining <= 0:
-                await self._work(self._batch.take())
-                continue
-            self._news.clear()
-            try:
-                await asyncio.wait_for(self._news.wait(), remaining)
-            except asyncio.TimeoutError:
-                continue  # it is due
-        self._task = None
+        try:
+            while (due := self._batch.due()) is not None:
+                remaining = due - self._now()
+                if remaining <= 0:
+                    await self._work(self._batch.take())
+                    continue
+                self._news.clear()
+                try:
+                    await asyncio.wait_for(self._news.wait(), remaining)
+                except asyncio.TimeoutError:
+                    continue  # it is due
+        finally:
+            self._task = None

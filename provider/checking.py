@@ -10,6 +10,7 @@ from pulumi.provider.experimental.property_value import PropertyValue
 from bpfleet.emit.shapes import SHAPES, Shape
 from bpfleet.model.schema import UNKNOWN, Field, MapOf, Object, Problem, camel, check, walk_fields
 from provider.values import (
+    Secrets,
     from_model,
     from_pulumi,
     key_step,
@@ -36,9 +37,14 @@ def check_inputs(
     if not found:
         problems += _handle_problems(shape, checked)
     hidden = secret_texts(news)
-    failures = [(problem.path, _without(hidden, _reason(problem))) for problem in problems]
+    failures = [(_unechoed(problem.path, secrets), _without(hidden, _reason(problem))) for problem in problems]
     secrets |= schema_secrets(shape.inputs)
     return to_pulumi(from_model(shape.inputs, checked), secrets), failures
+
+
+def _unechoed(path: str, secrets: Secrets) -> str:
+    """The engine prints the value at `path` if that is a whole property; it must not find a secret there."""
+    return f"{path} (secret)" if any(secret[0] == path for secret in secrets) else path
 
 
 def _reason(problem: Problem) -> str:

@@ -14,7 +14,7 @@ from bpfleet.transport.target import Target
 from provider.batching import Batcher
 from provider.directory import View, handle_target
 from provider.runtime import Runtime, cancelled_error
-from provider.writing import Delete, Put, Result, Writer
+from provider.writing import Delete, Put, Result, Writer, is_about
 
 
 @dataclass
@@ -39,6 +39,8 @@ class Leaves:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._declared: Dict[Tuple[str, str], str] = {}
+        self._unsaid: Dict[Tuple[str, str], str] = {}
+        self._warnings: Dict[str, List[str]] = {}
         self.batcher: Batcher[Call] = Batcher(self._work)
 
     async def put(
@@ -76,8 +78,18 @@ class Leaves:
             raise result.error
         return result
 
+    def _say_warnings(self) -> None:
+        """Tell what nodes warn of, for documents put in this run. Only the last batch knows: in an earlier one a policy
+        may select nothing just because its identities come in the next."""
+        for (cluster, key), urn in self._unsaid.items():
+            for warning in self._warnings.get(cluster, []):
+                if is_about(warning, key):
+                    self._runtime.engine.warn(urn, warning)
+        self._unsaid.clear()
+
     def cancel(self) -> None:
-        """End the calls that still wait for their batch."""
+        """End the calls that still wait for their batch, and say what is still to be said."""
+        self._say_warnings()
         for call in self.batcher.drain():
             call.done.set_result(Result(error=cancelled_error()))
 
@@ -89,12 +101,18 @@ class Leaves:
 
     async def _group(self, calls: List[Call]) -> None:
         """One transaction; every call gets its result or the error that kept all of them."""
+        by_key = {call.change.key: call for call in calls}
         results: Dict[str, Result] = {}
         failure: Optional[BaseException] = None
         try:
             results = await self._runtime.run(self._write, calls)
         except Exception as error:  # noqa: BLE001 - handed to every call of the batch, nothing is swallowed
             failure = error
+        for key, result in results.items():
+            if result.error is None and not isinstance(by_key[key].change, Delete):
+                self._unsaid[by_key[key].cluster, key] = by_key[key].urn
+        if not self.batcher.expecting:
+            self._say_warnings()
         for call in calls:
             if call.done.done():
                 continue
@@ -119,7 +137,9 @@ class Leaves:
         puts = [call.change for call in calls if isinstance(call.change, Put)]
         deletes = [call.change for call in calls if isinstance(call.change, Delete)]
         with runtime.shown_at(calls[0].urn, list(view.members)):
-            results = Writer(runtime.fleet, runtime.directory, view, owner, runtime.cancelled).write(puts, deletes)
+            writer = Writer(runtime.fleet, runtime.directory, view, owner, runtime.cancelled)
+            results = writer.write(puts, deletes)
+        self._warnings[cluster] = writer.warnings
         for delete in deletes:
             _forgive(results[delete.key], view)
         if any(call.node is not None and results[call.change.key].error is None for call in calls):

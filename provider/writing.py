@@ -50,8 +50,8 @@ class Delete:
 class Result:
     """What became of one document.
 
-    error: it was refused, or no node took it. lagging: nodes that did not take it, while others did. warnings: what
-    nodes say of it. spec: as it was put.
+    error: it was refused, or no node took it. lagging: nodes that did not take it, while others did. warnings: for
+    the user, besides `Writer.warnings`. spec: as it was put.
     """
 
     error: Optional[BpfleetError] = None
@@ -89,6 +89,8 @@ class Writer:
         self._owner = owner
         self._cancelled = cancelled
         self._numbers: Dict[str, Iterator[int]] = {}
+        self.warnings: List[str] = []
+        """What the nodes say of all their documents after the last `write`."""
 
     def write(self, puts: Sequence[Put], deletes: Sequence[Delete]) -> Dict[str, Result]:
         """Put and delete; results by key."""
@@ -108,6 +110,7 @@ class Writer:
                 refusal for outcome in outcomes.values() if isinstance(outcome, Refused) for refusal in outcome.refusals
             ]
             if not refusals:
+                self.warnings = _warnings(outcomes)
                 for key in (*waiting_puts, *waiting_deletes):
                     _conclude(results[key], key, outcomes)
                     results[key].spec = dict(specs.get(key, {}))
@@ -173,16 +176,19 @@ def _conclude(result: Result, key: str, outcomes: Mapping[str, Outcome]) -> None
     for name, outcome in outcomes.items():
         if isinstance(outcome, (Committed, Unchanged)):
             taken += 1
-            for warning in outcome.warnings:
-                if _is_about(warning, key) and warning not in result.warnings:
-                    result.warnings.append(warning)
         elif isinstance(outcome, (Failed, Unreached)):
             result.lagging[name] = outcome.error.at(node=name)
     if not taken and result.lagging:
         result.error = together(result.lagging, key)
 
 
-def _is_about(warning: str, key: str) -> bool:
+def _warnings(outcomes: Mapping[str, Outcome]) -> List[str]:
+    """Every warning once, whoever gives it."""
+    said = [outcome.warnings for outcome in outcomes.values() if isinstance(outcome, (Committed, Unchanged))]
+    return list(dict.fromkeys(itertools.chain.from_iterable(said)))
+
+
+def is_about(warning: str, key: str) -> bool:
     """Whether a node's warning concerns this document; a warning starts with the key of what it is about."""
     return warning.startswith((f"{key},", f"{key}:", f"{key} "))
 
