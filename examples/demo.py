@@ -68,7 +68,7 @@ class Pulumi:
     def __init__(self, lab: Lab, stack: str) -> None:
         self.lab = lab
         self.stack = stack
-        state = lab.directory / "pulumi"
+        state = lab.scratch / "pulumi"  # goes with the lab
         folder = subprocess.run(
             [ROOT / "tools" / "pulumi" / "ensure.sh"], check=True, stdout=subprocess.PIPE, text=True
         ).stdout.strip()

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Optional
 
 from bpfleet.agent import session
 from bpfleet.agent.files import Files
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from bpfleet.agent.store import Contents, Store
     from bpfleet.compile.compiler import Compiler
     from bpfleet.loader.kernel import Kernel
-    from bpfleet.loader.steps import Step
     from bpfleet.model.state import Compiled, NodeState
 
 DEFAULT_WAIT_SECONDS = 10.0
@@ -47,7 +46,6 @@ class Staged:
     contents: Contents
     data: bytes
     want: NodeState
-    steps: Sequence[Step]
     revision: int
 
 
@@ -185,10 +183,9 @@ class Agent:
             owner,
             replace_all=bool(params.get("replace_all")),
         )
-        known = {refusal["document"] for refusal in refused}
-        facts = self.kernel.facts(node)
-        refused.extend(
-            store.refusal(error) for error in validate(contents.documents, facts) if error.resource not in known
+        refused += store.refusals(
+            validate(contents.documents, self.kernel.facts(node)),
+            {key for key, item in contents.items.items() if base.items.get(key) != item},
         )
         if refused:
             return {"refused": refused}
@@ -219,7 +216,7 @@ class Agent:
         data = contents.to_bytes(head)
         self.files.require(self.store.path(head.generation), len(data))
         self.kernel.prepare(want.programs)
-        self._staged = Staged(head, owner, contents, data, want, steps, journal.revision)
+        self._staged = Staged(head, owner, contents, data, want, journal.revision)
         answer["transaction"] = head.transaction
         return answer
 
@@ -288,9 +285,12 @@ class Agent:
     def _realise(self, journal: Journal, staged: Staged) -> None:
         """Do the steps; on failure put the last confirmed generation back and raise what happened."""
         from bpfleet.loader.apply import apply
+        from bpfleet.loader.plan import plan
 
         try:
-            apply(self.kernel, staged.steps)
+            # Planned again under the lock: the kernel may have changed since, and what another process had loaded but
+            # not used may be gone.
+            apply(self.kernel, plan(staged.want, self.kernel.read(staged.want)))
         except Exception as problem:
             error = problem if isinstance(problem, BpfleetError) else _unexpected(problem)
             why = f"failed to {error.details.get('doing', 'apply')}: {error.what}"
@@ -428,6 +428,10 @@ class Agent:
             self.store.clear()
             self._counted = self._mutations()
             return {"writes": self._counted - before, "wiped": True}
+
+    def close(self) -> None:
+        """Let go of what was staged and never applied."""
+        self._drop_staged()
 
     def _drop_staged(self) -> None:
         if self._staged is not None:

@@ -110,6 +110,8 @@ class Server:
         except ProtocolFailed as error:
             self._channel.send({"id": None, "error": error.to_wire()})
             return 1
+        finally:
+            self._agent.close()
         return 0
 
     def _resolve(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, cast
+from typing import Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, cast
 
 from bpfleet.agent.files import Files, failed
 from bpfleet.agent.journal import Head
@@ -225,3 +225,15 @@ def _not_owner(key: str, owner: str, asking: str) -> NotOwner:
 def refusal(error: BpfleetError) -> Refusal:
     """One refused document, as stage answers it."""
     return {"document": error.resource or "", "error": error.to_wire()}
+
+
+def refusals(errors: Iterable[BpfleetError], changed: Collection[str]) -> List[Refusal]:
+    """Errors about several documents as refusals of those that were changed.
+
+    A conflict has two sides; the one that was there before is not to blame.
+    """
+    found = []
+    for error in errors:
+        key, other = error.resource or "", str(error.details.get("other", ""))
+        found.append({**refusal(error), "document": other if key not in changed and other in changed else key})
+    return cast(List[Refusal], found)

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Protocol, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence, Set, Tuple
 
 from bpfleet.errors import HostFailed
 from bpfleet.loader import syscall
@@ -51,6 +51,9 @@ class Rig(Protocol):
     def reject(self, object_name: str) -> None:
         """From now on the verifier refuses this object."""
 
+    def worth_failing(self, steps: Sequence[Step]) -> List[int]:
+        """Numbers of the steps to try a failure at."""
+
     def close(self) -> None:
         """End it."""
 
@@ -86,6 +89,9 @@ class FakeRig:
 
     def reject(self, object_name: str) -> None:
         self.fake.rejects.add(object_name)
+
+    def worth_failing(self, steps: Sequence[Step]) -> List[int]:
+        return list(range(len(steps)))
 
     def close(self) -> None:
         assert self.fake.unjudged == []
@@ -178,8 +184,8 @@ class RealRig:
         return (
             [link for link in attached if link in ours],
             self.sandbox.command("ip", "route", "show", "dev", "other0"),
-            self.sandbox.command("ip", "-o", "addr", "show", "dev", "other0"),
-            self.sandbox.command("ip", "-o", "addr", "show", "dev", UNDERLAY),
+            self.sandbox.command("ip", "-4", "-o", "addr", "show", "dev", "other0"),
+            self.sandbox.command("ip", "-4", "-o", "addr", "show", "dev", UNDERLAY),
         )
 
     def left(self) -> Set[str]:
@@ -211,6 +217,10 @@ class RealRig:
         """Turn the program's first instruction into one that reads a register nobody has set."""
         path = self.objects / f"{object_name}.bpf.o"
         path.write_bytes(corrupted(path))
+
+    def worth_failing(self, steps: Sequence[Step]) -> List[int]:
+        """The last of each kind: loading five objects for each of thirty steps would take minutes."""
+        return sorted({step.kind: number for number, step in enumerate(steps)}.values())
 
     def close(self) -> None:
         for fd in self._foreign_fds:
@@ -250,19 +260,15 @@ def _foreign_program(scratch: Path) -> int:
 
 
 class FailingKernel:
-    """A kernel that dies before or in the middle of its step number `at`."""
+    """A kernel that dies before its step number `at`."""
 
-    def __init__(self, kernel: Kernel, at: int, *, halfway: bool = False) -> None:
+    def __init__(self, kernel: Kernel, at: int) -> None:
         self._kernel = kernel
         self._left = at
-        self._halfway = halfway
 
     def do(self, step: Step) -> None:
-        """As Kernel.do, until its turn comes; halfway: the step is done and the failure comes after."""
+        """As Kernel.do, until its turn comes."""
         if self._left == 0:
-            self._left = -1
-            if self._halfway:
-                self._kernel.do(step)
             raise HostFailed("the power went out", remedy="Start again.")
         self._left -= 1
         self._kernel.do(step)

@@ -54,12 +54,24 @@ def test_facts(rig: Rig) -> None:
     assert not [name for name in facts.devices if name.startswith("bpf")], "devices of ours are no facts"
 
 
-@pytest.mark.parametrize("before", sorted(ALL))
-@pytest.mark.parametrize("target", sorted(ALL))
-def test_any_state_from_any_other(rig: Rig, before: str, target: str) -> None:
-    bring(rig.kernel, ALL[before])
-    bring(rig.kernel, ALL[target])
-    assert rig.kernel.read(ALL[target]) == ALL[target]
+def test_any_state_from_any_other(rig: Rig) -> None:
+    """One walk that takes every way from one state to another once."""
+    for name in circuit(sorted(ALL)):
+        bring(rig.kernel, ALL[name])
+        assert rig.kernel.read(ALL[name]) == ALL[name], name
+
+
+def circuit(names: List[str]) -> List[str]:
+    """A walk over all ordered pairs of names (Hierholzer)."""
+    ways = {name: [other for other in names if other != name] for name in names}
+    path, found = [names[0]], []
+    while path:
+        if ways[path[-1]]:
+            path.append(ways[path[-1]].pop())
+        else:
+            found.append(path.pop())
+    assert len(found) == len(names) * (len(names) - 1) + 1
+    return found[::-1]
 
 
 def test_a_row_changes_alone(rig: Rig) -> None:
@@ -189,24 +201,21 @@ def test_a_veth_that_is_changed(rig: Rig, changes: dict[str, object]) -> None:
     assert rig.kernel.read(want) == want
 
 
-@pytest.mark.parametrize("halfway", [False, True])
 @pytest.mark.parametrize("before,target", [("empty", "two"), ("two", "more nodes"), ("more nodes", "empty")])
-def test_a_failure_at_any_step_is_got_over(rig: Rig, before: str, target: str, halfway: bool) -> None:
+def test_a_failure_at_any_step_is_got_over(rig: Rig, before: str, target: str) -> None:
     want = ALL[target]
-    at = 0
-    while True:
+    bring(rig.kernel, ALL[before])
+    for at in rig.worth_failing(plan(want, rig.kernel.read(want))):
         bring(rig.kernel, ALL[before])
         done = plan(want, rig.kernel.read(want))
-        if at == len(done):
-            break
+        if at >= len(done):  # sysctls stay, so there may be fewer steps than the first time
+            continue
         with pytest.raises(HostFailed) as caught:
-            apply(FailingKernel(rig.kernel, at, halfway=halfway), done)
+            apply(FailingKernel(rig.kernel, at), done)
         assert (caught.value.details["step"], caught.value.details["steps"]) == (at, len(done))
         assert caught.value.details["doing"] == done[at].describe()
         bring(rig.kernel, want)
         assert rig.kernel.read(want) == want
-        at += 1
-    assert at > 5
 
 
 def test_a_rejected_object_changes_nothing(rig: Rig) -> None:

@@ -53,11 +53,13 @@ def bpf(command: int, attributes: bytes, keep: Sequence[Any] = ()) -> tuple[int,
     return result, buffer.raw
 
 
-def _pointer(data: Any) -> int:
+def pointer(data: Any) -> int:
+    """The address of a buffer, 0 for None."""
     return ctypes.addressof(data) if data is not None else 0
 
 
-def _buffer(data: bytes) -> Any:
+def buffer(data: bytes) -> Any:
+    """Bytes where the kernel can reach them."""
     return ctypes.create_string_buffer(data, max(len(data), 1))
 
 
@@ -89,6 +91,14 @@ class Map:
             return records[0]
         return {name: sum(record[name] for record in records) for name in records[0]}
 
+    def lookup_raw(self, key: bytes) -> bytes:
+        """The value behind an encoded key. Raises OSError if there is none."""
+        return self._do(_LOOKUP, key, bytes(layout.layout(self.name, "value").size))
+
+    def update_raw(self, key: bytes, value: bytes) -> None:
+        """Write an encoded record."""
+        self._do(_UPDATE, key, value)
+
     def items(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """All records."""
         return [(layout.decode(self.name, "key", key), self._value(key)) for key in self.keys()]
@@ -97,9 +107,9 @@ class Map:
         """All keys, encoded."""
         found: List[bytes] = []
         while True:
-            after = _buffer(found[-1]) if found else None
-            following = _buffer(bytes(layout.layout(self.name, "key").size))
-            attributes = struct.pack("<IIQQ", self.fd, 0, _pointer(after), _pointer(following))
+            after = buffer(found[-1]) if found else None
+            following = buffer(bytes(layout.layout(self.name, "key").size))
+            attributes = struct.pack("<IIQQ", self.fd, 0, pointer(after), pointer(following))
             try:
                 bpf(_NEXT, attributes, (after, following))
             except FileNotFoundError:
@@ -116,9 +126,9 @@ class Map:
                 self._do(_DELETE, key, b"")
 
     def _do(self, command: int, key: bytes, value: bytes) -> bytes:
-        key_buffer, value_buffer = _buffer(key), _buffer(value)
-        value_pointer = _pointer(value_buffer) if value else 0
-        attributes = struct.pack("<IIQQQ", self.fd, 0, _pointer(key_buffer), value_pointer, 0)
+        key_buffer, value_buffer = buffer(key), buffer(value)
+        value_pointer = pointer(value_buffer) if value else 0
+        attributes = struct.pack("<IIQQQ", self.fd, 0, pointer(key_buffer), value_pointer, 0)
         bpf(command, attributes, (key_buffer, value_buffer))
         return value_buffer.raw
 
@@ -220,11 +230,11 @@ class Datapath:
 
     def run_raw(self, program: str, frame: bytes, context: bytes) -> tuple[int, bytes]:
         """BPF_PROG_TEST_RUN: (return code, the frame afterwards)."""
-        data, out, ctx = _buffer(frame), _buffer(bytes(len(frame) + 256)), _buffer(context)
+        data, out, ctx = buffer(frame), buffer(bytes(len(frame) + 256)), buffer(context)
         attributes = struct.pack(
             "<IIIIQQIIIIQQ",
-            self.programs[program], 0, len(frame), len(frame) + 256, _pointer(data), _pointer(out),
-            1, 0, len(context), 0, _pointer(ctx), 0,
+            self.programs[program], 0, len(frame), len(frame) + 256, pointer(data), pointer(out),
+            1, 0, len(context), 0, pointer(ctx), 0,
         )  # fmt: skip
         _, left = bpf(_TEST_RUN, attributes, (data, out, ctx))
         _, code, _, size = struct.unpack_from("<IIII", left)

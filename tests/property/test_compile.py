@@ -22,7 +22,10 @@ peers = st.one_of(
     st.sampled_from([{"labels": {"app": name}} for name in NAMES] + [{"labels": {}}, {"labels": {"app": "nobody"}}]),
 )
 ports = st.builds(
-    lambda protocol, port: {"protocol": protocol, **({"port": port} if port and not protocol.startswith("icmp") else {})},
+    lambda protocol, port: {
+        "protocol": protocol,
+        **({"port": port} if port and not protocol.startswith("icmp") else {}),
+    },
     st.sampled_from(["tcp", "udp", "icmp", "icmpv6", "any"]),
     st.sampled_from([0, 53, 80, 443]),
 )
