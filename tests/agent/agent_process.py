@@ -1,0 +1,122 @@
+"""An agent as a process of its own, over a kernel in memory that a file keeps from one process to the next.
+
+    agent_process.py ROOT KERNEL [--kill PLACE:NUMBER] [--ssh]
+
+--kill ends the process with SIGKILL at the NUMBERth (from 0): step (before it is done), done (after it), write (before
+a file of the agent is replaced), written (after it), removal (before a file is removed). --ssh: look for an sshd among
+the ancestors, as an agent does that was not started locally.
+Runs under Python 3.9 as well.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Dict, Mapping
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bpfleet.agent.files import Files
+from bpfleet.agent.node import Agent
+from bpfleet.agent.serve import serve
+from bpfleet.loader.fake import FakeKernel
+from bpfleet.model.state import Facts, NodeState, Program
+
+
+class KeptKernel(FakeKernel):
+    """A FakeKernel in a file: processes side by side see the same one, and it outlives them.
+
+    What a process had loaded and not used is nobody's when it dies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(namespaces=("w1", "w2", "w3"))
+        self._path = path
+        self._fetch()
+
+    def _fetch(self) -> None:
+        if self._path.exists():
+            own = {"_path": self._path, "writes": self.writes, "_unused": self._unused}
+            self.__dict__.update(pickle.loads(self._path.read_bytes()))
+            self.__dict__.update(own)
+
+    def keep(self) -> None:
+        """Save all."""
+        draft = self._path.with_suffix(f".{os.getpid()}")
+        draft.write_bytes(pickle.dumps({**self.__dict__, "_unused": []}))
+        draft.replace(self._path)
+
+    def check_fitness(self) -> None:
+        self._fetch()
+        super().check_fitness()
+
+    def facts(self, node: str) -> Facts:
+        self._fetch()
+        return super().facts(node)
+
+    def read(self, want: NodeState) -> NodeState:
+        self._fetch()
+        return super().read(want)
+
+    def prepare(self, programs: Mapping[str, Program]) -> None:
+        self._fetch()
+        super().prepare(programs)
+        self.keep()
+
+    def release(self) -> None:
+        if self._unused:
+            self._fetch()
+            super().release()
+            self.keep()
+
+    def do(self, step: Any) -> None:
+        _reached("step")
+        self._fetch()
+        try:
+            super().do(step)
+        finally:
+            self.keep()
+        _reached("done")
+
+
+_place, _number = "", 0
+_seen: Dict[str, int] = {}
+
+
+def _reached(place: str) -> None:
+    count = _seen.get(place, 0)
+    _seen[place] = count + 1
+    if (place, count) == (_place, _number):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KilledFiles(Files):
+    """Files that tell where they are."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        _reached("write")
+        super().write(path, data)
+        _reached("written")
+
+    def remove(self, path: Path) -> None:
+        _reached("removal")
+        super().remove(path)
+
+
+def main() -> int:
+    global _place, _number
+    root, kernel = Path(sys.argv[1]), Path(sys.argv[2])
+    if "--kill" in sys.argv:
+        _place, _, number = sys.argv[sys.argv.index("--kill") + 1].partition(":")
+        _number = int(number)
+    agent = Agent(root, lambda: KeptKernel(kernel), local="--ssh" not in sys.argv)
+    files = KilledFiles(root)
+    agent.files = agent.journal_file._files = agent.store._files = files
+    return serve(agent, 0, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""An agent killed anywhere leaves, after the next start, the old node or the new one, whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Iterator, Tuple
+
+import pytest
+
+from tests import fleet
+from tests.agent.conftest import Connection, Host, items, quickstart
+
+CHANGE = {
+    "node": "h1",
+    "owner": "pulumi:p/s",
+    "puts": items([fleet.endpoint("web-2", 1, 3, "web"), fleet.policy("web", {"app": "web"}, ingress=[])]),
+    "deletes": ["endpoint/api-1"],
+}
+
+
+class Case:
+    """A host on which generation 1 is confirmed, and what its kernel holds before and after the change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        host = Host(folder)
+        host.commit(**quickstart())
+        self.old = host.digests()[0]
+        host.close()
+        after = self.copy(folder.with_name("after"))
+        connection = after.connect()
+        self.steps = sum(connection.call("stage", **CHANGE)["steps"].values())
+        connection.close()
+        after.commit(**CHANGE)
+        self.new = after.digests()[0]
+        after.close()
+        assert self.old != self.new
+
+    def copy(self, to: Path) -> Host:
+        shutil.copytree(self.folder, to)
+        return Host(to)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("case") / "before"
+    folder.mkdir()
+    return Case(folder)
+
+
+@pytest.fixture
+def killed(case: Case, tmp_path: Path) -> Iterator[Host]:
+    host = case.copy(tmp_path / "host")
+    yield host
+    host.close()
+
+
+def applied_until_killed(host: Host, place: str) -> str:
+    """Stage and apply on an agent that dies at `place`; the transaction's name."""
+    connection = host.connect("--kill", place)
+    transaction: str = connection.call("stage", **CHANGE)["transaction"]
+    connection.send("apply", {"transaction": transaction})
+    with pytest.raises(EOFError):
+        connection.receive()
+    assert connection.process.wait() == -9
+    return transaction
+
+
+def resolved(host: Host) -> Tuple[Connection, str]:
+    connection = host.connect()
+    return connection, str(connection.call("hello")["resolved"])
+
+
+def assert_old(host: Host, case: Case, connection: Connection) -> None:
+    hello = connection.call("hello")
+    assert (hello["generation"], hello["pending"]) == (1, None)
+    assert host.digests()[0] == case.old
+    assert connection.call("status")["drift"] == []
+    assert connection.call("stage", **quickstart())["unchanged"]
+
+
+# The files written in an apply, in order: the generation, the journal "applying", the journal "applied".
+BEFORE_APPLYING = ["write:0", "written:0", "write:1"]
+WHILE_APPLYING = ["written:1", "step:0", "done:0", "step:3", "done:5", "write:2"]
+
+
+@pytest.mark.parametrize("place", BEFORE_APPLYING)
+def test_killed_before_the_journal_says_so_nothing_happened(killed: Host, case: Case, place: str) -> None:
+    applied_until_killed(killed, place)
+    connection, words = resolved(killed)
+    assert words == "None"
+    assert_old(killed, case, connection)
+
+
+@pytest.mark.parametrize("place", [*WHILE_APPLYING, "last step"])
+def test_killed_while_applying_the_old_one_is_put_back(killed: Host, case: Case, place: str) -> None:
+    transaction = applied_until_killed(killed, f"done:{case.steps - 1}" if place == "last step" else place)
+    connection, words = resolved(killed)
+    assert words.startswith(f"transaction {transaction} was rolled back: process ")
+    assert_old(killed, case, connection)
+    entry = connection.call("journal", limit=1)[0]
+    assert (entry["event"], entry["transaction"]) == ("rolled back", transaction)
+
+
+def test_killed_after_it_is_applied_it_can_still_be_confirmed(killed: Host, case: Case) -> None:
+    transaction = applied_until_killed(killed, "written:2")
+    connection, words = resolved(killed)
+    assert words == "None"
+    assert connection.call("hello")["pending"]["state"] == "applied"
+    assert killed.digests()[0] == case.new
+    assert connection.call("confirm", transaction=transaction)["generation"] == 2
+    assert connection.call("status")["drift"] == []
+
+
+def test_killed_while_putting_back_it_is_put_back_all_the_same(killed: Host, case: Case) -> None:
+    applied_until_killed(killed, "done:4")
+    for place in ("step:0", "done:1", "removal:0", "write:0"):
+        dying = killed.connect("--kill", place)
+        dying.send("hello")
+        with pytest.raises(EOFError):
+            dying.receive()
+    connection, words = resolved(killed)
+    assert "was rolled back" in words
+    assert_old(killed, case, connection)
+
+
+@pytest.mark.parametrize(("place", "generation"), [("write:0", 1), ("written:0", 2)])
+def test_killed_while_confirming(killed: Host, case: Case, place: str, generation: int) -> None:
+    first = killed.connect()
+    transaction = first.call("stage", **CHANGE)["transaction"]
+    first.call("apply", transaction=transaction)
+    dying = killed.connect("--kill", place)
+    dying.send("confirm", {"transaction": transaction})
+    with pytest.raises(EOFError):
+        dying.receive()
+    connection = killed.connect()
+    assert connection.call("hello")["generation"] == generation
+    assert killed.digests()[0] == case.new
+    assert connection.call("confirm", transaction=transaction)["generation"] == 2
+
+
+def test_a_kernel_that_cannot_be_put_back_is_told_and_tried_again(killed: Host, case: Case) -> None:
+    applied_until_killed(killed, "done:4")
+    killed.change_kernel(fail_at=killed.kernel.steps_done)
+    connection = killed.connect()
+    hello = connection.call("hello")
+    assert "could not be put back" in hello["resolved"]
+    assert hello["pending"]["state"] == "applying"
+    assert "was made to fail" in (killed.root / "agent.log").read_text()
+    assert "was rolled back" in resolved(killed)[1]
+    assert_old(killed, case, killed.connect())
+
+
+def test_a_wipe_that_was_killed_is_finished_by_the_next(killed: Host) -> None:
+    dying = killed.connect("--kill", "removal:0")
+    dying.send("wipe", {"node": "h1"})
+    with pytest.raises(EOFError):
+        dying.receive()
+    connection = killed.connect()
+    assert connection.call("hello")["generation"] == 1
+    assert connection.call("wipe", node="h1")["wiped"]
+    assert killed.kernel.links == {}
+    assert [path.name for path in killed.root.iterdir()] == ["lock"]
