@@ -1,7 +1,8 @@
 """Programs at device hooks: asked of the hook itself, kept by pinned links, replaced in place.
 
 The truth is what the kernel says sits at the hook; the pin only keeps the link alive. So a link of ours whose pin is
-lost is adopted, and a pin whose device is gone is replaced. Programs of others at the same hook are left alone.
+lost, or is under a name that its device no longer has, is adopted, and a pin whose device is gone is replaced. Programs
+of others at the same hook are left alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import errno
 import os
 import socket
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, List, Optional, Protocol, Set, Tuple
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List, Optional, Protocol, Tuple
 
 from bpfleet.errors import HostFailed, HostUnfit
 from bpfleet.loader import syscall
@@ -59,7 +61,10 @@ class Tcx:
             index = _index(device)
             occupants = self._ours(index, hook, ours) if index is not None else []
             link = self._pinned(device, hook) if (device, hook) in pinned else None
-            if link is not None and (link.ifindex == 0 or link.ifindex != index):
+            renamed = _name(link.ifindex) if link is not None and link.ifindex != index else None
+            if link is not None and renamed is not None:
+                found[(renamed, hook)] = f"{name(link.program_id)} (pinned as {device})"
+            elif link is not None and link.ifindex != index:
                 found[(device, hook)] = f"{name(link.program_id)} (its device is gone)"
             elif link is not None and len(occupants) > 1:
                 found[(device, hook)] = f"{name(link.program_id)} ({len(occupants)} times)"
@@ -101,6 +106,8 @@ class Tcx:
                 self._wrote()
             finally:
                 os.close(link)
+        if keep is not None:
+            self._unpin_others(keep.link_id, path)
         for one in occupants:
             if one != keep:
                 self._evict(one, index, hook)
@@ -112,10 +119,9 @@ class Tcx:
         index = _index(device)
         if index is None:
             return
-        elsewhere = self._pinned_elsewhere(device, hook)
         for one in self._ours(index, hook, {}):
-            if one.link_id not in elsewhere:
-                self._evict(one, index, hook)
+            self._unpin_others(one.link_id, None)
+            self._evict(one, index, hook)
 
     def _create(self, program_fd: int, index: int, hook: str, device: str) -> int:
         try:
@@ -174,10 +180,12 @@ class Tcx:
         finally:
             os.close(fd)
 
-    def _pinned_elsewhere(self, device: str, hook: str) -> Set[int]:
-        """Link ids held by other pins: of a device that was renamed, and is held under its new name."""
-        others = [self._pinned(*other) for other in self._pins.list_links() if other != (device, hook)]
-        return {link.id for link in others if link is not None}
+    def _unpin_others(self, link_id: int, but: Optional[Path]) -> None:
+        """Remove other pins of a link: of a device that was renamed since."""
+        for other in self._pins.list_links():
+            link, path = self._pinned(*other), self._pins.link(*other)
+            if link is not None and link.id == link_id and path != but and unpin(path):
+                self._wrote()
 
 
 def supported() -> bool:
@@ -206,4 +214,11 @@ def _index(device: str) -> Optional[int]:
     try:
         return socket.if_nametoindex(device)
     except OSError:
+        return None
+
+
+def _name(index: int) -> Optional[str]:
+    try:
+        return socket.if_indextoname(index)
+    except (OSError, OverflowError):
         return None

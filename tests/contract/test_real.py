@@ -1,0 +1,392 @@
+"""What only this machine's kernel can show: libbpf, verifier, pins, links, namespaces."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bpfleet.errors import HostFailed, HostUnfit, InvalidInput, ObjectRejected
+from bpfleet.loader import libbpf, links, syscall
+from bpfleet.loader.apply import apply
+from bpfleet.loader.libbpf import Libbpf
+from bpfleet.loader.links import Tcx
+from bpfleet.loader.maps import Maps
+from bpfleet.loader.objects import Objects
+from bpfleet.loader.pins import Pins
+from bpfleet.loader.plan import plan
+from bpfleet.loader.rows import STRAY
+from bpfleet.model.state import NodeState, Program, Table
+from tests.contract.rigs import UNDERLAY, RealRig, with_constants
+from tests.contract.states import EMPTY, ONE, TWO, entries, veth
+from tests.contract.test_kernel import bring
+
+pytestmark = pytest.mark.root
+
+HOOK = (veth(1).name, "ingress")
+PIN = Path(f"/sys/fs/bpf/bpfleet/links/{HOOK[0]}-{HOOK[1]}")
+
+
+def ours(device: str, hook: str = "ingress") -> list[tuple[int, int]]:
+    return syscall.tcx_query(links._index(device) or 0, syscall.ATTACH_TYPES[hook])
+
+
+# -- libbpf ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_symbol_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(libbpf.SYMBOLS, "bpf_object__levitate", ([], None))
+    with pytest.raises(HostUnfit, match=r"version 1\.\d+.* has no bpf_object__levitate"):
+        Libbpf()
+
+
+def test_a_missing_library_is_named() -> None:
+    with pytest.raises(HostUnfit, match=r"libbpf\.so\.99 cannot be loaded"):
+        Libbpf("libbpf.so.99")
+
+
+def test_a_library_that_is_not_libbpf() -> None:
+    with pytest.raises(HostUnfit, match="older than"):
+        Libbpf("libc.so.6")
+
+
+def test_an_old_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libbpf, "MINIMUM", (99, 0))
+    with pytest.raises(HostUnfit, match=r"libbpf is 1\.\d+"):
+        Libbpf()
+
+
+# -- objects -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_verifiers_log_is_kept(real_rig: RealRig, tmp_path: Path) -> None:
+    real_rig.reject("from_tunnel")
+    with pytest.raises(ObjectRejected) as caught:
+        real_rig.kernel.prepare(TWO.programs)
+    details = caught.value.details
+    assert details["errno"] == 13
+    assert any("!read_ok" in line for line in details["log"])
+    assert "!read_ok" in Path(details["log_path"]).read_text()
+    assert Path(details["log_path"]).parent == tmp_path / "logs"
+    assert json.loads(json.dumps(caught.value.to_wire())) == caught.value.to_wire()
+
+
+def test_a_log_that_cannot_be_kept_does_not_hide_the_error(real_rig: RealRig, tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file where the directory would be")
+    real_rig.reject("from_tunnel")
+    with pytest.raises(ObjectRejected) as caught:
+        real_rig.kernel.prepare(TWO.programs)
+    assert caught.value.details["log_path"] == ""
+    assert any("!read_ok" in line for line in caught.value.details["log"])
+
+
+def test_an_unknown_constant_is_named(real_rig: RealRig) -> None:
+    program = Program("from_tunnel", {"gravity": 1})
+    with pytest.raises(InvalidInput, match="from_tunnel has no load-time constant gravity"):
+        real_rig.kernel.prepare({"from_tunnel": program})
+    assert real_rig.left() == set()
+
+
+def test_an_object_of_another_build_is_refused(real_rig: RealRig) -> None:
+    """Rename a field in the object's type information: the layouts that Python encodes by are then not its own."""
+    path = real_rig.objects / "from_endpoint.bpf.o"
+    data = path.read_bytes()
+    assert data.count(b"policy_revision\0") == 1
+    path.write_bytes(data.replace(b"policy_revision\0", b"policy_rewision\0"))
+    with pytest.raises(HostFailed) as caught:
+        real_rig.kernel.prepare(TWO.programs)
+    assert "endpoints" in str(caught.value.field) or "connections" in str(caught.value.field)
+    assert "policy_re" in str(caught.value.field)
+    assert real_rig.left() == set()
+
+
+def test_a_missing_object_is_named(real_rig: RealRig) -> None:
+    (real_rig.objects / "to_tunnel.bpf.o").unlink()
+    with pytest.raises(HostFailed, match="cannot read object to_tunnel"):
+        real_rig.kernel.prepare(TWO.programs)
+    assert real_rig.left() == set()
+
+
+def test_constants_reach_the_program(real_rig: RealRig) -> None:
+    program = Program("from_underlay", {"tunnel_port": 4789})
+    real_rig.kernel.prepare({"from_underlay": program})
+
+    def rodata() -> bytes:
+        found = Objects(real_rig.objects, Pins(), Path())
+        fd = syscall.get(str(found.pin(program)))
+        for number in syscall.program_info(fd).map_ids:
+            inner = syscall.map_by_id(number)
+            info = syscall.map_info(inner)
+            if info.name.endswith(".rodata"):
+                return syscall.map_lookup(inner, bytes(4), info.value_size) or b""
+        raise AssertionError("no .rodata")
+
+    assert real_rig.sandbox.run(rodata)[:2] == (4789).to_bytes(2, "little")
+
+
+def test_the_same_object_is_never_loaded_twice(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, TWO)
+    before = real_rig.sandbox.run(_program_ids)
+    bring(real_rig.kernel, ONE)
+    bring(real_rig.kernel, TWO)
+    assert real_rig.sandbox.run(_program_ids) == before
+
+
+def _program_ids() -> dict[str, int]:
+    return {
+        path.name: syscall.program_info(syscall.get(str(path))).id
+        for path in Path("/sys/fs/bpf/bpfleet/programs").iterdir()
+    }
+
+
+def test_maps_keep_their_contents_when_programs_change(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, TWO)
+    before = real_rig.sandbox.run(_map_ids)
+    bring(real_rig.kernel, with_constants(TWO, {"events_slots_mask": 127}))
+    assert real_rig.sandbox.run(_map_ids) == before
+
+
+def _map_ids() -> dict[str, int]:
+    return {
+        path.name: syscall.map_info(syscall.get(str(path))).id for path in Path("/sys/fs/bpf/bpfleet/maps").iterdir()
+    }
+
+
+def test_a_map_of_another_layout_goes(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, ONE)
+
+    def leave_one() -> None:
+        fd = syscall.map_create(syscall.MAP_HASH, 4, 4, 1)
+        syscall.pin(fd, "/sys/fs/bpf/bpfleet/maps/addresses_v0123456789ab")
+        os.close(fd)
+
+    real_rig.sandbox.run(leave_one)
+    assert [step.describe() for step in bring(real_rig.kernel, ONE)] == ["remove map addresses_v0123456789ab"]
+
+
+# -- links -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_whose_pin_is_lost_is_adopted(real_rig: RealRig) -> None:
+    """The link is held by somebody else, say a process; the program never stops judging."""
+    bring(real_rig.kernel, TWO)
+    link = real_rig.link_id(*HOOK)
+    held = real_rig.sandbox.run(syscall.get, str(PIN))
+    real_rig.sandbox.run(PIN.unlink)
+    assert [step.kind for step in bring(real_rig.kernel, TWO)] == ["Attach"]
+    assert real_rig.link_id(*HOOK) == link
+    os.close(held)
+    assert real_rig.kernel.read(TWO) == TWO
+
+
+def test_a_second_program_of_ours_is_taken_away(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, TWO)
+
+    def attach_twice() -> int:
+        fd = syscall.get(str(Objects(real_rig.objects, Pins(), Path()).pin(TWO.programs["to_endpoint"])))
+        return syscall.tcx_attach(fd, links._index(HOOK[0]) or 0, syscall.TCX_INGRESS)
+
+    second = real_rig.sandbox.run(attach_twice)
+    assert len(real_rig.sandbox.run(ours, HOOK[0])) == 2
+    assert [step.kind for step in bring(real_rig.kernel, TWO)] == ["Attach"]
+    assert len(real_rig.sandbox.run(ours, HOOK[0])) == 1
+    os.close(second)
+
+
+def test_a_renamed_device_keeps_its_link(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, ONE)
+    link = real_rig.link_id(UNDERLAY, "ingress")
+    real_rig.sandbox.command("ip", "link", "set", UNDERLAY, "down")
+    real_rig.sandbox.command("ip", "link", "set", UNDERLAY, "name", "wan.0")
+    attachments = {**ONE.attachments, ("wan.0", "ingress"): "from_underlay"}
+    del attachments[(UNDERLAY, "ingress")]
+    want = dataclasses.replace(ONE, attachments=attachments, sysctls={})
+    bring(real_rig.kernel, want)
+    assert real_rig.kernel.read(want) == want
+    assert [link for _, link in real_rig.sandbox.run(ours, "wan.0")] == [link]
+
+
+def test_a_renamed_device_is_let_go(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, ONE)
+    real_rig.sandbox.command("ip", "link", "set", UNDERLAY, "down")
+    real_rig.sandbox.command("ip", "link", "set", UNDERLAY, "name", "wan.0")
+    bring(real_rig.kernel, EMPTY)
+    assert real_rig.sandbox.run(ours, "wan.0") == []
+    assert real_rig.sandbox.run(Pins().list_links) == []
+
+
+def test_without_tcx_the_error_names_it(real_rig: RealRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel before 6.6 answers EINVAL to both; nothing here can answer so, hence another attach type."""
+    monkeypatch.setitem(syscall.ATTACH_TYPES, "ingress", 250)
+    monkeypatch.setattr(syscall, "TCX_INGRESS", 250)
+    with pytest.raises(HostUnfit, match=r"no tcx links"):
+        real_rig.kernel.check_fitness()
+    real_rig.kernel.prepare(ONE.programs)
+
+    def attach() -> None:
+        program = syscall.get(str(Objects(real_rig.objects, Pins(), Path()).pin(ONE.programs["from_underlay"])))
+        Tcx(Pins(), lambda: None).attach(UNDERLAY, "ingress", program)
+
+    with pytest.raises(HostUnfit, match="no tcx links"):
+        real_rig.sandbox.run(attach)
+
+
+# -- maps --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stray_value_is_a_difference(real_rig: RealRig) -> None:
+    """A field that no row names is zero; something there is seen, and put right."""
+    bring(real_rig.kernel, TWO)
+    table = Table(("ifindex",), ("identity",), {(veth(1).name,): (65900,)})
+    pins = Pins()
+
+    def read() -> object:
+        return Maps(pins, lambda: None).read_table("endpoints", table)
+
+    found = real_rig.sandbox.run(read)
+    assert found.rows[(veth(1).name,)] == (65900, STRAY)  # type: ignore[attr-defined]
+
+
+def test_a_row_of_a_lost_device_shows_its_number_and_goes(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, TWO)
+    index = real_rig.sandbox.run(links._index, veth(2).name)
+    real_rig.lose_device(veth(2).name)
+    assert (index,) in real_rig.kernel.read(ONE).tables["endpoints"].rows
+    bring(real_rig.kernel, ONE)
+    assert real_rig.kernel.read(ONE) == ONE
+
+
+def test_many_rows_in_few_writes(real_rig: RealRig) -> None:
+    addresses = {(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}",): (66000 + n, 0, "192.0.2.2") for n in range(10_000)}
+    policies = {70000 + n: entries([(n, 0, 6, port) for port in range(1, 9)]) for n in range(300)}
+    want = NodeState(
+        programs={"from_endpoint": Program("from_endpoint")},
+        tables={"addresses": Table(("address",), ("identity", "ifindex", "tunnel_endpoint"), addresses)},
+        nested={"policies": policies},
+    )
+    real_rig.kernel.prepare(want.programs)
+    before = real_rig.kernel.writes
+    apply(real_rig.kernel, plan(want, real_rig.kernel.read(want)))
+    assert real_rig.kernel.writes - before < 2 + 2 * 300 + 2 + 1, "rows go in batches, inner maps in two"
+    assert real_rig.kernel.read(want) == want
+    fewer = dataclasses.replace(want, nested={"policies": {}})
+    bring(real_rig.kernel, fewer)
+    assert real_rig.kernel.read(fewer) == fewer
+
+
+def test_a_full_map_is_named(real_rig: RealRig) -> None:
+    real_rig.kernel.prepare(ONE.programs)
+    rows = {(n,): (1, 1, 0, "", "") for n in range(1, 10_000)}
+    table = Table(("ifindex",), ("identity", "policy_revision", "flags", "workload_mac", "device_mac"), rows)
+    with pytest.raises(HostFailed, match="map endpoints is full: it holds 8192 entries"):
+        real_rig.sandbox.run(Maps(Pins(), lambda: None).put_rows, "endpoints", table)
+
+
+def test_without_batches_one_by_one(real_rig: RealRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a map type knows no batches the kernel says ENOTSUPP, EOPNOTSUPP or EINVAL."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(524, "unknown error 524")
+
+    for name in ("update_batch", "delete_batch", "lookup_batch"):
+        monkeypatch.setattr(syscall, name, refuse)
+    bring(real_rig.kernel, TWO)
+    assert real_rig.kernel.read(TWO) == TWO
+    bring(real_rig.kernel, ONE)
+    assert real_rig.kernel.read(ONE) == ONE
+
+
+def test_a_new_index_is_a_new_revision(real_rig: RealRig) -> None:
+    """Connections remember indexes: the revision in the map changes although the wanted number is the same."""
+
+    def revision() -> bytes | None:
+        return syscall.map_lookup(syscall.get(str(Pins().map("node"))), bytes(4), 8)
+
+    bring(real_rig.kernel, TWO)
+    before = real_rig.sandbox.run(revision)
+    real_rig.lose_device(veth(1).name)
+    bring(real_rig.kernel, TWO)
+    assert real_rig.sandbox.run(revision) != before
+
+
+# -- devices and routes ------------------------------------------------------------------------------------------------
+
+
+def test_the_inside_of_a_namespace(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, TWO)
+    inside = ("ip", "-n", "w1")
+    assert "mtu 1450" in real_rig.sandbox.command(*inside, "link", "show", "eth0")
+    routes = real_rig.sandbox.command(*inside, "route")
+    assert "default via 169.254.1.1 dev eth0 proto static onlink" in " ".join(routes.split())
+    assert "default via fe80::1 dev eth0" in real_rig.sandbox.command(*inside, "-6", "route")
+    neighbours = real_rig.sandbox.command(*inside, "neigh")
+    assert neighbours.count(veth(1).mac) == 2 and neighbours.count("PERMANENT") == 2
+    assert "tentative" not in real_rig.sandbox.command(*inside, "addr")
+    assert "fe80" not in real_rig.sandbox.command(*inside, "addr", "show", "eth0")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ip -n w1 link set eth0 down",
+        "ip -n w1 addr flush dev eth0",
+        "ip -n w1 route del default",
+        "ip -n w1 neigh del 169.254.1.1 dev eth0",
+        "ip -n w1 addr add 10.99.0.1/32 dev eth0",
+        "ip neigh flush nud permanent",
+        f"ip link set {veth(1).name} down",
+        f"ip link set {veth(1).name} mtu 1300",
+        "ip link set bpfleet_vxlan arp on",
+        f"ip route flush dev {veth(1).name}",
+    ],
+)
+def test_damage_is_seen_and_repaired(real_rig: RealRig, damage: str) -> None:
+    bring(real_rig.kernel, TWO)
+    real_rig.sandbox.command(*damage.split())
+    assert real_rig.kernel.read(TWO) != TWO
+    bring(real_rig.kernel, TWO)
+    assert real_rig.kernel.read(TWO) == TWO
+
+
+def test_a_namespace_made_again(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, TWO)
+    real_rig.sandbox.command("ip", "netns", "del", "w1")
+    real_rig.sandbox.command("ip", "netns", "add", "w1")
+    bring(real_rig.kernel, TWO)
+    assert real_rig.kernel.read(TWO) == TWO
+
+
+def test_a_taken_name_inside_is_not_overwritten(real_rig: RealRig) -> None:
+    real_rig.sandbox.command(*"ip -n w1 link add eth0 type veth peer name other".split())
+    with pytest.raises(HostFailed, match="w1 has a device eth0 already"):
+        bring(real_rig.kernel, ONE)
+
+
+def test_a_route_of_others_is_not_overwritten(real_rig: RealRig) -> None:
+    real_rig.sandbox.command(*f"ip route add 10.77.1.1/32 dev {UNDERLAY}".split())
+    with pytest.raises(HostFailed, match=r"another route to 10\.77\.1\.1/32"):
+        bring(real_rig.kernel, ONE)
+
+
+# -- cost --------------------------------------------------------------------------------------------------------------
+
+
+def test_reading_imports_no_pyroute2() -> None:
+    """The agent's no-op path: pyroute2 costs more to import than the reading itself."""
+    code = (
+        "import sys; from bpfleet.loader.real import RealKernel; from bpfleet.model.state import NodeState\n"
+        "RealKernel('build/bpf', pins='/sys/fs/bpf/none').read(NodeState())\n"
+        "assert not [name for name in sys.modules if name.startswith('pyroute2')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_left_when_empty_again(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, TWO)
+    bring(real_rig.kernel, EMPTY)
+    assert real_rig.left() == set()
