@@ -1,6 +1,6 @@
 # Few targets; README names them. Everything runs as root on Debian 12.
 .DEFAULT_GOAL := help
-.PHONY: help setup objects generate lint test bench demo demo-down clean
+.PHONY: help setup objects generate lint test test-vm bench demo demo-down clean
 
 PYTHON := .venv/bin/python
 GROUP ?=
@@ -25,6 +25,9 @@ lint: setup ## ruff and mypy
 
 test: objects lint ## every test
 	@tools/test.sh
+
+test-vm: objects ## tests on virtual machines, kernels 6.1 and 6.12; the first run builds their images
+	@.venv/bin/pytest -q tests/vm
 
 bench: objects ## measure; GROUP=name for one group; writes bench/results.json
 	@$(PYTHON) -m bench $(GROUP)

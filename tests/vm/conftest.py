@@ -1,0 +1,107 @@
+"""Virtual machines for the tests: one of each Debian release, booted once for the whole run, both at the same time.
+
+A test leaves its machine as it found it. Everything is gone when the test process ends, killed or not.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from bpfleet.transport.artefact import Artefact, current
+from bpfleet.transport.dial import Schedule
+from bpfleet.transport.fleet import Fleet
+from bpfleet.transport.node import Timeouts
+from bpfleet.transport.target import Target
+from tools.vm.image import ensure_image, ensure_packages
+from tools.vm.machine import Machine
+from tools.vm.network import Network
+from tools.vm.recipe import RECIPES
+
+Machines = Mapping[str, Machine]
+SNAPSHOT = Path(__file__).with_name("snapshot.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vm)
+
+
+@pytest.fixture(scope="session")
+def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
+    """The machines by release. Images that are missing are built first."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def say(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"vm: {text}", flush=True)
+
+    ensure_packages(say)
+    images = [ensure_image(recipe, say) for recipe in RECIPES.values()]
+    started: dict[str, Machine] = {}
+    directory = Path(tempfile.mkdtemp(prefix="bpfleet-vm-"))
+    try:
+        with Network() as network:
+            try:
+                for image in images:
+                    own = directory / image.recipe.release
+                    own.mkdir()
+                    started[image.recipe.release] = Machine(image, network, image.recipe.release, own)
+                for machine in started.values():
+                    machine.wait()
+                yield started
+            finally:
+                for machine in started.values():
+                    machine.close()
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def bookworm(machines: Machines) -> Machine:
+    """Debian 12: kernel 6.1, Python 3.11, libbpf 1.1."""
+    return machines["bookworm"]
+
+
+@pytest.fixture
+def trixie(machines: Machines) -> Machine:
+    """Debian 13: kernel 6.12, Python 3.13, libbpf 1.5."""
+    return machines["trixie"]
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """A controller, reporting on stdout (which pytest shows when a test fails)."""
+    patient = Timeouts(launch=180.0, deliver=300.0, request=180.0)
+    schedule = Schedule(seconds=120.0)
+    with Fleet(
+        lambda node, phase, detail: print(f"{node}: {phase} {detail}"), schedule=schedule, timeouts=patient
+    ) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def artefact() -> Artefact:
+    """The agent and the objects of this checkout."""
+    return current()
+
+
+def target(machine: Machine, name: str) -> Target:
+    """How the controller reaches a machine: by its very key, with ours."""
+    return Target(
+        name=name,
+        host=machine.address,
+        private_key_file=str(machine.private_key_file),
+        host_key=machine.host_key,
+        known_hosts_file=str(machine.known_hosts_file),
+    )
+
+
+def snapshot(machine: Machine) -> str:
+    """All on a machine that bpfleet could have touched, in words that are compared as a whole."""
+    return machine.run("python3 -B -", input=SNAPSHOT.read_bytes())

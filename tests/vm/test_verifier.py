@@ -1,0 +1,57 @@
+"""Every object passes the verifier of every kernel there is a machine for, with the constants of a node."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bpfleet.agent.install import install_command, remove_command
+from bpfleet.compile.compiler import Compiler
+from bpfleet.model.document import DocumentSet
+from bpfleet.transport.artefact import Artefact
+from tests import fleet
+from tests.vm.conftest import Machines
+from tools.vm.recipe import RECIPES
+
+VERIFY = Path(__file__).with_name("verify.py")
+INSTRUCTION_LIMIT = 1_000_000
+"""Where the verifier gives up: BPF_COMPLEXITY_LIMIT_INSNS in include/linux/bpf.h."""
+
+
+def programs() -> list[tuple[str, dict[str, object]]]:
+    """Every program of a node, without constants (as the object has them) and with a node's."""
+    state = Compiler().compile(DocumentSet(fleet.quickstart()), fleet.facts(1)).state
+    built = Path(__file__).parents[2] / "build/bpf"
+    assert {f"{name}.bpf.o" for name in state.programs} == {path.name for path in built.glob("*.bpf.o")}
+    found: list[tuple[str, dict[str, object]]] = []
+    for _, program in sorted(state.programs.items()):
+        found += [(program.object, {}), (program.object, dict(program.constants))]
+    return found
+
+
+@pytest.mark.parametrize("release", sorted(RECIPES))
+def test_the_verifier_takes_every_object(
+    machines: Machines, artefact: Artefact, release: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine, recipe = machines[release], RECIPES[release]
+    kernel = machine.run("uname -r").strip()
+    assert kernel.startswith("{}.{}.".format(*recipe.kernel))
+    python = machine.run("python3 -c 'import sys; print(*sys.version_info[:2])'").split()
+    assert tuple(map(int, python)) == recipe.python
+    try:
+        answer = json.loads(machine.run(install_command(artefact.digest), input=artefact.data))
+        agent = answer["result"]["path"]
+        machine.put({"/root/verify.py": VERIFY.read_bytes()})
+        answers = json.loads(machine.run(f"python3 -B /root/verify.py {agent}", input=json.dumps(programs()).encode()))
+    finally:
+        machine.run(f"rm -f /root/verify.py; {remove_command()}")
+    refused = [answer["error"] for answer in answers if "error" in answer]
+    with capsys.disabled():
+        print()
+        for answer in answers:
+            print(f"{kernel} {answer['object']}: {answer.get('verified', 'refused')} instructions verified")
+    assert not refused, json.dumps(refused, indent=1)
+    assert all(answer["jited"] for answer in answers)
+    assert all(0 < answer["verified"] < INSTRUCTION_LIMIT for answer in answers)

@@ -1,0 +1,58 @@
+"""Runs on a virtual machine: loads every program of an installed agent and says what the kernel's verifier said.
+
+    python3 verify.py AGENT < PROGRAMS      PROGRAMS: [[object, {constant: value}], ...] as JSON
+
+Prints, as JSON, for each program in turn {"object", "error"} or {"object", "verified", "jited"}: `verified` counts the
+instructions that the verifier went through. Nothing stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Dict
+
+BPFFS = "/sys/fs/bpf"
+
+
+def verify(agent: Path, state: Path, name: str, constants: Dict[str, Any]) -> Dict[str, Any]:
+    """Load one program by the loader's own code, look at it, let it go."""
+    from bpfleet.errors import BpfleetError
+    from bpfleet.loader import syscall
+    from bpfleet.loader.objects import Objects
+    from bpfleet.loader.pins import Pins
+    from bpfleet.model.state import Program
+
+    pins = Pins(f"{BPFFS}/verify")
+    pins.ensure()
+    objects = Objects(agent / "objects", pins, state)
+    program = Program(name, constants)
+    try:
+        objects.load(program)
+        fd = syscall.get(str(objects.pin(program)))
+        try:
+            about = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+        finally:
+            os.close(fd)
+        return {"object": name, "verified": int(about["verified_insns"]), "jited": about["prog_jited"].strip() == "1"}
+    except BpfleetError as error:
+        return {"object": name, "error": error.to_wire()}
+    finally:
+        for directory in (pins.programs, pins.maps):
+            for pin in directory.iterdir():
+                pin.unlink()
+        pins.remove_empty()
+
+
+def main() -> None:
+    agent = Path(sys.argv[1])
+    sys.path.insert(0, str(agent))
+    with tempfile.TemporaryDirectory() as state:
+        print(json.dumps([verify(agent, Path(state), name, constants) for name, constants in json.load(sys.stdin)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The command line: see tools/vm/__init__.py."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from bpfleet.errors import BpfleetError
+from tools.vm.image import ensure_image, ensure_packages
+from tools.vm.machine import Machine
+from tools.vm.network import Network
+from tools.vm.recipe import RECIPES
+
+
+def _say(text: str) -> None:
+    print(f"vm: {text}", flush=True)
+
+
+def _boot(release: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="bpfleet-vm-") as directory, Network() as network:
+        with Machine(ensure_image(RECIPES[release], _say), network, release, Path(directory)) as machine:
+            machine.wait()
+            _say(f"up; log in by: {' '.join(machine.ssh_command())}")
+            _say(f"console: {machine.console}; Ctrl-C ends it")
+            signal.pause()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.vm", description="Images and machines of tests/vm.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("ensure", help="install what is missing here, build the images that are missing")
+    verbs.add_parser("boot", help="boot one machine").add_argument("release", choices=sorted(RECIPES))
+    options = parser.parse_args()
+    try:
+        ensure_packages(_say)
+        if options.verb == "boot":
+            _boot(options.release)
+        else:
+            for recipe in RECIPES.values():
+                ensure_image(recipe, _say)
+    except KeyboardInterrupt:
+        return 130
+    except BpfleetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
