@@ -3,6 +3,6 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 failed=0
-.venv/bin/pytest -q -n 2 --dist loadfile tests --ignore tests/e2e || failed=1
+.venv/bin/pytest -q -n 2 --dist loadfile tests --ignore tests/e2e --ignore tests/vm || failed=1
 .venv/bin/pytest -q tests/e2e || failed=1
 exit $failed
