@@ -98,7 +98,11 @@ class Ground:
         self.stations = {place: Station(self.lab, place) for place in places}
         for workload in self.workloads.values():
             self.stations[workload.place] = Station(self.lab, workload.host, workload.netns)
-        asked = [station.ask("serve", tcp=list(OPEN_PORTS), udp=list(OPEN_PORTS)) for station in self.stations.values()]
+        world = [self.lab.world.address, self.lab.world.address6]
+        asked = [
+            station.ask("serve", tcp=OPEN_PORTS, udp=OPEN_PORTS, addresses=world if place == "world" else ["::"])
+            for place, station in self.stations.items()
+        ]
         for one in asked:
             one.get()
 

@@ -99,22 +99,25 @@ class Station:
 
     # Servers
 
-    async def serve(self, tcp: List[int], udp: List[int]) -> None:
-        """TCP and UDP servers on these ports, for both families."""
+    async def serve(self, tcp: List[int], udp: List[int], addresses: List[str]) -> None:
+        """TCP and UDP servers on these ports of these addresses ("::" is all of both families). A place with several
+        addresses in a family names one: UDP answers from wherever the route says."""
         loop = asyncio.get_running_loop()
-        for port in tcp:
-            listener = self._dual(socket.SOCK_STREAM, port)
-            self.tcp.append(await loop.create_server(lambda: Conversation(self), sock=listener, backlog=512))
-        for port in udp:
-            bound = self._dual(socket.SOCK_DGRAM, port)
-            bound.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
-            self.udp[port], _ = await loop.create_datagram_endpoint(lambda: Echo(self), sock=bound)
+        for address in addresses:
+            for port in tcp:
+                listener = self._bound(socket.SOCK_STREAM, address, port)
+                self.tcp.append(await loop.create_server(lambda: Conversation(self), sock=listener, backlog=512))
+            for port in udp:
+                bound = self._bound(socket.SOCK_DGRAM, address, port)
+                bound.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+                self.udp[port], _ = await loop.create_datagram_endpoint(lambda: Echo(self), sock=bound)
 
-    def _dual(self, kind: socket.SocketKind, port: int) -> socket.socket:
-        bound = socket.socket(socket.AF_INET6, kind)
+    def _bound(self, kind: socket.SocketKind, address: str, port: int) -> socket.socket:
+        bound = socket.socket(family(address), kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        bound.bind(("::", port))
+        if bound.family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
+        bound.bind((address, port))
         bound.setblocking(False)
         return bound
 
