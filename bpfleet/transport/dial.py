@@ -18,11 +18,16 @@ from bpfleet.transport.target import Target
 
 @dataclass(frozen=True)
 class Schedule:
-    """`attempts` dials within `seconds` from the first one's begin, pauses `first_pause`, twice that, four times …"""
+    """`attempts` dials within `seconds` from the first one's begin, pauses `first_pause`, twice that, four times …
+
+    rest: after all of them failed, seconds in which the same is answered without dialling. A run of many transactions
+    would otherwise wait for a dead host in each.
+    """
 
     attempts: int = 6
     seconds: float = 20.0
     first_pause: float = 0.25
+    rest: float = 30.0
 
 
 class Dialler:
@@ -30,7 +35,7 @@ class Dialler:
 
     def __init__(self, connector: Connector, schedule: Schedule, at_once: int) -> None:
         self._connector = connector
-        self._schedule = schedule
+        self.schedule = schedule
         self._places = threading.BoundedSemaphore(at_once)
         self._closed = threading.Event()
 
@@ -46,7 +51,7 @@ class Dialler:
         cancelled: threading.Event | None = None,
     ) -> Connection:
         """A working connection, or Unreachable (or one of its kinds) saying what the last attempt met."""
-        pause = self._schedule.first_pause
+        pause = self.schedule.first_pause
         until: Deadline | None = None
         attempt = 0
         while True:
@@ -54,14 +59,14 @@ class Dialler:
                 raise TransactionFailed("cancelled while dialling", node=target.name)
             with self._places:
                 # Time spent waiting for a place is not held against this host.
-                until = until or Deadline(self._schedule.seconds)
+                until = until or Deadline(self.schedule.seconds)
                 attempt += 1
                 try:
                     return self._connector(target, until)
                 except (DialFailed, TimedOut) as failed:
                     reason = str(failed)
                     again = not isinstance(failed, DialFailed) or failed.again
-            if not again or attempt >= self._schedule.attempts or until.left <= pause:
+            if not again or attempt >= self.schedule.attempts or until.left <= pause:
                 raise _unreachable(target, reason, attempt)
             report(f"attempt {attempt}: {reason}; trying again")
             # Spread out, or nodes behind one throttle would come back together.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ Progress = Callable[[str, str, str], None]
 
 _log = logging.getLogger(__name__)
 _BUSY_SECONDS = 900.0
+_LOOK_SECONDS = 0.5
 
 
 class Fleet:
@@ -125,7 +126,7 @@ class Fleet:
         """Make one change on all targets (or, given a mapping, each target's own) and say what became of it on each.
 
         See bpfleet/transport/transaction.py. Errors of nodes are outcomes, not exceptions. Setting `cancelled` stops
-        between two phases and puts back what is applied but not confirmed.
+        between two phases and puts back what is applied but not confirmed; so does Ctrl-C, which is raised after that.
         """
         nodes = {name: self._node(target) for name, target in targets.items()}
         by_node = dict.fromkeys(nodes, changes) if isinstance(changes, Changes) else dict(changes)
@@ -139,7 +140,8 @@ class Fleet:
                         remedy="See bpfleet status on that node, then run the same again",
                     )
                 held.callback(node.transaction_lock.release)
-            return Transaction(nodes, by_node, self._pool, cancelled or threading.Event()).run()
+            cancelled = cancelled or threading.Event()
+            return _uninterrupted(Transaction(nodes, by_node, self._pool, cancelled).run, cancelled)
 
     # What it took
 
@@ -186,3 +188,21 @@ class Fleet:
                 self._progress(node, phase, detail)
             except Exception:  # noqa: BLE001 - whoever watches must not stop a transaction halfway
                 _log.exception("the progress callback failed")
+
+
+def _uninterrupted(work: Callable[[], T], cancelled: threading.Event) -> T:
+    """The result of `work`. A KeyboardInterrupt in the meantime sets `cancelled` and is raised when `work` has ended:
+    half a transaction has nobody to put it back."""
+    interrupt: KeyboardInterrupt | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="bpfleet-transaction") as runner:
+        future = runner.submit(work)
+        while not future.done():
+            try:
+                # In slices: a signal that another thread received is noticed between two of them.
+                wait([future], _LOOK_SECONDS)
+            except KeyboardInterrupt as interrupted:
+                interrupt = interrupted
+                cancelled.set()
+    if interrupt is not None:
+        raise interrupt
+    return future.result()

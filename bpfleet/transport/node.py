@@ -83,6 +83,7 @@ class Node:
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._session: AgentSession | None = None
+        self._failure: tuple[BpfleetError, Deadline] | None = None
         self._closed = False
 
     def report(self, phase: str, detail: str = "") -> None:
@@ -238,12 +239,25 @@ class Node:
         if self._connection is not None and not self._connection.alive:
             self._disconnect()
         if self._connection is None:
-            self.report("dial", str(self.target))
-            self._connection = self._means.dialler.dial(
-                self.target, report=lambda detail: self.report("dial", detail), cancelled=cancelled
-            )
+            self._connection = self._dial(cancelled)
             self._count(connections=1)
         return self._connection
+
+    def _dial(self, cancelled: threading.Event | None) -> Connection:
+        if self._failure is not None:
+            error, rest = self._failure
+            if not rest.passed:
+                raise BpfleetError.from_wire(error.to_wire())
+            self._failure = None
+        self.report("dial", str(self.target))
+        try:
+            return self._means.dialler.dial(
+                self.target, report=lambda detail: self.report("dial", detail), cancelled=cancelled
+            )
+        except Unreachable as error:
+            if type(error) is Unreachable:  # a refused key fails at once, and may be put right at any time
+                self._failure = error, Deadline(self._means.dialler.schedule.rest)
+            raise
 
     def _launch(self, connection: Connection, deliver: bool) -> AgentSession:
         """A running agent that said hello; delivered first if the host does not have it."""

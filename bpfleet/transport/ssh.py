@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import paramiko
@@ -59,8 +61,10 @@ class SshConnector:
             key = transport.get_remote_server_key()
             policy.check(PublicKey(key.get_name(), key.asbytes()))
             log_in(target, transport, until.sooner(self.timeouts.authentication))
-        except BaseException:
+        except BaseException as failed:
             _end(transport)
+            if isinstance(failed, (paramiko.SSHException, OSError, EOFError)):
+                raise DialFailed(f"{target} ended the connection ({failed})", again=True) from failed
             raise
         transport.set_keepalive(self.timeouts.keepalive)
         return SshConnection(target, transport)
@@ -70,7 +74,7 @@ class SshConnector:
         transport.set_log_channel(LOG_NAME)
         transport.banner_timeout = self.timeouts.banner
         transport.handshake_timeout = self.timeouts.banner
-        # Bounds waiting for a key exchange or for a channel to open; the default is an hour for the latter.
+        # How long a message of ours may wait for a key exchange to end.
         transport.clear_to_send_timeout = self.timeouts.banner
         _prefer(transport, policy.kinds())
         done = threading.Event()
@@ -144,8 +148,8 @@ class SshConnection:
         try:
             channel = self._transport.open_session(timeout=max(0.1, until.left))
             try:
-                channel.settimeout(max(0.1, until.left))
-                channel.exec_command(command)
+                with _closed_at(until, channel):
+                    channel.exec_command(command)
             except BaseException:
                 channel.close()
                 raise
@@ -162,6 +166,18 @@ class SshConnection:
 
     def close(self) -> None:
         _end(self._transport)
+
+
+@contextmanager
+def _closed_at(until: Deadline, channel: paramiko.Channel) -> Iterator[None]:
+    """Close the channel at the deadline: paramiko waits for the answer to an exec request without one."""
+    timer = threading.Timer(until.left, channel.close)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join(_JOIN_SECONDS)
 
 
 class _SshStream:
@@ -183,6 +199,8 @@ class _SshStream:
             except TimeoutError:
                 self._still_there(until)
                 continue
+            except paramiko.SSHException as failed:
+                raise Broken(f"the SSH connection is of no more use: {failed}") from failed
             except (OSError, EOFError) as closed:
                 self._raise_if_broken(closed)
                 raise EOFError("the command reads no more") from closed
@@ -191,6 +209,8 @@ class _SshStream:
     def end_input(self) -> None:
         try:
             self._channel.shutdown_write()
+        except paramiko.SSHException as failed:
+            raise Broken(f"the SSH connection is of no more use: {failed}") from failed
         except (OSError, EOFError) as closed:
             self._raise_if_broken(closed)
             raise EOFError("the command reads no more") from closed
@@ -236,4 +256,6 @@ class _SshStream:
         return None if status == -1 else status
 
     def close(self) -> None:
-        self._channel.close()
+        # Telling the host may fail where the connection is broken already; whoever uses it next finds out.
+        with suppress(paramiko.SSHException, OSError, EOFError):
+            self._channel.close()

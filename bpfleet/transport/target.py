@@ -69,7 +69,10 @@ class Target:
         return host if self.port == SSH_PORT else f"[{host}]:{self.port}"
 
     def __str__(self) -> str:
-        return f"{self.user}@{self.host}" + ("" if self.port == SSH_PORT else f":{self.port}")
+        if self.port == SSH_PORT:
+            return f"{self.user}@{self.host}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.user}@{host}:{self.port}"
 
 
 def _text(ssh: Mapping[str, Any], key: str) -> str | None:

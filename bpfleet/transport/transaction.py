@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -42,11 +42,10 @@ class Transaction:
         self._changes = changes
         self._pool = pool
         self._cancelled = cancelled
-        self._interrupt: KeyboardInterrupt | None = None
         self._outcomes: dict[str, Outcome] = {}
 
     def run(self) -> dict[str, Outcome]:
-        """The outcome on every node. A KeyboardInterrupt cancels: it is raised once all nodes are put back."""
+        """The outcome on every node."""
         staged = self._go_on(self._each(self._nodes, self._stage), _Staged)
         refusing = [name for name, outcome in self._outcomes.items() if isinstance(outcome, Refused)]
         if refusing:
@@ -55,8 +54,6 @@ class Transaction:
             self._each(staged, lambda name: self._withdraw(name, staged[name], Failed(_cancelled(name, "apply"))))
         else:
             self._carry_out(staged)
-        if self._interrupt is not None:
-            raise self._interrupt
         return {name: self._outcomes[name] for name in self._nodes}
 
     def _carry_out(self, staged: Mapping[str, _Staged]) -> None:
@@ -73,14 +70,6 @@ class Transaction:
     def _each(self, names: Iterable[str], work: Callable[[str], Any]) -> dict[str, Any]:
         """Do one phase on these nodes at the same time; note the outcome of those for which it was the last."""
         futures: dict[str, Future[Any]] = {name: self._pool.submit(work, name) for name in names}
-        while True:
-            try:
-                wait(futures.values())
-                break
-            except KeyboardInterrupt as interrupt:
-                # Stop between phases, as any cancellation: half a phase has nobody to put it back.
-                self._interrupt = interrupt
-                self._cancelled.set()
         results = {name: future.result() for name, future in futures.items()}
         for name, result in results.items():
             if not isinstance(result, (_Staged, _Applied)):

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from bpfleet.errors import AuthenticationFailed, HostKeyMismatch, HostUnfit, Unreachable
@@ -406,7 +407,8 @@ class TestDeadHosts:
 
     def test_a_frozen_host_is_unreachable_not_a_hang(self, hosts: Hosts, server: Sshd) -> None:
         target = server.target()
-        with hosts.fleet(schedule=SHORT, connector=HASTY, timeouts=Timeouts(by_method={"echo": 0.5})) as fleet:
+        schedule, timeouts = replace(SHORT, rest=0.0), Timeouts(by_method={"echo": 0.5})
+        with hosts.fleet(schedule=schedule, connector=HASTY, timeouts=timeouts) as fleet:
             fleet.install(target)
             frozen = server.connections()
             assert server.process is not None
@@ -424,7 +426,64 @@ class TestDeadHosts:
             assert fleet.call(target, "echo", {"n": 1}) == {"n": 1}
 
 
+class _NeverStarts(paramiko.ServerInterface):
+    """Lets everybody in, opens channels, and never answers the request to start a command."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        return paramiko.AUTH_SUCCESSFUL  # type: ignore[attr-defined,no-any-return]
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return paramiko.OPEN_SUCCEEDED  # type: ignore[attr-defined,no-any-return]
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        self.released.wait(120)
+        return False
+
+
+def test_a_host_that_opens_a_channel_and_starts_nothing(hosts: Hosts, server: Sshd) -> None:
+    interface = _NeverStarts()
+    with silent_socket() as listener, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as other:
+        accepted = pool.submit(listener.accept)
+        with hosts.fleet(timeouts=Timeouts(launch=0.5), schedule=SHORT) as fleet:
+            answer = other.submit(fleet.install, server.target(port=listener.getsockname()[1]))
+            transport = paramiko.Transport(accepted.result(60)[0])
+            transport.add_server_key(paramiko.PKey.from_path(server.host_key))
+            try:
+                transport.start_server(server=interface)
+                with pytest.raises(Unreachable, match="no answer to hello"):
+                    answer.result(60)
+            finally:
+                interface.released.set()
+                transport.close()
+                transport.join()
+
+
 class TestDials:
+    def test_a_dead_host_is_left_alone_for_a_while(self, hosts: Hosts, server: Sshd) -> None:
+        dials: list[str] = []
+
+        def progress(node: str, phase: str, detail: str) -> None:
+            dials.append(phase)
+
+        target = server.target("dead", port=free_port())
+        with hosts.fleet(schedule=SHORT, progress=progress) as fleet:
+            errors = []
+            for _ in range(3):
+                with pytest.raises(Unreachable) as caught:
+                    fleet.install(target)
+                errors.append(str(caught.value))
+            once = len(dials)
+            assert len(set(errors)) == 1
+        dials.clear()
+        with hosts.fleet(schedule=replace(SHORT, rest=0.0), progress=progress) as fleet:
+            for _ in range(3):
+                with pytest.raises(Unreachable):
+                    fleet.install(target)
+        assert len(dials) == 3 * once
+
     def test_no_more_at_once_than_allowed(self, hosts: Hosts, server: Sshd) -> None:
         running_now, most = 0, 0
         lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,22 @@ def test_cancelling_stops_between_phases_and_puts_back(
             assert isinstance(outcome, Failed)
             assert isinstance(outcome.error, TransactionFailed)
             assert outcome.error.what == f"cancelled before {before}"
+        for state in states(fleet, targets).values():
+            assert (state["documents"], state["pending"], state["generation"]) == ({}, None, 0)
+
+
+def test_ctrl_c_puts_back_before_it_ends_the_program(hosts: Hosts, targets: dict[str, Target]) -> None:
+    pressed, cancelled = threading.Event(), threading.Event()
+
+    def progress(node: str, phase: str, detail: str) -> None:
+        if phase == "apply" and not pressed.is_set():
+            pressed.set()
+            signal.raise_signal(signal.SIGINT)
+            assert cancelled.wait(30)
+
+    with hosts.fleet(progress=progress) as fleet:
+        with pytest.raises(KeyboardInterrupt):
+            fleet.transact(targets, put("a"), cancelled)
         for state in states(fleet, targets).values():
             assert (state["documents"], state["pending"], state["generation"]) == ({}, None, 0)
 
