@@ -69,10 +69,10 @@ def render(answer: Mapping[str, Any]) -> str:
     flow = f"{_end(answer['source'])} to {_end(answer['destination'])}, {answer['protocol']}{port}"
     lines = [f"{flow}: {colour(verdict, _COLOURS[verdict])}"]
     for entry in answer["judged"]:
-        why = f"policy {entry['policy']}, {entry['rule']}" if entry.get("policy") else entry["rule"]
+        why = f" by policy {entry['policy']}, {entry['rule']}" if entry.get("policy") else f", {entry['rule']}"
         said = f' "{entry["description"]}"' if entry.get("description") else ""
         place = f"{entry['direction']} of {entry['subject']} on {entry['node']}"
-        lines.append(f"  {place}: {colour(entry['verdict'], _COLOURS[entry['verdict']])} by {why}{said}")
+        lines.append(f"  {place}: {colour(entry['verdict'], _COLOURS[entry['verdict']])}{why}{said}")
     return "\n".join(lines)
 
 

@@ -71,29 +71,39 @@ def _run(options: argparse.Namespace) -> int:
         streams = Streams(
             fleet, [target for name, target in chosen.items() if not options.node or name in options.node]
         )
-        with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        try:
             events = streams.follow(params) if options.follow else streams.kept(params, last)
             for event in events:
                 printer.show(event)
-    for name, error in sorted(streams.failures.items()):
-        print(f"bpfleet: {error.at(node=name)}", file=sys.stderr)
+        except (KeyboardInterrupt, BrokenPipeError):
+            streams.stop()
     return 1 if streams.failures else 0
 
 
 class Streams:
-    """The event streams of several nodes as one. Nodes that fail are in `failures`; the others go on."""
+    """The event streams of several nodes as one. Nodes that fail are told and in `failures`; the others go on."""
 
     def __init__(self, fleet: Fleet, nodes: list[Target]) -> None:
         self._fleet = fleet
         self._nodes = nodes
+        self._stopping = threading.Event()
         self.failures: dict[str, BpfleetError] = {}
+
+    def stop(self) -> None:
+        """What ends from now on ends because we let go of it."""
+        self._stopping.set()
+
+    def _failed(self, name: str, error: BpfleetError) -> None:
+        if not self._stopping.is_set():
+            self.failures[name] = error
+            print(f"bpfleet: {error.at(node=name)}", file=sys.stderr)
 
     def kept(self, params: Mapping[str, Any], last: int) -> Iterator[dict[str, Any]]:
         """The newest `last` events of all nodes together, oldest first, and each node's losses."""
         found: list[dict[str, Any]] = []
         for name, answer in self._fleet.each(self._nodes, lambda node: list(self._stream(node, params))).items():
             if isinstance(answer, BpfleetError):
-                self.failures[name] = answer
+                self._failed(name, answer)
             else:
                 found.extend(answer)
         found.sort(key=lambda event: float(event["time"]))
@@ -111,8 +121,7 @@ class Streams:
             for event in self._stream(node, params):
                 arrived.put(event)
         except BpfleetError as error:
-            self.failures[node.name] = error
-            print(f"bpfleet: {error.at(node=node.name)}", file=sys.stderr)
+            self._failed(node.name, error)
         finally:
             arrived.put(None)
 

@@ -42,9 +42,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _of_node(fleet: Fleet, target: Target) -> Mapping[str, Any]:
-    if fleet.installed(target) is None:
-        return {"installed": False}
-    return {"installed": True, **fleet.call(target, "status")}
+    # A node that was provisioned by another version gets this one's agent beside its own; nothing else changes there.
+    answer: Mapping[str, Any] = fleet.call(target, "status")
+    return answer
 
 
 def summarise(found: Mapping[str, Mapping[str, Any] | BpfleetError]) -> dict[str, Any]:
@@ -72,8 +72,6 @@ def summarise(found: Mapping[str, Mapping[str, Any] | BpfleetError]) -> dict[str
 
 def _state(answer: Mapping[str, Any], agrees: bool) -> str:
     """One word for a node, the most urgent first."""
-    if not answer["installed"]:
-        return "no agent"
     if answer["fitness"]:
         return "unfit"
     if answer["pending"]:
@@ -99,7 +97,7 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def _row(name: str, node: Mapping[str, Any]) -> list[str]:
-    if not node["reachable"] or not node["installed"]:
+    if not node["reachable"]:
         return [name, node["state"], *["-"] * 7]
     kinds = node["documents"]
     dropped = sum(counter["packets"] for counter in node["counters"] if counter["drop"])
@@ -125,8 +123,6 @@ def _remarks(node: Mapping[str, Any]) -> list[str]:
     """What a row has no room for."""
     if not node["reachable"]:
         return [str(BpfleetError.from_wire(node["error"]))]
-    if not node["installed"]:
-        return ["the agent of this version is not on it; applying something delivers it"]
     lines = [str(BpfleetError.from_wire(error)) for error in node["fitness"]]
     pending = node["pending"]
     if pending:

@@ -65,7 +65,7 @@ def short_end(end: Mapping[str, Any]) -> str:
     port = f":{end['port']}" if end.get("port") else ""
     if name:
         return f"{name}{port}"
-    address = str(end.get("address", ""))
+    address = str(end.get("address") or "::")
     if port and ":" in address:
         address = f"[{address}]"
     who = end.get("identity_name", "")
