@@ -15,8 +15,8 @@ from bpfleet.lab import Lab
 from bpfleet.transport.fleet import Fleet
 from tests.e2e.traffic import matrix, packets
 from tests.e2e.traffic.ground import FAMILIES, PORT, Ground, eventually
-from tests.e2e.traffic.packets import Tunnelled
 from tests.e2e.traffic.station import FOLDER, Station
+from tests.e2e.traffic.wire import on_the_wire
 
 pytest_plugins = ["tests.e2e.traffic.fixtures"]
 
@@ -34,18 +34,6 @@ def open_ground(ground: Ground) -> Ground:
 
 
 # --- what is sent -------------------------------------------------------------------------------------------------
-
-
-def on_the_wire(ground: Ground, host: str, act: Callable[[], object], port: int = PORT) -> list[Tunnelled]:
-    """The tunnel packets at a host's cable while `act` runs. Asserts that no workload's packet travels bare."""
-    world = ground.stations["world"]
-    world.do("sniff", name="wire", device=host)
-    act()
-    frames = [bytes.fromhex(frame) for _, frame in world.do("sniffed", name="wire")]
-    bare = [seen for seen in map(packets.read, frames) if seen is not None]
-    ours = {address for workload in ground.workloads.values() for address in workload.addresses}
-    assert [one for one in bare if {one.source, one.destination} & ours] == []
-    return [one for one in (packets.read_tunnelled(frame, port) for frame in frames) if one is not None]
 
 
 def test_identity_arrives_as_vni_both_ways(open_ground: Ground) -> None:
