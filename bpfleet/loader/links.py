@@ -61,7 +61,7 @@ class Tcx:
             index = _index(device)
             occupants = self._ours(index, hook, ours) if index is not None else []
             link = self._pinned(device, hook) if (device, hook) in pinned else None
-            renamed = _name(link.ifindex) if link is not None and link.ifindex != index else None
+            renamed = self._holder(link, hook, ours) if link is not None and link.ifindex != index else None
             if link is not None and renamed is not None:
                 found[(renamed, hook)] = f"{name(link.program_id)} (pinned as {device})"
             elif link is not None and link.ifindex != index:
@@ -179,6 +179,12 @@ class Tcx:
             return syscall.link_info(fd)
         finally:
             os.close(fd)
+
+    def _holder(self, link: syscall.LinkInfo, hook: str, known: Dict[int, bool]) -> Optional[str]:
+        """Name of the device here at whose hook the link is; the index alone may be another namespace's."""
+        name = _name(link.ifindex)
+        here = name is not None and any(one.link_id == link.id for one in self._ours(link.ifindex, hook, known))
+        return name if here else None
 
     def _unpin_others(self, link_id: int, but: Optional[Path]) -> None:
         """Remove other pins of a link: of a device that was renamed since."""

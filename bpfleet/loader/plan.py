@@ -6,10 +6,11 @@ The order, and why:
     programs let through before must not pass when the programs are taken away.
  2. Devices and sysctls; a new veth has its host side down, so its workload cannot send yet.
  3. Programs are loaded. They bring the maps; traffic sees nothing of it.
- 4. Rows are put, addresses before all; then inner maps are swapped; then `endpoints`, whose policy_revision may change
-    only when the inner map is the new one. Whoever judges by the old map never stamps the new revision.
- 5. Programs, then routes, that are no longer wanted go; then rows: of `endpoints` first, then the rest; then inner
-    maps.
+ 4. Rows are put, addresses before all; then inner maps are swapped, and removed where endpoints stay that no policy
+    selects any more; then `endpoints`, whose policy_revision may change only when that is done. Whoever judges by the
+    old map never stamps the new revision.
+ 5. Programs, then routes, that are no longer wanted go; then rows: of `endpoints` first, then the rest; then the
+    inner maps of identities that have no endpoint here any more (earlier, those endpoints would stand open).
  6. `node`: its addresses_revision may change only when all addresses are as they shall be, removals included.
  7. Programs are attached, or replaced in place: all that they read is there. Then devices are set up, then routes.
  8. What nothing uses any more goes: programs, devices, maps.
@@ -63,11 +64,12 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
     steps += [LoadProgram(item) for name, item in sorted(want.programs.items()) if have.programs.get(name) != item]
     steps += rows.put
     steps += _swaps(want, have)
+    steps += _inner_removals(want, have, in_use=True)
     steps += rows.put_endpoints
     steps += [Detach(*hook) for hook in sorted(have.attachments) if hook not in want.attachments]
     steps += [RemoveRoute(route) for key, route in sorted(have.routes.items()) if key not in want.routes]
     steps += rows.delete
-    steps += _inner_removals(want, have)
+    steps += _inner_removals(want, have, in_use=False)
     steps += rows.put_last
     steps += _attachments(want, have)
     steps += _devices_up(want, have)
@@ -231,10 +233,13 @@ def _swaps(want: NodeState, have: NodeState) -> List[Step]:
     return steps
 
 
-def _inner_removals(want: NodeState, have: NodeState) -> List[Step]:
+def _inner_removals(want: NodeState, have: NodeState, *, in_use: bool) -> List[Step]:
+    """Removals of inner maps: of identities that have endpoints here, or of those that have none."""
+    endpoints = want.tables.get(AFTER_POLICIES)
+    used = {record.get("identity") for record in endpoints.records().values()} if endpoints else set()
     steps: List[Step] = []
     for name, inners in sorted(want.nested.items()):
-        gone = tuple(sorted(key for key in have.nested.get(name, {}) if key not in inners))
+        gone = [key for key in have.nested.get(name, {}) if key not in inners and (key in used) == in_use]
         if gone:
-            steps.append(RemoveInner(name, gone))
+            steps.append(RemoveInner(name, tuple(sorted(gone))))
     return steps

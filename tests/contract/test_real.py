@@ -220,6 +220,19 @@ def test_a_renamed_device_is_let_go(real_rig: RealRig) -> None:
     assert real_rig.sandbox.run(Pins().list_links) == []
 
 
+def test_a_device_that_went_to_another_namespace(real_rig: RealRig) -> None:
+    """Its index may by chance be that of a device here."""
+    bring(real_rig.kernel, ONE)
+    index = real_rig.sandbox.run(links._index, UNDERLAY)
+    real_rig.sandbox.command("ip", "link", "set", UNDERLAY, "netns", "w2")
+    real_rig.sandbox.command(
+        *("ip", "link", "add", "name", "twin0", "index", str(index), "type", "veth", "peer", "name", "twin1")
+    )
+    real_rig.sandbox.run(apply, real_rig.real, plan(EMPTY, real_rig.kernel.read(EMPTY)))
+    assert real_rig.kernel.read(EMPTY) == EMPTY
+    assert real_rig.sandbox.run(Pins().list_links) == []
+
+
 def test_without_tcx_the_error_names_it(real_rig: RealRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel before 6.6 answers EINVAL to both; nothing here can answer so, hence another attach type."""
     monkeypatch.setitem(syscall.ATTACH_TYPES, "ingress", 250)
@@ -362,7 +375,7 @@ def test_a_namespace_made_again(real_rig: RealRig) -> None:
 
 
 def test_a_taken_name_inside_is_not_overwritten(real_rig: RealRig) -> None:
-    real_rig.sandbox.command(*"ip -n w1 link add eth0 type veth peer name other".split())
+    real_rig.sandbox.command("ip", "-n", "w1", "link", "add", "eth0", "type", "veth", "peer", "name", "other")
     with pytest.raises(HostFailed, match="w1 has a device eth0 already"):
         bring(real_rig.kernel, ONE)
 

@@ -1,0 +1,167 @@
+"""plan and apply over a kernel in memory: for every state, from every state, through every failure."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict, List, Optional, Tuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpfleet.errors import HostFailed
+from bpfleet.loader.apply import apply
+from bpfleet.loader.fake import FakeKernel
+from bpfleet.loader.plan import plan
+from bpfleet.loader.steps import DeleteRows, PutRows, Step
+from bpfleet.model.state import NodeState
+from tests.contract.rigs import TAP, UNDERLAY, with_constants
+from tests.contract.states import EMPTY, state, veth
+
+calm = settings(deadline=None, max_examples=60)  # a busy machine is no failure
+
+rules = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 1), st.sampled_from([6, 17]), st.integers(0, 3)),
+    max_size=4,
+    unique=True,
+)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> NodeState:
+    """A state as a compiler may make it, of devices, endpoints and policies from a small stock."""
+    if draw(st.integers(0, 9)) == 0:
+        return EMPTY
+    endpoints = draw(st.dictionaries(st.integers(1, 4), st.integers(65900, 65903), max_size=4))
+    identities = sorted(set(endpoints.values()))
+    chosen = st.dictionaries(st.sampled_from(identities), rules) if identities else st.just({})
+    made = state(
+        endpoints,
+        draw(chosen),
+        remote=draw(st.integers(0, 3)),
+        port=draw(st.sampled_from([8472, 4789])),
+        tap=draw(st.booleans()),
+        tunnel_mtu=draw(st.sampled_from([1400, 1450])),
+    )
+    devices: Dict[str, Any] = dict(made.devices)
+    for number in endpoints:
+        change = draw(st.sampled_from([{}, {}, {"mtu": 1400}, {"netns": "w9"}, {"peer_addresses": ("10.9.9.9",)}]))
+        devices[veth(number).name] = veth(number, **change)
+    made = dataclasses.replace(made, devices=devices)
+    return with_constants(made, {"events_slots_mask": draw(st.sampled_from([127, 255]))})
+
+
+def host(**options: Any) -> FakeKernel:
+    """A fresh host with what the states need."""
+    return FakeKernel({UNDERLAY: (1500, ("192.0.2.1",)), TAP: (1500, ())}, ("w1", "w2", "w3", "w4", "w9"), **options)
+
+
+def bring(kernel: FakeKernel, want: NodeState) -> List[Step]:
+    done = plan(want, kernel.read(want))
+    apply(kernel, done)
+    return done
+
+
+@calm
+@given(states())
+def test_nothing_to_do_when_done(want: NodeState) -> None:
+    kernel = host()
+    bring(kernel, want)
+    assert kernel.read(want) == want
+    assert plan(want, kernel.read(want)) == []
+
+
+@calm
+@given(st.lists(states(), min_size=1, max_size=4))
+def test_the_way_does_not_matter(path: List[NodeState]) -> None:
+    kernel = host()
+    for want in path:
+        bring(kernel, want)
+    assert kernel.read(path[-1]) == path[-1]
+    assert kernel.unjudged == []
+    bring(kernel, EMPTY)
+    assert kernel.read(EMPTY) == EMPTY
+
+
+@calm
+@given(states(), states(), st.integers(0, 60))
+def test_a_failure_is_got_over(before: NodeState, want: NodeState, at: int) -> None:
+    kernel = host()
+    bring(kernel, before)
+    kernel.fail_at = kernel.steps_done + at
+    done = plan(want, kernel.read(want))
+    failed: Optional[HostFailed] = None
+    try:
+        apply(kernel, done)
+    except HostFailed as error:
+        failed = error
+    assert (failed is not None) == (at < len(done))
+    if failed is not None:
+        assert failed.details["step"] == at
+    kernel.fail_at = None
+    bring(kernel, want)
+    assert kernel.read(want) == want
+    assert kernel.unjudged == []
+
+
+@calm
+@given(states(), states(), st.data())
+def test_a_lost_device_is_got_over(before: NodeState, want: NodeState, data: st.DataObject) -> None:
+    kernel = host()
+    bring(kernel, before)
+    made = sorted(name for name in before.devices if name != TAP)
+    for name in data.draw(st.lists(st.sampled_from(made), unique=True)) if made else ():
+        kernel.lose_device(name)
+    bring(kernel, want)
+    assert kernel.read(want) == want
+
+
+@calm
+@given(states(), states())
+def test_no_row_has_a_new_revision_with_old_contents(before: NodeState, want: NodeState) -> None:
+    """Connections are stamped with the revisions: what an old map or table let through must never carry a new one."""
+    kernel = host()
+    bring(kernel, before)
+    for step in plan(want, kernel.read(want)):
+        kernel.do(step)
+        there = kernel.read(want)
+        for key, value in _rows(there, "endpoints").items():
+            wanted = _rows(want, "endpoints").get(key)
+            if wanted is not None and value[:2] == wanted[:2] != _rows(before, "endpoints").get(key, ())[:2]:
+                identity = value[0]
+                assert there.nested["policies"].get(identity) == want.nested["policies"].get(identity), step.describe()
+        if _node(there) == _node(want) is not None and _node(before) != _node(want):
+            assert _rows(there, "addresses") == _rows(want, "addresses"), step.describe()
+
+
+@calm
+@given(states(), states())
+def test_only_what_differs_is_touched(before: NodeState, want: NodeState) -> None:
+    """Established traffic survives an unrelated change: no row is written that is as it shall be."""
+    kernel = host()
+    bring(kernel, before)
+    have = kernel.read(want)
+    done = plan(want, have)
+    if any(step.kind == "RemoveDevice" for step in done):
+        return  # what is bound to the index of a device that is made anew is written again
+    for step in done:
+        if isinstance(step, PutRows):
+            there = _rows(have, step.table)
+            assert not [key for key, value in step.rows.rows.items() if there.get(key) == value]
+        if isinstance(step, DeleteRows):
+            assert not [key for key in step.keys if key in want.tables[step.table].rows]
+
+
+@calm
+@given(states())
+def test_every_step_says_what_it_does(want: NodeState) -> None:
+    kernel = host()
+    for step in [*bring(kernel, want), *bring(kernel, EMPTY)]:
+        assert step.describe() and "\n" not in step.describe() and len(step.describe()) < 300
+
+
+def _rows(of: NodeState, table: str) -> Dict[Any, Tuple[Any, ...]]:
+    return dict(of.tables[table].rows) if table in of.tables else {}
+
+
+def _node(of: NodeState) -> Any:
+    return _rows(of, "node").get((0,))
