@@ -1,0 +1,312 @@
+"""Names, filters, and explaining flows; and how the command line shows them."""
+
+from __future__ import annotations
+
+import queue
+from typing import Any, Dict, List
+
+import pytest
+
+from bpfleet.cli import explain as explain_cli
+from bpfleet.cli import observe as observe_cli
+from bpfleet.cli import status as status_cli
+from bpfleet.compile.compiler import Compiler
+from bpfleet.errors import HostUnfit, InvalidInput, Unreachable
+from bpfleet.loader.layout import layout, name_of
+from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.resources import PROTOCOL_NUMBERS
+from bpfleet.observe.events import event_of, filter_of
+from bpfleet.observe.explain import explain
+from bpfleet.observe.names import Names, short_end
+from tests import fleet
+
+DOCUMENTS = DocumentSet(fleet.quickstart())
+COMPILED = Compiler().compile(DOCUMENTS, fleet.facts(1))
+NAMES = Names(DOCUMENTS, COMPILED.rules, "h1")
+NUMBER = {name: document.spec["number"] for name, document in DOCUMENTS.of_kind("identity").items()}
+BLANK: Dict[str, Any] = dict.fromkeys(layout("events", "value").names, 0)
+
+
+def rule_id(policy: str, rule: str) -> int:
+    return next(number for number, name in COMPILED.rules.items() if (name.policy, name.rule) == (policy, rule))
+
+
+def record(**fields: Any) -> Dict[str, Any]:
+    base = {
+        "source": "10.77.1.1",
+        "destination": "10.77.1.2",
+        "source_identity": NUMBER["web"],
+        "destination_identity": NUMBER["api"],
+        "protocol": 6,
+        "source_port": 40000,
+        "destination_port": 80,
+        "verdict": 1,
+        "reason": 1,
+        "hook": 1,
+        "time_ns": 2_500_000_000,
+        "rule_id": rule_id("api", "ingress[0]"),
+    }
+    return {**BLANK, **base, **fields}
+
+
+def event(**fields: Any) -> Dict[str, Any]:
+    return event_of(record(**fields), NAMES, name_of, 1000.0)
+
+
+def test_an_event_has_names_for_its_numbers() -> None:
+    found = event()
+    assert found["time"] == 1002.5
+    assert (found["verdict"], found["reason"], found["direction"]) == ("allowed", "to_endpoint", "ingress")
+    assert (found["policy"], found["rule"], found["node"]) == ("api", "ingress[0]", "h1")
+    assert found["source"] == {
+        "address": "10.77.1.1",
+        "port": 40000,
+        "identity": NUMBER["web"],
+        "identity_name": "web",
+        "labels": {"app": "web", "tier": "front"},
+        "endpoint": "web-1",
+        "node": "h1",
+    }
+
+
+def test_icmp_has_types_instead_of_ports() -> None:
+    found = event(protocol=1, source_port=8, destination_port=0)
+    assert found["icmp"] == {"type": 8, "code": 0}
+    assert "port" not in found["source"]
+
+
+def test_strangers_hosts_and_unknown_numbers() -> None:
+    found = event(source="192.0.2.1", source_identity=2, destination="192.168.77.2", destination_identity=6)
+    assert short_end(found["source"]) == "192.0.2.1:40000 (world)"
+    assert short_end(found["destination"]) == "node h2:80"
+    found = event(source="fd00::1", source_identity=99999, verdict=77, reason=200, protocol=200)
+    assert short_end(found["source"]) == "[fd00::1]:40000 (99999)"
+    assert (found["verdict"], found["reason"], found["protocol"]) == ("77", "200", "200")
+    assert short_end(event(source="", source_identity=0, source_port=0)["source"]) == ":: (unknown)"
+
+
+def test_a_rule_that_is_gone_is_named_from_an_older_generation() -> None:
+    without = Names(DOCUMENTS, {}, "h1")
+    number = rule_id("api", "ingress[0]")
+    assert without.rule(number, [{}, COMPILED.rules]) == {"policy": "api", "rule": "ingress[0]", "gone": "yes"}
+    assert without.rule(number)["gone"] == "yes"
+    assert f"{number:#010x}" in without.rule(number)["rule"]
+    assert without.rule(0) == {}
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        ({}, True),
+        ({"verdict": "allowed"}, True),
+        ({"verdict": "denied"}, False),
+        ({"source": "web-1"}, True),
+        ({"source": "api-1"}, False),
+        ({"source": "tier=front"}, True),
+        ({"source": "tier=back"}, False),
+        ({"destination": "api"}, True),
+        ({"destination": "10.77.1.2", "port": 80}, True),
+        ({"port": 40000}, False),
+        ({"any_end": "api-1"}, True),
+        ({"any_end": "db-1"}, False),
+        ({"protocol": "tcp"}, True),
+        ({"protocol": "udp"}, False),
+        ({"policy": "api"}, True),
+        ({"policy": "db"}, False),
+    ],
+)
+def test_filters(params: Dict[str, Any], kept: bool) -> None:
+    assert filter_of(params)(event()) is kept
+
+
+def test_a_default_deny_belongs_to_each_policy_that_closes() -> None:
+    found = {**event(), "policy": "api, db"}
+    assert filter_of({"policy": "db"})(found)
+    assert not filter_of({"policy": "d"})(found)
+
+
+def test_an_unknown_verdict_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="is no verdict"):
+        filter_of({"verdict": "maybe"})
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "protocol", "port", "verdict", "judged"),
+    [
+        ("web-1", "api-1", "tcp", 80, "allowed", [("egress", "", None), ("ingress", "api", "ingress[0]")]),
+        ("web-1", "api-2", "tcp", 81, "denied", [("egress", "", None), ("ingress", "api", "default deny")]),
+        ("api-1", "db-1", "tcp", 5432, "allowed", [("egress", "api", "egress[0]"), ("ingress", "db", "ingress[0]")]),
+        ("db-1", "api-1", "icmp", None, "denied", [("egress", "", None), ("ingress", "api", "default deny")]),
+        ("10.77.2.2", "10.77.1.1", "udp", 53, "allowed", [("egress", "", None), ("ingress", "", None)]),
+        ("world", "api-1", "tcp", 80, "denied", [("ingress", "api", "ingress[1]")]),
+        ("192.0.2.7", "api-1", "tcp", 80, "denied", [("ingress", "api", "ingress[1]")]),
+        ("api-1", "world", "tcp", 443, "denied", [("egress", "api", "default deny")]),
+        ("h1", "api-1", "icmp", None, "allowed", [("ingress", "api", "ingress[2]")]),
+        ("h2", "api-1", "icmp", None, "denied", [("ingress", "api", "default deny")]),
+        ("api-1", "node/h2", "tcp", 22, "allowed", [("egress", "api", "egress[0]")]),
+    ],
+)
+def test_explained(source: str, destination: str, protocol: str, port: Any, verdict: str, judged: List[Any]) -> None:
+    answer = explain(DOCUMENTS, source, destination, protocol, port)
+    assert answer["verdict"] == verdict
+    found = [
+        (entry["direction"], entry.get("policy", ""), entry["rule"] if entry.get("policy") else None)
+        for entry in answer["judged"]
+    ]
+    assert found == judged
+
+
+def test_explain_and_the_nodes_name_the_same_rules() -> None:
+    answer = explain(DOCUMENTS, "web-1", "api-1", "tcp", 80)["judged"][1]
+    assert (answer["node"], answer["subject"]) == ("h1", "api")
+    assert COMPILED.rules[answer["rule_id"]].policy == "api"
+
+
+def test_explain_agrees_with_the_maps_of_the_nodes() -> None:
+    """Over all pairs and ports that matter, it says what the compiled maps say."""
+    for index in (1, 2):
+        state = Compiler().compile(DOCUMENTS, fleet.facts(index)).state
+        here = [d for d in DOCUMENTS.of_kind("endpoint").values() if d.spec["node"] == f"h{index}"]
+        for subject in here:
+            for peer in DOCUMENTS.of_kind("endpoint").values():
+                if peer is not subject:
+                    for protocol, port in (("tcp", 80), ("tcp", 5432), ("tcp", 1), ("udp", 80), ("icmp", None)):
+                        _compare(state.nested["policies"], subject, peer, protocol, port)
+
+
+def _compare(policies: Any, subject: Document, peer: Document, protocol: str, port: Any) -> None:
+    numbers = [NUMBER[document.spec["identity"]] for document in (subject, peer)]
+    rows = policies[numbers[0]].rows if numbers[0] in policies else {}
+    for code, direction in enumerate(("ingress", "egress")):
+        keys = [
+            (who, code, *rest)
+            for who in (numbers[1], 0)
+            for rest in ((PROTOCOL_NUMBERS[protocol], port or 0), (PROTOCOL_NUMBERS[protocol], 0), (0, 0))
+        ]
+        found = [rows[key][1] for key in keys if key in rows]
+        closed = (0xFFFFFFFF, code, 0, 0) in rows
+        expected = "denied" if 2 in found or (closed and 1 not in found) else "allowed"
+        ends = (peer.name, subject.name) if direction == "ingress" else (subject.name, peer.name)
+        judged = explain(DOCUMENTS, *ends, protocol, port)["judged"]
+        assert [entry["verdict"] for entry in judged if entry["direction"] == direction] == [expected]
+
+
+def test_an_endpoint_that_waits_passes_nothing() -> None:
+    documents = DocumentSet([*fleet.quickstart(), fleet.endpoint("late", 1, 3, "nobody")])
+    answer = explain(documents, "late", "web-1", "tcp", 80)
+    assert answer["verdict"] == "dropped"
+    assert "no document yet" in answer["judged"][0]["rule"]
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "protocol", "port", "field"),
+    [
+        ("web-9", "api-1", "tcp", 80, "source"),
+        ("web-1", "nobody", "tcp", 80, "destination"),
+        ("web-1", "api-1", "gre", None, "protocol"),
+        ("web-1", "api-1", "icmp", 80, "port"),
+        ("world", "h1", "tcp", 80, "source"),
+    ],
+)
+def test_what_cannot_be_explained(source: str, destination: str, protocol: str, port: Any, field: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        explain(DOCUMENTS, source, destination, protocol, port)
+    assert raised.value.field == field
+    assert raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("80/tcp", {"protocol": "tcp", "port": 80}),
+        ("53/UDP", {"protocol": "udp", "port": 53}),
+        ("443", {"protocol": "tcp", "port": 443}),
+        ("icmp", {"protocol": "icmp"}),
+    ],
+)
+def test_ports_on_the_command_line(text: str, found: Dict[str, Any]) -> None:
+    assert explain_cli.parse_port(text) == found
+
+
+@pytest.mark.parametrize("text", ["0/tcp", "70000", "http/tcp"])
+def test_what_is_no_port(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        explain_cli.parse_port(text)
+
+
+def test_explain_for_people() -> None:
+    text = explain_cli.render(explain(DOCUMENTS, "web-1", "db-1", "tcp", 5432))
+    assert text.splitlines() == [
+        "web-1 (web, h1) to db-1 (db, h2), tcp/5432: denied",
+        "  egress of web on h1: allowed, no policy selects this direction",
+        "  ingress of db on h2: denied by policy db, default deny",
+    ]
+
+
+def test_events_for_people() -> None:
+    assert observe_cli.render(event()).endswith("tcp      web-1:40000 -> api-1:80  api ingress[0]")
+    dropped = event(verdict=4, reason=26, rule_id=0)
+    assert observe_cli.render(dropped).endswith("spoofed source")
+    assert "no longer declared" in observe_cli.render({**event(), "gone": "yes"})
+    assert "3 events overwritten" in observe_cli.render({"lost": 3, "time": 1.0, "node": "h1"})
+
+
+def test_streams_of_several_nodes_are_merged_in_order_of_time() -> None:
+    arrived: queue.Queue[Any] = queue.Queue()
+    for time, node in ((2.0, "a"), (1.0, "b"), (3.0, "b"), (2.0, "b")):
+        arrived.put({"time": time, "node": node})
+    arrived.put(None)
+    arrived.put(None)
+    merged = list(observe_cli.merge(arrived, 2, hold_seconds=60))
+    assert [(found["time"], found["node"]) for found in merged] == [(1.0, "b"), (2.0, "a"), (2.0, "b"), (3.0, "b")]
+
+
+def status(**changes: Any) -> Dict[str, Any]:
+    base: Dict[str, Any] = {
+        "generation": 3,
+        "documents_digest": "a" * 64,
+        "documents": {"node": 2, "cluster": 1},
+        "programs": [{}],
+        "drift": [],
+        "maps": [{"map": "addresses", "used": 4, "limit": 100}],
+        "counters": [
+            {"reason": "spoofed_source", "drop": True, "packets": 7, "bytes": 700},
+            {"reason": "to_stack", "drop": False, "packets": 9, "bytes": 900},
+        ],
+        "waiting": [],
+        "warnings": [],
+        "pending": None,
+        "fitness": [],
+    }
+    return {**base, **changes}
+
+
+def test_status_of_a_healthy_fleet() -> None:
+    report = status_cli.summarise({"h2": status(), "h1": status()})
+    assert report["healthy"]
+    lines = status_cli.render(report).splitlines()
+    assert lines[1].split() == ["h1", "ok", "3", "aaaaaaaaaaaa", "3", "(1", "cluster,", "2", "node)", "1", "7", "0",
+                                "addresses", "4/100"]  # fmt: skip
+    assert "h2: dropped 7 packets: spoofed source" in lines
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "says"),
+    [
+        (status(documents_digest="b" * 64), "differs", "bbbbbbbbbbbb differs"),
+        (status(drift=["attach x to y"]), "drifted", "the next apply would attach x to y"),
+        (status(generation=0), "empty", ""),
+        (status(fitness=[HostUnfit("no BTF").to_wire()]), "unfit", "no BTF"),
+        (Unreachable("did not answer", node="h3"), "unreachable", "did not answer"),
+        (
+            status(pending={"transaction": "t", "owner": "o", "state": "applied", "seconds_left": 4.0}),
+            "pending",
+            "4 s left to confirm it",
+        ),
+    ],
+)
+def test_status_of_a_node_that_needs_attention(answer: Any, state: str, says: str) -> None:
+    report = status_cli.summarise({"h1": status(), "h2": status(), "h3": answer})
+    assert not report["healthy"]
+    assert report["nodes"]["h3"]["state"] == state
+    assert says in status_cli.render(report)
