@@ -1,4 +1,4 @@
-"""One change on many nodes: staged everywhere, then applied everywhere, then confirmed over new connections.
+"""One change on many nodes: staged everywhere, then applied on each and confirmed over a new connection.
 
 Atomic on each node, not over all of them. A document that any node refuses stops the change everywhere, before
 anything is applied. After that each node is for itself: where a step fails, that node is put back; the others go on.
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from bpfleet.agent import wire
 from bpfleet.errors import BpfleetError, InvalidInput, TransactionFailed, Unreachable
 from bpfleet.transport.node import Node
 from bpfleet.transport.outcome import Changes, Committed, Failed, Outcome, Refusal, Refused, Unchanged, Unreached
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,36 +43,41 @@ class Transaction:
 
     def run(self) -> dict[str, Outcome]:
         """The outcome on every node."""
-        staged = self._go_on(self._each(self._nodes, self._stage), _Staged)
+        staged = {
+            name: result for name, result in self._each(self._nodes, self._stage).items() if isinstance(result, _Staged)
+        }
         refusing = [name for name, outcome in self._outcomes.items() if isinstance(outcome, Refused)]
         if refusing:
             self._each(staged, lambda name: self._withdraw(name, staged[name], Refused((), refusing)))
         elif self._cancelled.is_set():
             self._each(staged, lambda name: self._withdraw(name, staged[name], Failed(_cancelled(name, "apply"))))
         else:
-            self._carry_out(staged)
+            self._each(staged, lambda name: self._carry_out(name, staged[name]))
         return {name: self._outcomes[name] for name in self._nodes}
 
-    def _carry_out(self, staged: Mapping[str, _Staged]) -> None:
-        applied = self._go_on(self._each(staged, lambda name: self._apply(name, staged[name])), _Applied)
-        if self._cancelled.is_set():
-            self._each(applied, lambda name: self._put_back(name, applied[name].staged, _cancelled(name, "confirm")))
-        else:
-            self._each(applied, lambda name: self._confirm(name, applied[name]))
+    def _each(self, names: Iterable[str], work: Callable[[str], _Staged | Outcome]) -> dict[str, _Staged | Outcome]:
+        """Do a phase on these nodes at the same time; note the outcome of those for which it was the last."""
 
-    def _go_on(self, results: Mapping[str, Any], kind: type[T]) -> dict[str, T]:
-        """The nodes that take part in the next phase; the others have their outcome."""
-        return {name: result for name, result in results.items() if isinstance(result, kind)}
-
-    def _each(self, names: Iterable[str], work: Callable[[str], Any]) -> dict[str, Any]:
-        """Do one phase on these nodes at the same time; note the outcome of those for which it was the last."""
-        futures: dict[str, Future[Any]] = {name: self._pool.submit(work, name) for name in names}
-        results = {name: future.result() for name, future in futures.items()}
-        for name, result in results.items():
-            if not isinstance(result, (_Staged, _Applied)):
-                self._outcomes[name] = result
+        def to_the_end(name: str) -> _Staged | Outcome:
+            result = work(name)
+            if not isinstance(result, _Staged):
                 self._nodes[name].report("done", _in_words(result))
+            return result
+
+        futures = {name: self._pool.submit(to_the_end, name) for name in names}
+        wait(futures.values())
+        results = {name: future.result() for name, future in futures.items()}
+        self._outcomes.update({name: result for name, result in results.items() if not isinstance(result, _Staged)})
         return results
+
+    def _carry_out(self, name: str, staged: _Staged) -> Outcome:
+        """Apply and confirm. No node waits for another in between: its time to confirm is running."""
+        applied = self._apply(name, staged)
+        if not isinstance(applied, _Applied):
+            return applied
+        if self._cancelled.is_set():
+            return self._put_back(name, applied.staged, _cancelled(name, "confirm"))
+        return self._confirm(name, applied)
 
     def _stage(self, name: str) -> _Staged | Outcome:
         node, changes = self._nodes[name], self._changes[name]

@@ -128,6 +128,14 @@ def test_a_node_that_fails_after_staging_is_put_back_and_the_others_go_on(
     assert [type(outcome) for outcome in again.values()] == [Unchanged, Committed, Unchanged]
 
 
+def test_no_node_waits_for_a_slow_one_with_its_confirmation(hosts: Hosts, targets: dict[str, Target]) -> None:
+    seen: list[tuple[str, str]] = []
+    with hosts.fleet(progress=lambda node, phase, detail: seen.append((node, phase))) as fleet:
+        fail(fleet, targets["h2"], "apply slowly")
+        assert all(isinstance(outcome, Committed) for outcome in fleet.transact(targets, put("a")).values())
+    assert max(seen.index(("h1", "done")), seen.index(("h3", "done"))) < seen.index(("h2", "confirm"))
+
+
 def test_a_node_that_cannot_be_put_back_is_said_so(fleet: Fleet, targets: dict[str, Target]) -> None:
     fail(fleet, targets["h2"], "apply", "rollback")
     failed = fleet.transact(targets, put("a"))["h2"]

@@ -27,6 +27,7 @@ from bpfleet.transport.local import LocalConnector
 from bpfleet.transport.target import Target
 
 USER, _HOME = pwd.getpwuid(os.getuid()).pw_name, pwd.getpwuid(os.getuid()).pw_dir
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # the system's own python3, not a shim of whoever runs the tests
 _SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd"
 
 SMALL_AGENT = r"""
@@ -115,6 +116,8 @@ def answer(method, params):
         staged = {"transaction": os.urandom(4).hex(), "documents": documents, "base": state["generation"]}
         return {"result": dict(common, transaction=staged["transaction"], unchanged=False)}
     if method == "apply":
+        if "apply slowly" in state["fail"]:
+            time.sleep(2)
         if staged is None or staged["transaction"] != params["transaction"]:
             return error("TransactionFailed", "nothing staged", retry="stage")
         if staged["base"] != state["generation"]:
@@ -293,7 +296,7 @@ class PerNode:
     def __call__(self, target: Target, until: Deadline) -> Connection:
         home = self._folder / target.name
         home.mkdir(parents=True, exist_ok=True)
-        return LocalConnector(prefix=["env", "-C", str(home)])(target, until)
+        return LocalConnector(prefix=["env", "-C", str(home)], environment={"PATH": _PATH})(target, until)
 
 
 class Hosts:
