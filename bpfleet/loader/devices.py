@@ -7,6 +7,7 @@ workload has no carrier, so no packet of it passes unjudged.
 from __future__ import annotations
 
 import errno
+import socket
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
@@ -85,7 +86,7 @@ def _inside_matches(host: Link, wanted: Veth, lacks: List[str]) -> bool:
         lacks.append(f"no network namespace {wanted.netns}")
         return False
     with reader:
-        peer = next((link for link in reader.links() if link.name == wanted.peer_name), None)
+        peer = reader.link(wanted.peer_name)
         if peer is None or peer.kind != "veth" or peer.index != host.peer or peer.peer != host.index:
             lacks.append(f"its other end is not {wanted.peer_name} in {wanted.netns}")
             return False
@@ -140,19 +141,19 @@ class Devices:
 
     def set_up(self, name: str, up: bool) -> None:
         """Set a device up or down; one that is gone needs no setting down."""
+        index = _lookup(name)
+        if index is None:
+            if up:
+                raise HostFailed(f"device {name} is not there", remedy="Apply again: it is made anew.")
+            return
         with request() as ip:
-            index = _lookup(ip, name)
-            if index is None:
-                if up:
-                    raise HostFailed(f"device {name} is not there", remedy="Apply again: it is made anew.")
-                return
             self._do(ip.link, "set", index=index, state="up" if up else "down")
 
     def remove(self, name: str) -> None:
         """Remove a device of ours, if it is there."""
-        with request() as ip:
-            index = _lookup(ip, name)
-            if index is not None:
+        index = _lookup(name)
+        if index is not None:
+            with request() as ip:
                 self._do(ip.link, "del", index=index)
 
     def _do(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -286,14 +287,16 @@ def netlink_error() -> Any:
     return NetlinkError
 
 
-def _lookup(ip: Any, name: str) -> Optional[int]:
-    found = ip.link_lookup(ifname=name)
-    return found[0] if found else None
+def _lookup(name: str) -> Optional[int]:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return None
 
 
 def _link_of(namespace: Optional[str], name: str) -> Optional[Link]:
     with Reader(namespace) as reader:
-        return next((link for link in reader.links() if link.name == name), None)
+        return reader.link(name)
 
 
 def _required_link(namespace: Optional[str], name: str) -> Link:

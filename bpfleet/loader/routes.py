@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from typing import Any, Callable, Dict, Mapping, Tuple
 
 from bpfleet.errors import HostFailed
@@ -37,12 +38,16 @@ class Routes:
 
     def put(self, route: Route) -> None:
         """Create or change a route of ours. Raises HostFailed if someone else has one to that destination."""
-        index, ours = self._find(route)
-        arguments = _arguments(route, index)
+        arguments = _arguments(route, _index(route))
         with request() as ip:
             try:
-                # Replacing would take over a route of others, so that is done to our own only.
-                ip.route("replace" if ours else "add", **arguments)
+                try:
+                    ip.route("add", **arguments)
+                except netlink_error() as error:
+                    # Replacing would take over a route of others, so that is done to our own only.
+                    if error.code != errno.EEXIST or not self._is_ours(route):
+                        raise
+                    ip.route("replace", **arguments)
             except netlink_error() as error:
                 if error.code == errno.EEXIST:
                     remedy = f"Remove it (ip route del {route.destination}), or choose other addresses."
@@ -55,26 +60,32 @@ class Routes:
 
     def remove(self, route: Route) -> None:
         """Remove a route of ours; one that is not there is no error."""
-        index, ours = self._find(route)
-        if not ours:
-            return
+        index = _index(route)
+        if not index:
+            return  # it went with its device
         arguments = _arguments(route, index)
         arguments.pop("prefsrc", None)
         with request() as ip:
             try:
-                ip.route("del", **arguments)
+                ip.route("del", **arguments)  # the kernel compares the protocol, so none but ours is meant
             except netlink_error() as error:
-                if error.code == errno.ESRCH:  # the kernel dropped it meanwhile, with its device
-                    return
-                raise
+                if error.code != errno.ESRCH:
+                    raise
+                return  # the kernel dropped it when its device went down
         self._wrote()
 
-    def _find(self, route: Route) -> Tuple[int, bool]:
-        """Index of the route's device (0: not there), and whether the route is there and ours."""
+    @staticmethod
+    def _is_ours(route: Route) -> bool:
         with Reader() as reader:
             links = {link.name: link for link in reader.links()}
-            ours = (route.destination, route.device) in read_routes(reader, links)
-        return (links[route.device].index if route.device in links else 0), ours
+            return (route.destination, route.device) in read_routes(reader, links)
+
+
+def _index(route: Route) -> int:
+    try:
+        return socket.if_nametoindex(route.device)
+    except OSError:
+        return 0
 
 
 def _arguments(route: Route, index: int) -> Dict[str, Any]:

@@ -88,7 +88,10 @@ class Codec:
         """Raises Missing for a device that is not there, InvalidInput for a value that does not fit."""
         if self._key_indexes:
             row = _bound(row, self._key_indexes)
-        return self._key.encode({**self._key_rest, **dict(zip(self.key, row))})
+        record = dict(zip(self.key, row))
+        if self._key_rest:
+            record.update(self._key_rest)
+        return self._key.encode(record)
 
     def encode_value(self, row: Row) -> bytes:
         """As encode_key."""
@@ -96,7 +99,10 @@ class Codec:
             row = _bound(row, self._value_indexes)
         if self._revision is not None:
             row = _replaced(row, self._revision, lambda revision: revision ^ self._salt)
-        return self._value.encode({**self._value_rest, **dict(zip(self.value, row))})
+        record = dict(zip(self.value, row))
+        if self._value_rest:
+            record.update(self._value_rest)
+        return self._value.encode(record)
 
     def encode_there(self, row: Row, value: Row) -> Optional[Tuple[bytes, bytes]]:
         """Key and value of a row, or None if it cannot be in the map because a device is not there."""

@@ -148,6 +148,17 @@ class Reader:
         """All devices."""
         return [_link(body) for body in self._dump(_GETLINK, _LINK.pack(0, 0, 0, 0, 0))]
 
+    def link(self, name: str) -> Optional[Link]:
+        """One device by name, or None; costs the same however many there are."""
+        text = name.encode() + b"\0"
+        body = _LINK.pack(0, 0, 0, 0, 0) + _ATTRIBUTE.pack(4 + len(text), 3) + text
+        try:
+            return next((_link(answer) for answer in self._ask(_GETLINK, body, dump=False)), None)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+
     def addresses(self) -> List[Address]:
         """All addresses of both families."""
         return [_address(body) for body in self._dump(_GETADDR, _ADDRESS.pack(0, 0, 0, 0, 0))]
@@ -183,9 +194,10 @@ class Reader:
                 continue
         raise HostFailed("the network devices change faster than they can be read", remedy="Try again.")
 
-    def _ask(self, kind: int, body: bytes) -> Iterator[bytes]:
+    def _ask(self, kind: int, body: bytes, *, dump: bool = True) -> Iterator[bytes]:
         self._sequence += 1
-        header = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | _NLM_F_DUMP, self._sequence, 0)
+        flags = _NLM_F_REQUEST | (_NLM_F_DUMP if dump else 0)
+        header = _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0)
         self._socket.send(header + body)
         while True:
             data = self._socket.recv(1 << 18)
@@ -203,6 +215,8 @@ class Reader:
                             return  # a host without IPv6
                         raise OSError(code, os.strerror(code), "rtnetlink")
                     yield data[at + _HEADER.size : at + length]
+                    if not dump:
+                        return
                 at += (length + 3) & ~3
 
 
