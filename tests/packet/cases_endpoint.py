@@ -202,6 +202,10 @@ def local_cases(family: int) -> List[Case]:
             local("a", "b", f.udp(a, b, PORTS), f.udp(a, b, PORTS, hops=63), *both),
             denied("from_endpoint", "b", f.unreachable(b, x["c"], f.udp(a, b, PORTS)), default_out, "egress"),
         )),
+        ("an error about a connection from an address that is not the sender's own", (
+            local("a", "b", f.udp(a, b, PORTS), f.udp(a, b, PORTS, hops=63), *both),
+            shot("from_endpoint", "b", f.unreachable(x["t"], a, f.udp(a, b, PORTS)), "spoofed_source"),
+        )),
         ("spoofed source, of a neighbour", (shot("from_endpoint", "a", f.tcp(b, a, PORTS), "spoofed_source"),)),
         ("spoofed source, within a neighbour's connection",
          (opened, answer, shot("from_endpoint", "t", f.tcp(a, b, PORTS, f.ACK), "spoofed_source"))),
@@ -315,6 +319,10 @@ def outward_cases(family: int) -> List[Case]:
             to_stack("a", f.udp(a, x["world"], PORTS), allowed("egress", 61)),
             from_stack("a", f.too_big(x["gateway"], a, f.udp(a, x["world"], PORTS))),
             denied("to_endpoint", "a", f.too_big(x["gateway"], a, f.udp(a, x["world"], (40001, 80))), DEFAULT_DENY["ingress"], "ingress"),
+        )),
+        ("an ICMP error about a connection, forwarded with a workload's source", (
+            to_stack("a", f.udp(a, x["world"], PORTS), allowed("egress")),
+            shot("to_endpoint", "a", f.unreachable(c, a, f.udp(a, x["world"], PORTS)), "spoofed_source", via="eth0"),
         )),
         ("a workload's own tunnel packet to this host",
          (shot("from_endpoint", "a", f.udp(a, x["host"], (40000, TUNNEL_PORT)), "own_tunnel"),)),

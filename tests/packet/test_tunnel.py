@@ -241,6 +241,17 @@ def test_established_record_is_for_its_member_only(wire: Wire, family: int) -> N
     assert event["reason"] == "tunnel_forged_source"
 
 
+def test_error_about_a_connection(wire: Wire, family: int) -> None:
+    """Related only if its own source is believed: the connection's record does not vouch for it."""
+    x = ADDRESSES[family]
+    world.apply(wire.datapath, Policy("a", (), ("ingress",)))
+    sent = f.udp(x["a"], x["c"], PORTS)
+    wire.send(sent)
+    for source, want in (("c", {"to_endpoint": 1}), ("world", {"tunnel_forged_source": 1})):
+        error = f.unreachable(x[source], x["a"], sent)
+        assert wire.receive(UNDERLAY_2, IDENTITIES["c"], error).counters == want
+
+
 def test_no_key_is_dropped(datapath: Datapath, family: int) -> None:
     result = datapath.run("from_tunnel", f.ether(_inner(family)), world.DEVICES["vxlan"])
     assert (result.action, result.counters) == ("shot", {"tunnel_key": 1})
