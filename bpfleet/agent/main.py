@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Sequence, Tuple
 
 from bpfleet.agent import wire
+from bpfleet.agent.node import LOGS, Agent
 from bpfleet.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -24,11 +25,14 @@ def place() -> Tuple[Path, Optional[str]]:
     return (objects, top.name) if objects.is_dir() else (top / "build" / "bpf", None)
 
 
-def real_kernel() -> Kernel:
-    """This host's kernel; imports what only a change needs."""
+def real_kernel(root: Path) -> Kernel:
+    """This host's kernel; imports what only a change needs. Raises HostUnfit for a host that cannot run bpfleet."""
+    from bpfleet.agent.fitness import measure, require
+
+    require(measure())
     from bpfleet.loader.real import RealKernel
 
-    return RealKernel(place()[0], PINS)
+    return RealKernel(place()[0], PINS, root / LOGS)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,15 +40,14 @@ def main(arguments: Sequence[str]) -> int:
     options = list(arguments)
     if options[:1] != ["serve"]:
         raise InvalidInput("usage: serve [--root DIRECTORY] [--local]")
-    root = options[options.index("--root") + 1] if "--root" in options else wire.STATE_ROOT
+    root = Path(options[options.index("--root") + 1] if "--root" in options else wire.STATE_ROOT)
     # Ctrl-C in a controller's terminal reaches a local agent too; the controller ends it by closing its input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     target = os.dup(1)
     os.dup2(2, 1)
-    from bpfleet.agent.node import Agent
     from bpfleet.agent.serve import serve
 
-    agent = Agent(Path(root), real_kernel, local="--local" in options, pins=PINS)
+    agent = Agent(root, lambda: real_kernel(root), local="--local" in options, pins=PINS)
     return serve(agent, 0, target, place()[1])
 
 

@@ -12,6 +12,7 @@ A process that dies in between leaves a journal from which the next start puts t
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 DEFAULT_WAIT_SECONDS = 10.0
 DEFAULT_DEADLINE_SECONDS = 60.0
 DESCRIBED_STEPS = 50
+LOGS = "logs"
+"""Directory below the state root for the verifier's full logs."""
 _POLL_SECONDS = 0.02
 
 
@@ -232,6 +235,12 @@ class Agent:
                 raise _occupied(journal.transaction)
             time.sleep(_POLL_SECONDS)
 
+    def staged_here(self) -> str:
+        """The transaction that this process has staged."""
+        if self._staged is None:
+            raise TransactionFailed("nothing is staged here", remedy="Stage a change first.")
+        return str(self._staged.head.transaction)
+
     def apply(self, transaction: str, deadline_seconds: float = DEFAULT_DEADLINE_SECONDS) -> ApplyResult:
         """Bring the staged change into the kernel. If a step fails, the last confirmed generation is put back."""
         staged = self._staged
@@ -426,6 +435,7 @@ class Agent:
             self.kernel.release()
             self.files.remove(self.journal_file.path)
             self.store.clear()
+            shutil.rmtree(self.root / LOGS, ignore_errors=True)
             self._counted = self._mutations()
             return {"writes": self._counted - before, "wiped": True}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional
 from bpfleet import __version__
 from bpfleet.agent.journal import APPLIED, Head, Journal
 from bpfleet.agent.node import DESCRIBED_STEPS, Agent
-from bpfleet.errors import BpfleetError, InvalidInput
+from bpfleet.errors import HostUnfit, InvalidInput
 
 if TYPE_CHECKING:
     from bpfleet.model.state import RuleName
@@ -28,19 +28,18 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
 
     journal = agent.journal()
     head = journal.confirmed
-    compiled = None
-    kinds: Dict[str, int] = {}
-    want = NodeState()
-    if head.node is not None:
-        contents = agent.store.load(head)
-        kinds = dict(Counter(stored.document.kind for stored in contents.items.values()))
-        compiled = agent.compiled(contents, head.node)
-        want = compiled.state
     fitness: List[Dict[str, Any]] = []
     drift: List[str] = []
     programs: List[Dict[str, str]] = []
+    compiled = None
+    want = NodeState()
+    contents = agent.store.load(head)
+    kinds = dict(Counter(stored.document.kind for stored in contents.items.values()))
     try:
         agent.kernel.check_fitness()
+        if head.node is not None:
+            compiled = agent.compiled(contents, head.node)
+            want = compiled.state
         have = agent.kernel.read(want)
         if journal.transaction is None:
             drift = [step.describe() for step in plan(want, have)[:DESCRIBED_STEPS]]
@@ -48,7 +47,7 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
             {"device": device, "hook": hook, "object": name}
             for (device, hook), name in sorted(have.attachments.items())
         ]
-    except BpfleetError as error:
+    except HostUnfit as error:
         fitness.append(error.to_wire())
     return {
         "node": head.node,
@@ -59,7 +58,7 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
         "documents": kinds,
         "programs": programs,
         "drift": drift,
-        **_measured(agent),
+        **(_measured(agent) if not fitness else {"maps": [], "counters": []}),
         "waiting": [{"document": item.document, "reason": item.reason} for item in compiled.waiting]
         if compiled
         else [],

@@ -199,7 +199,8 @@ class Server:
 
     def _apply(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
         seconds = float(params.get("deadline_seconds", DEFAULT_DEADLINE_SECONDS))
-        return self._agent.apply(_text(params, "transaction"), seconds)
+        transaction = _text(params, "transaction") if "transaction" in params else self._agent.staged_here()
+        return self._agent.apply(transaction, seconds)
 
     def _confirm(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
         return self._agent.confirm(_text(params, "transaction"))

@@ -135,7 +135,8 @@ class StageResult(TypedDict, total=False):
 
 
 class ApplyParams(TypedDict, total=False):
-    """transaction: as stage answered. deadline_seconds: time to confirm (default 60)."""
+    """transaction: as stage answered; without it, the one this process staged (for callers that must send both requests
+    before they read an answer). deadline_seconds: time to confirm (default 60)."""
 
     transaction: str
     deadline_seconds: float

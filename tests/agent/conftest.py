@@ -21,8 +21,9 @@ SCRIPT = Path(__file__).with_name("agent_process.py")
 class Connection:
     """One agent process: what a connection is to a local channel."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def __init__(self, command: Sequence[str], env: Optional[Mapping[str, str]] = None) -> None:
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
         self._number = 0
 
     def send(self, method: str, params: Optional[Mapping[str, Any]] = None) -> int:

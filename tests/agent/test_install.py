@@ -143,7 +143,8 @@ def test_hello_needs_neither_pyroute2_nor_ctypes(host: Host, made: artefact.Arte
         "import os; from pathlib import Path\n"
         "from bpfleet.agent.main import real_kernel; from bpfleet.agent.node import Agent\n"
         "from bpfleet.agent.serve import serve\n"
-        f"serve(Agent(Path({str(host.root)!r}), real_kernel, local=True), 0, os.dup(2))\n"
+        f"root = Path({str(host.root)!r})\n"
+        "serve(Agent(root, lambda: real_kernel(root), local=True), 0, os.dup(2))\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'pyroute2', 'ctypes', '_ctypes', 'logging'}))"
     )
     done = subprocess.run(

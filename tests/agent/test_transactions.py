@@ -377,13 +377,23 @@ def test_missing_parameters_are_named(host: Host) -> None:
     for method, params, field in (
         ("stage", {}, "node"),
         ("stage", {"node": "h1", "deletes": ["policy/x"]}, "owner"),
-        ("apply", {}, "transaction"),
+        ("apply", {"transaction": 7}, "transaction"),
         ("confirm", {}, "transaction"),
         ("explain", {"source": "a"}, "destination"),
     ):
         with pytest.raises(InvalidInput) as raised:
             connection.call(method, **params)
         assert raised.value.field == field
+
+
+def test_apply_without_a_name_takes_what_this_process_staged(host: Host) -> None:
+    connection = host.connect()
+    with pytest.raises(TransactionFailed, match="nothing is staged here"):
+        connection.call("apply")
+    connection.send("stage", quickstart())
+    connection.send("apply")
+    staged, applied = connection.receive()["result"], connection.receive()["result"]
+    assert applied["transaction"] == staged["transaction"]
 
 
 def test_generations_on_disk_are_bounded(host: Host) -> None:

@@ -1,0 +1,180 @@
+"""The installed artefact on the real kernel, in namespaces of its own, under every Python it must run on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pytest
+
+from bpfleet.agent import artefact, wire
+from bpfleet.agent.install import install_command, launch_command
+from bpfleet.errors import InvalidInput
+from tests import fleet
+from tests.agent.conftest import Connection, items
+from tests.agent.pythons import INTERPRETERS, interpreter
+from tests.contract.sandbox import Sandbox, missing
+
+pytestmark = pytest.mark.root
+
+DOCUMENTS = [
+    fleet.cluster(["h1"]),
+    fleet.node(1),
+    fleet.identity("web"),
+    fleet.identity("api"),
+    fleet.endpoint("web-1", 1, 1, "web"),
+    fleet.endpoint("api-1", 1, 2, "api"),
+    fleet.policy("api", {"app": "api"}, ingress=[{"peers": [{"labels": {"app": "db"}}]}]),
+]
+CHANGE: Dict[str, Any] = {"node": "h1", "owner": "test", "puts": items(DOCUMENTS, "test")}
+
+
+@pytest.fixture(scope="module")
+def made() -> artefact.Artefact:
+    return artefact.build()
+
+
+class Node:
+    """A sandbox with an underlay device and two workloads, and the agent installed in a directory of its own."""
+
+    def __init__(self, folder: Path, python: str, made: artefact.Artefact) -> None:
+        self._made = made
+        self.root = folder / "state"
+        programs = folder / "bin"
+        programs.mkdir()
+        (programs / "python3").write_text(f'#!/bin/sh\nexec {python} "$@"\n')
+        (programs / "python3").chmod(0o755)
+        self._environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
+        self._connections: List[Connection] = []
+        self.sandbox = Sandbox()
+        for words in (
+            "ip link add eth0 type veth peer name eth0p",
+            "ip address add 192.168.77.1/24 dev eth0",
+            "ip link set eth0 up",
+            "ip link set eth0p up",
+            "ip netns add w1",
+            "ip netns add w2",
+        ):
+            self.sandbox.command(*words.split())
+        done = self.sandbox.run(
+            subprocess.run,
+            ["sh", "-c", install_command(made.digest, root=str(self.root))],
+            input=made.data,
+            stdout=subprocess.PIPE,
+            env=self._environment,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+
+    def connect(self) -> Connection:
+        command = ["sh", "-c", launch_command(self._made.digest, root=str(self.root), local=True)]
+        connection: Connection = self.sandbox.run(Connection, command, env=self._environment)
+        self._connections.append(connection)
+        return connection
+
+    def commit(self, **change: Any) -> Dict[str, Any]:
+        first = self.connect()
+        staged = first.call("stage", **change)
+        assert staged.get("transaction"), staged
+        first.call("apply", transaction=staged["transaction"])
+        return dict(self.connect().call("confirm", transaction=staged["transaction"]))
+
+    def events(self, **params: Any) -> List[Dict[str, Any]]:
+        connection = self.connect()
+        connection.send("events", params)
+        found = []
+        while True:
+            message = connection.receive()
+            if "event" not in message:
+                wire.result_of(message)
+                return found
+            found.append(message["event"])
+
+    def ping(self, workload: str, address: str) -> bool:
+        words = ["ip", "netns", "exec", workload, "ping", "-c", "1", "-W", "1", address]
+        done = self.sandbox.run(subprocess.run, words, stdout=subprocess.DEVNULL, check=False)
+        return int(done.returncode) == 0
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        self.sandbox.close()
+
+
+@pytest.fixture(params=INTERPRETERS)
+def node(request: pytest.FixtureRequest, tmp_path: Path, made: artefact.Artefact) -> Iterator[Node]:
+    why = missing()
+    if why:
+        pytest.skip(f"the real kernel cannot be tested here: {why}")
+    node = Node(tmp_path, interpreter(request.param), made)
+    yield node
+    node.close()
+
+
+def test_a_nodes_life(node: Node) -> None:
+    assert node.commit(**CHANGE)["generation"] == 1
+    before = sorted((str(path), path.stat().st_mtime_ns) for path in node.root.rglob("*"))
+    connection = node.connect()
+    writes = connection.call("hello")["writes"]
+    assert connection.call("stage", **CHANGE)["unchanged"]
+    assert connection.call("hello")["writes"] == writes
+    assert sorted((str(path), path.stat().st_mtime_ns) for path in node.root.rglob("*")) == before
+
+    assert node.ping("w2", "10.77.1.1")
+    assert not node.ping("w1", "10.77.1.2")
+    icmp = [event for event in node.events(protocol="icmp", last=100)]
+    told = {(e["source"]["endpoint"], e["destination"]["endpoint"], e["direction"], e["verdict"]) for e in icmp}
+    assert ("api-1", "web-1", "ingress", "allowed") in told
+    denied = next(event for event in icmp if event["verdict"] == "denied")
+    assert (denied["policy"], denied["rule"]) == ("api", "default deny")
+    expected = connection.call("explain", source="web-1", destination="api-1", protocol="icmp")["judged"][-1]
+    assert denied["rule_id"] == expected["rule_id"]
+
+    status = connection.call("status")
+    assert (status["drift"], status["fitness"]) == ([], [])
+    assert len(status["programs"]) == 7
+    counters = {counter["reason"]: counter for counter in status["counters"]}
+    assert counters["denied_by_default"]["drop"]
+    assert counters["denied_by_default"]["packets"] >= 1
+    used = {entry["map"]: entry["used"] for entry in status["maps"]}
+    assert (used["endpoints"], used["policies"]) == (2, 1)
+
+    # Once the policy is gone, its events keep their names, and the pings pass.
+    node.commit(node="h1", owner="test", deletes=["policy/api"])
+    assert node.ping("w1", "10.77.1.2")
+    kept = next(event for event in node.events(verdict="denied", last=100))
+    assert (kept["policy"], kept["gone"]) == ("api", "yes")
+
+    assert connection.call("wipe", node="h1")["wiped"]
+    assert sorted(path.name for path in node.root.iterdir()) == ["agent", "lock"]
+    left = node.sandbox.command("sh", "-c", "ls -A /sys/fs/bpf; ip -o link; ip route; ip -6 route")
+    assert "bpf" not in left
+
+
+def test_following_sees_what_happens_and_ends_with_the_next_request(node: Node) -> None:
+    node.commit(**CHANGE)
+    connection = node.connect()
+    number = connection.send("events", {"follow": True, "last": 0, "protocol": "icmp"})
+    assert node.ping("w2", "10.77.1.1")
+    event = connection.receive()
+    assert event["id"] == number
+    assert event["event"]["source"]["endpoint"] == "api-1"
+    connection.send("hello")
+    while "event" in (message := connection.receive()):
+        pass
+    assert message["result"]["events"] >= 1
+    assert connection.receive()["result"]["node"] == "h1"
+
+
+def test_refused_by_what_the_host_has(node: Node) -> None:
+    connection = node.connect()
+    wrong = [*DOCUMENTS[:1], fleet.document("node", "h1", address="192.168.77.9", devices=[{"name": "eth7"}],
+             workload_cidrs=["10.77.1.0/24"])]  # fmt: skip
+    answer = connection.call("stage", node="h1", owner="test", puts=items(wrong, "test"))
+    fields = {refusal["error"]["where"]["field"] for refusal in answer["refused"]}
+    assert fields == {"devices[0].name", "address"}
+    with pytest.raises(InvalidInput, match="no verdict"):
+        connection.call("events", verdict="x")
+    assert node.events(last=5) == []
