@@ -84,7 +84,7 @@ class Fleet:
         return self._node(target).install()
 
     def installed(self, target: Target) -> wire.Hello | None:
-        """Its hello if the agent is on the host, else None. Writes nothing on the host (for previews)."""
+        """Its hello if the host holds anything of bpfleet, of whatever version, else None, nothing written then."""
         return self._node(target).installed()
 
     def call(self, target: Target, method: str, params: Mapping[str, Any] | None = None) -> Any:

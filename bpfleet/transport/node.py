@@ -7,6 +7,7 @@ happened already (`apply`, `wipe`) is never sent twice.
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any, cast
 from bpfleet.agent import install, wire
 from bpfleet.errors import BpfleetError, HostFailed, ProtocolFailed, Unreachable
 from bpfleet.transport.artefact import Artefact
-from bpfleet.transport.channel import Broken, Connection, Deadline, TimedOut, run
+from bpfleet.transport.channel import Broken, Connection, Deadline, Finished, TimedOut, run
 from bpfleet.transport.dial import Dialler
 from bpfleet.transport.session import AgentEnded, AgentSession, NotInstalled, unfit
 from bpfleet.transport.target import Target
@@ -119,24 +120,40 @@ class Node:
         return cast(wire.Hello, self.call("hello", cancelled=cancelled))
 
     def installed(self) -> wire.Hello | None:
-        """The hello of the agent if it is on the host already, else None; nothing is written there."""
+        """Hello if the host holds anything of bpfleet, else None, and then nothing was written there.
+
+        A host that an agent of another version left its state on gets this one: nobody else can read it.
+        """
         try:
             return cast(wire.Hello, self.call("hello", deliver=False))
         except NotInstalled:
-            return None
+            return self.install() if self._has_traces() else None
+
+    def _has_traces(self) -> bool:
+        """Whether the agent's root on the host holds anything."""
+        script = f'[ -n "$(ls -A {shlex.quote(self._means.root)} 2>/dev/null)" ]'
+        return self._run(f"exec sh -c {shlex.quote(script)}", "the question for traces").status == 0
 
     def remove_agent(self) -> None:
         """Take all agents off the host (their state must be wiped first)."""
-        command = install.remove_command(root=self._means.root)
         with self._exclusive("remove", self._means.timeouts.deliver):
             self._end_session()
+        done = self._run(install.remove_command(root=self._means.root), "the removal of the agent")
+        try:
+            self._bootstrap_result(done)
+        except BpfleetError as error:
+            raise error.at(node=self.target.name) from error.__cause__
+
+    def _run(self, command: str, what: str) -> Finished:
+        """Run a command beside the agent."""
+        until = Deadline(self._means.timeouts.deliver)
+        with self._exclusive(what, until.seconds):
+            connection = self._connected(None)
             try:
-                self._run_bootstrap(self._connected(None), command, b"", Deadline(self._means.timeouts.deliver))
+                return run(connection, command, until)
             except (Broken, TimedOut) as failed:
                 self._disconnect()
-                raise self._unreachable("the removal", failed) from failed
-            except BpfleetError as error:
-                raise error.at(node=self.target.name) from error.__cause__
+                raise self._unreachable(what, failed) from failed
 
     def stream(self, method: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a streaming request, over an agent process of its own, so that requests go on meanwhile."""
@@ -272,7 +289,7 @@ class Node:
         until = Deadline(self._means.timeouts.deliver)
         self._count(deliveries=1, bytes_sent=len(artefact.data))
         try:
-            self._run_bootstrap(connection, command, artefact.data, until)
+            self._bootstrap_result(run(connection, command, until, artefact.data))
             return self._greeted(connection)
         except NotInstalled as still:
             raise HostFailed(
@@ -298,8 +315,7 @@ class Node:
             raise
         return session
 
-    def _run_bootstrap(self, connection: Connection, command: str, data: bytes, until: Deadline) -> Any:
-        done = run(connection, command, until, data)
+    def _bootstrap_result(self, done: Finished) -> Any:
         if done.status == wire.EXIT_NO_PYTHON:
             raise unfit(done.status, done.complaint)
         lines = [line for line in done.output.splitlines() if line.strip()]

@@ -47,6 +47,7 @@ def fleet(targets: dict[str, Target]) -> Iterator[Fleet]:
             if hello["node"]:
                 made.call(target, "wipe", {"node": hello["node"]})
             made.remove_agent(target)
+            assert made.installed(target) is None
 
 
 def item(kind: str, name: str, spec: dict[str, Any]) -> wire.Item:

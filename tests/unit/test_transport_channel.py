@@ -58,11 +58,14 @@ def test_the_agent_is_delivered_once(hosts: Hosts, fleet: Fleet) -> None:
         again.install(target)
         assert again.counters(target).deliveries == 0
         assert again.counters(target).bytes_sent < len(artefact.data)
-    with hosts.fleet(artefact=small_agent("another"), **options) as other:
-        assert other.installed(target) is None
-        assert other.counters(target).deliveries == 0
-        other.install(target)
+    another = small_agent("another")
+    with hosts.fleet(artefact=another, **options) as other:
+        # Who left something there with another agent is answered by this one.
+        assert other.installed(target) == other.install(target)
+        assert other.install(target)["artefact"] == another.digest
         assert other.counters(target).deliveries == 1
+        other.remove_agent(target)
+        assert other.installed(target) is None
 
 
 def test_requests_share_one_connection_and_one_agent(hosts: Hosts, fleet: Fleet) -> None:
