@@ -38,7 +38,6 @@ class Leaves:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._declared: Dict[Tuple[str, str], str] = {}
         self._unsaid: Dict[Tuple[str, str], str] = {}
         self._warnings: Dict[str, List[str]] = {}
         self.batcher: Batcher[Call] = Batcher(self._work)
@@ -47,25 +46,11 @@ class Leaves:
         self, urn: str, owner: str, cluster: str, put: Put, seeds: Mapping[str, Target], node: Optional[Target] = None
     ) -> Result:
         """Put a document on all members. What stopped it is raised; who lags behind is the caller's to judge."""
-        other = self._declared.setdefault((cluster, put.key), urn)
-        if other != urn:
-            self.batcher.withdraw(urn)
-            raise Conflict(
-                f"is declared twice: {other} is it already",
-                resource=put.key,
-                field="name",
-                remedy="Give each its own name, or remove one.",
-            )
         return await self._submit(Call(urn, owner, cluster, put, seeds, _future(), node))
 
     async def delete(self, urn: str, owner: str, cluster: str, key: str, seeds: Mapping[str, Target]) -> Result:
         """Delete a document from all members."""
-        if self._declared.get((cluster, key), urn) != urn:
-            # Another resource took the document over in this very run (the Pulumi resource was renamed).
-            return Result()
-        result = await self._submit(Call(urn, owner, cluster, Delete(key), seeds, _future()))
-        self._declared.pop((cluster, key), None)
-        return result
+        return await self._submit(Call(urn, owner, cluster, Delete(key), seeds, _future()))
 
     async def _submit(self, call: Call) -> Result:
         if self._runtime.cancelled.is_set():

@@ -10,7 +10,7 @@ import`, so an id to import also says where to ask:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 from urllib.parse import parse_qsl, urlsplit
 
 from bpfleet.errors import InvalidInput
@@ -61,6 +61,25 @@ def _parse_ssh(address: str, text: str, remedy: str) -> Dict[str, Any]:
         what = problems[0].what if problems else "has no host"
         raise InvalidInput(f"{text!r}: {what}", remedy=remedy, field="id")
     return ssh
+
+
+class Declarations:
+    """Which Pulumi resource is which document, as far as the program of this run was checked."""
+
+    def __init__(self) -> None:
+        self._urns: Dict[Tuple[str, Optional[str], str], str] = {}
+
+    def declare(self, kind: str, cluster: Optional[str], name: str, urn: str) -> Optional[str]:
+        """Note that `urn` is this document; the URN that is it already, if it is another."""
+        other = self._urns.setdefault((kind, cluster, name), urn)
+        return None if other == urn else other
+
+    def taken_over(self, kind: str, cluster: Optional[str], name: str, urn: str) -> bool:
+        """Whether the document belongs to another resource now, as when a resource got a new name in its program.
+
+        Pulumi then makes the new one and deletes the old one afterwards, which must leave the document alone.
+        """
+        return self._urns.get((kind, cluster, name), urn) != urn
 
 
 def owner_of(urn: str) -> str:

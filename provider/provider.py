@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NoReturn, Optional, Tuple
 
@@ -14,11 +15,11 @@ from bpfleet.model.schema import UNKNOWN, contains_unknown
 from bpfleet.transport.target import Target
 from provider.checking import check_inputs, pulumi_words
 from provider.clusters import Clusters, cluster_handle, inputs_of_cluster
-from provider.differing import differences
+from provider.differing import cluster_name, differences
 from provider.directory import handle_target
 from provider.engine import Engine
 from provider.leaves import Leaves, seeds_of
-from provider.naming import IN_CLUSTER, ResourceId, logical_name, owner_of, parse_id, type_token
+from provider.naming import IN_CLUSTER, Declarations, ResourceId, logical_name, owner_of, parse_id, type_token
 from provider.nodes import Nodes, inputs_of_node, node_handle, node_target
 from provider.reading import Reader, Snapshot, find
 from provider.runtime import Runtime
@@ -31,6 +32,15 @@ _SCHEMA = Path(__file__).resolve().with_name("schema.json")
 Plain = Dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Read:
+    """Inputs and computed outputs as the nodes have them. silent: members that could not be asked."""
+
+    inputs: Plain
+    computed: Plain
+    silent: Mapping[str, BpfleetError]
+
+
 class BpfleetProvider(sdk.Provider):
     """Resources of bpfleet. Check and Diff ask no node: the engine runs them one at a time."""
 
@@ -40,6 +50,7 @@ class BpfleetProvider(sdk.Provider):
         self._nodes = Nodes(self._runtime, self._leaves)
         self._clusters = Clusters(self._runtime)
         self._reader = Reader(self._runtime)
+        self._declarations = Declarations()
 
     async def get_schema(self, request: sdk.GetSchemaRequest) -> sdk.GetSchemaResponse:
         return sdk.GetSchemaResponse(_SCHEMA.read_text(encoding="utf-8"))
@@ -50,9 +61,20 @@ class BpfleetProvider(sdk.Provider):
     async def check(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
         shape = _shape(request.urn)
         inputs, failures = check_inputs(shape, logical_name(request.urn), request.new_inputs)
+        if not failures:
+            failures = self._declare(shape, request.urn, inputs)
         if not failures and not request.old_inputs and shape.kind in IN_CLUSTER:
             self._leaves.batcher.announce(request.urn)
         return sdk.CheckResponse(inputs, [sdk.CheckFailure(path, reason) for path, reason in failures])
+
+    def _declare(self, shape: Shape, urn: str, checked: Values) -> List[Tuple[str, str]]:
+        """Refuse a second resource of the same name: both would write one document."""
+        inputs, _ = _plain(shape, checked)
+        key = _key(shape, inputs)
+        other = self._declarations.declare(*key, urn) if UNKNOWN not in key else None
+        if other is None:
+            return []
+        return [("name", f"{shape.kind} {key[2]} is declared twice: {other} is it already. Give each its own name.")]
 
     async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
         assert isinstance(request, DiffRequest)
@@ -106,8 +128,8 @@ class BpfleetProvider(sdk.Provider):
                 if shape.kind == "identity":
                     outputs["number"] = result.spec["number"]
                 if result.lagging:
-                    reasons = [pulumi_words(str(error)) for _, error in sorted(result.lagging.items())]
-                    raise PartialFailure(_id(shape, inputs).text, _outputs(shape, outputs, secrets), reasons)
+                    values = _outputs(shape, outputs, secrets)
+                    raise PartialFailure(_id(shape, inputs).text, values, _reasons(result.lagging))
         except BpfleetError as error:
             _fail(error, f"{shape.kind}/{inputs['name']}")
         finally:
@@ -126,6 +148,8 @@ class BpfleetProvider(sdk.Provider):
         # The state's outputs may be stale (a "same" step refreshes the inputs only): the inputs say where to go.
         inputs, _ = _plain(shape, request.old_inputs or request.properties)
         owner, key = owner_of(request.urn), f"{shape.kind}/{inputs['name']}"
+        if self._declarations.taken_over(*_key(shape, inputs), request.urn):
+            return
         try:
             if shape.kind == "node":
                 await self._nodes.delete(request.urn, inputs)
@@ -152,41 +176,48 @@ class BpfleetProvider(sdk.Provider):
             _fail(error, f"{shape.kind}/{wanted.name}")
         if found is None:
             return sdk.ReadResponse()
-        inputs, computed = found
-        outputs = {**_previewed(shape, inputs, inputs, old_outputs), **computed}
-        declared = to_pulumi(from_model(shape.inputs, inputs), secrets)
-        return sdk.ReadResponse(wanted.text, _outputs(shape, outputs, secrets), declared)
+        outputs = {**_previewed(shape, found.inputs, found.inputs, old_outputs), **found.computed}
+        if shape.kind in ("node", "cluster"):
+            # Whether a member took the last change only the next update can tell, unless it is no member any more.
+            outputs["lagging_nodes"] = old_outputs.get("lagging_nodes", [])
+        declared = to_pulumi(from_model(shape.inputs, found.inputs), secrets)
+        properties = _outputs(shape, outputs, secrets)
+        if found.silent and shape.kind in IN_CLUSTER:
+            raise PartialFailure(wanted.text, properties, _reasons(found.silent), declared)
+        for reason in _reasons(found.silent):
+            self._runtime.engine.warn(request.urn, reason)
+        return sdk.ReadResponse(wanted.text, properties, declared)
 
-    async def _read(self, shape: Shape, urn: str, wanted: ResourceId, old: Plain) -> Optional[Tuple[Plain, Plain]]:
-        """Inputs and computed outputs as the nodes have them; None if it is gone."""
+    async def _read(self, shape: Shape, urn: str, wanted: ResourceId, old: Plain) -> Optional[_Read]:
+        """What the nodes have; None if it is gone."""
         if shape.kind == "node":
             target = node_target(old) if old else Target.from_metadata(wanted.name, wanted.ssh or {})
             node = await self._nodes.read(target, wanted.name)
             if node is None:
                 return None
-            return inputs_of_node(wanted.name, node.item, old), {"drift": node.drift}
-        cluster = wanted.cluster or wanted.name
-        snapshot = await self._reader.snapshot(cluster, _seeds(shape, wanted, old))
+            return _Read(inputs_of_node(wanted.name, node.item, old), {"drift": node.drift}, {})
+        snapshot = await self._reader.snapshot(wanted.cluster or wanted.name, _seeds(shape, wanted, old))
         if snapshot.view is None:
             return None
-        declared = _declared(shape, wanted.name, old)
-        found = find(snapshot, f"{shape.kind}/{wanted.name}", declared)
+        found = find(snapshot, f"{shape.kind}/{wanted.name}", _declared(shape, wanted.name, old))
         if found is None:
             return None
-        for silent, error in found.silent.items():
-            self._runtime.engine.warn(urn, f"{silent} could not be asked: {error}")
-        spec, drift = dict(found.item["document"]["spec"]), found.drift
+        spec = dict(found.item["document"]["spec"])
+        computed: Plain = {"drift": found.drift}
         if shape.kind == "cluster":
-            return inputs_of_cluster(wanted.name, spec, snapshot.view, old), {"drift": drift}
-        computed = {"drift": drift}
+            return _Read(inputs_of_cluster(wanted.name, spec, snapshot.view, old), computed, found.silent)
         if "number" in spec:
             computed["number"] = spec.pop("number")
         handle = old.get("cluster") or _handle_of(snapshot)
-        return {"name": wanted.name, "cluster": handle, **spec}, computed
+        return _Read({"name": wanted.name, "cluster": handle, **spec}, computed, found.silent)
 
     async def cancel(self) -> None:
         self._leaves.cancel()
         await self._runtime.close()
+
+
+def _reasons(errors: Mapping[str, BpfleetError]) -> List[str]:
+    return [pulumi_words(str(error)) for _, error in sorted(errors.items())]
 
 
 def _shape(urn: str) -> Shape:
@@ -213,6 +244,11 @@ def _outputs(shape: Shape, values: Plain, secrets: Secrets) -> Values:
 def _id(shape: Shape, inputs: Plain) -> ResourceId:
     handle = inputs.get("cluster")
     return ResourceId(str(inputs["name"]), str(handle["cluster"]) if handle else None)
+
+
+def _key(shape: Shape, inputs: Plain) -> Tuple[str, Any, Any]:
+    """Kind, cluster (None for nodes and clusters) and name, each UNKNOWN if that is not known yet."""
+    return shape.kind, cluster_name(inputs.get("cluster")), inputs["name"]
 
 
 def _previewed(shape: Shape, inputs: Plain, old_inputs: Plain, old_outputs: Plain) -> Plain:
@@ -263,6 +299,3 @@ def _fail(error: BpfleetError, resource: str) -> NoReturn:
     if error.field is not None:
         error.where["field"] = pulumi_words(error.field)
     raise error
-
-
-__all__: List[str] = ["BpfleetProvider"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Any, Awaitable, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple
 
 import grpc  # type: ignore[import-untyped]
 from google.protobuf import empty_pb2
@@ -27,10 +27,16 @@ Values = Dict[str, PropertyValue]
 
 
 class PartialFailure(Exception):
-    """The resource exists, but not everywhere: kept in the state with `properties`, and updated by the next `up`."""
+    """The resource exists, but not everywhere: kept in the state with `properties`, and updated by the next `up`.
 
-    def __init__(self, resource_id: str, properties: Values, reasons: Sequence[str]) -> None:
+    `inputs`: from Read only, as what is read besides.
+    """
+
+    def __init__(
+        self, resource_id: str, properties: Values, reasons: Sequence[str], inputs: Optional[Values] = None
+    ) -> None:
         super().__init__("; ".join(reasons))
+        self.inputs = inputs
         self.resource_id = resource_id
         self.properties = properties
         self.reasons = list(reasons)
@@ -62,6 +68,7 @@ def partial_failure_details(failure: PartialFailure) -> bytes:
             id=failure.resource_id,
             properties=PropertyValue.marshal_map(failure.properties),
             reasons=failure.reasons,
+            inputs=None if failure.inputs is None else PropertyValue.marshal_map(failure.inputs),
         )
     )
     serialized: bytes = status.SerializeToString()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bpfleet.errors import InvalidInput
-from provider.naming import logical_name, owner_of, parse_id, type_token
+from provider.naming import Declarations, logical_name, owner_of, parse_id, type_token
 
 URN = "urn:pulumi:dev::my-project::my:index:Group$bpfleet:index:Policy::open::web"
 
@@ -54,3 +54,14 @@ def test_bad_ids_say_the_form(kind: str, text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_id(kind, text)
     assert caught.value.field == "id" and caught.value.remedy
+
+
+def test_one_document_is_one_resource() -> None:
+    declarations = Declarations()
+    assert declarations.declare("policy", "shop", "web", "urn:a") is None
+    assert declarations.declare("policy", "shop", "web", "urn:a") is None, "a replacement is checked twice"
+    assert declarations.declare("policy", "other", "web", "urn:b") is None
+    assert declarations.declare("policy", "shop", "web", "urn:b") == "urn:a"
+    assert declarations.taken_over("policy", "shop", "web", "urn:old")
+    assert not declarations.taken_over("policy", "shop", "web", "urn:a")
+    assert not declarations.taken_over("policy", "shop", "gone", "urn:old")
