@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+from bench.report import Measurement, table
 from bpfleet.loader import layout
 from bpfleet.loader.generated.layouts import ENUMS
 from tests.packet import frames, kernel
@@ -143,23 +144,20 @@ def time_verdicts(kind: str, rounds: int = ROUNDS, calls: int = CALLS) -> Dict[s
     return result
 
 
-def measure() -> Dict[str, Dict[str, Any]]:
-    """Results by name: {"value", "unit"}, a ratio also with both "sides" in ns. Needs root and built objects."""
-    results: Dict[str, Dict[str, Any]] = {}
+def measure() -> List[Measurement]:
+    """Nanoseconds by number of rules, and most rules over least. Needs root and built objects."""
+    results: List[Measurement] = []
     for kind in ("established", "new"):
         timed = time_verdicts(kind)
         ns = {count: timed["variants"][str(count)]["ns"] for count in RULES}
-        for count in RULES:
-            results[f"verdict_{kind}_{count}"] = {"value": ns[count], "unit": "ns"}
+        note = f"net of {timed['empty_ns']} ns for an empty program"
+        results += [Measurement(f"verdict_{kind}_{count}", ns[count], "ns", note=note) for count in RULES]
         most, least = ns[RULES[-1]], ns[RULES[0]]
-        results[f"verdict_{kind}_10k_over_10"] = {
-            "value": round(most / least, 3),
-            "unit": "ratio",
-            "sides": {"10k": most, "10": least},
-            "goal": "at most 1.3",
-        }
+        ratio = round(most / least, 3)
+        sides = {"10k": most, "10": least}
+        results.append(Measurement(f"verdict_{kind}_10k_over_10", ratio, "ratio", at_most=1.3, sides=sides))
     return results
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(), indent=2))
+    print(table(measure()))

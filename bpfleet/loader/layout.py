@@ -121,6 +121,8 @@ class Layout:
 
     def encode(self, record: Record) -> bytes:
         """Bytes of a record. Raises InvalidInput naming the map and the field."""
+        if len(record) != len(self.names):
+            return self._encode_slowly(record)
         try:
             return self._struct.pack(*[pack(record[name]) if pack else record[name] for name, pack, _ in self._fields])
         except (KeyError, ValueError, OSError, TypeError, AttributeError, OverflowError, struct.error):
@@ -128,7 +130,7 @@ class Layout:
 
     def _encode_slowly(self, record: Record) -> bytes:
         """As encode, but joins bit fields and finds the field that is to blame."""
-        unknown = set(record) - self._known
+        unknown = set(record) - self._known - {"zero"}
         if unknown:
             raise self._error(sorted(unknown)[0], "the map has no such field")
         whole = dict(record)
