@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
+from bpfleet.emit.ansible import ansible_files
 from bpfleet.emit.json_schema import document_schema
 from bpfleet.emit.pulumi import package_schema
 from bpfleet.emit.reference import pages
@@ -18,6 +19,7 @@ def generated() -> Dict[str, str]:
         "docs/reference/document.schema.json": _json(document_schema()),
     }
     files.update({f"docs/reference/{name}": text for name, text in pages().items()})
+    files.update(ansible_files())
     return files
 
 

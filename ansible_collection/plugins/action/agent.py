@@ -1,0 +1,52 @@
+# Copyright (c) bpfleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""bpfleet.fleet.agent"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.action import AgentAction
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.channel import NotInstalled
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.transaction import read
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.errors import BpfleetError
+
+
+class ActionModule(AgentAction):
+    """Installs, upgrades or removes the agent."""
+
+    module = "agent"
+
+    def work(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Bring the agent to what is wanted."""
+        if arguments["state"] == "absent":
+            return self._remove(str(arguments.get("this_node") or self.host))
+        channel = self.channel()
+        result: dict[str, Any] = {"agent": {"digest": channel.artefact.digest}}
+        try:
+            (hello,) = channel.ask(("hello", {}))
+        except NotInstalled:
+            if not self._task.check_mode:
+                channel.install()
+                (hello,) = channel.ask(("hello", {}))
+            else:
+                hello = {}
+            result["changed"] = True
+        if isinstance(hello, BpfleetError):
+            raise hello
+        return {"changed": False, "node": hello.get("node"), **result}
+
+    def _remove(self, node: str) -> dict[str, Any]:
+        channel = self.channel()
+        held = read(channel, ["node"])
+        result: dict[str, Any] = {"changed": bool(held.hello), "node": held.hello.get("node")}
+        if self._task.check_mode or not held.hello:
+            return result
+        channel.install()  # what clears the host is the agent that this collection carries
+        (wiped,) = channel.ask(("wipe", {"node": node}))
+        if isinstance(wiped, BpfleetError):
+            raise wiped
+        channel.remove()
+        return {**result, "writes": wiped["writes"]}

@@ -1,0 +1,248 @@
+# Copyright (c) bpfleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Declared documents: inline in a task, or in YAML and JSON files; checked against the model, each with its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.errors import (
+    BpfleetError,
+    InvalidInput,
+    UnknownField,
+)
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.model.document import (
+    parse_document,
+    problems_of,
+)
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.model.resources import RESOURCES
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.model.schema import check
+
+SUFFIXES = (".yml", ".yaml", ".json")
+PLACEHOLDER = "number"
+"""The one field of a document that a person leaves out: it is allocated."""
+
+
+@dataclass
+class Declared:
+    """One document as declared. `place` says where, for people. An identity's spec may lack its number yet."""
+
+    kind: str
+    name: str
+    spec: dict[str, Any]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    place: str = ""
+
+    @property
+    def key(self) -> str:
+        """ "kind/name"."""
+        return f"{self.kind}/{self.name}"
+
+    def item(self, owner: str) -> dict[str, Any]:
+        """What is put on a node."""
+        document = {"kind": self.kind, "name": self.name, "spec": self.spec}
+        return {"document": document, "owner": owner, "metadata": self.metadata}
+
+
+class Invalid(InvalidInput):
+    """Everything that is wrong with what was declared."""
+
+    def __init__(self, errors: list[BpfleetError]) -> None:
+        super().__init__("; ".join(str(error) for error in errors), details={"errors": [e.to_wire() for e in errors]})
+        self.errors = errors
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON data of Python's own types (Ansible marks values by subclasses of them)."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return str(value)
+
+
+def declare(inline: Iterable[Any], paths: Iterable[Path]) -> list[Declared]:
+    """All documents of a task; raises Invalid with everything that is wrong in any of them."""
+    errors: list[BpfleetError] = []
+    found: list[Declared] = []
+    for index, data in enumerate(inline):
+        found += _checked(plain(data), f"documents[{index}]", None, errors)
+    for path in paths:
+        for file in _files(path, errors):
+            for data, node in _load(file, errors):
+                found += _checked(data, str(file), node, errors)
+    seen: dict[str, Declared] = {}
+    for one in found:
+        first = seen.setdefault(one.key, one)
+        if first is not one:
+            errors.append(
+                InvalidInput(
+                    f"is declared twice: in {first.place} and in {one.place}",
+                    resource=one.key,
+                    remedy="Declare it once.",
+                )
+            )
+    if errors:
+        raise Invalid(errors)
+    return found
+
+
+def _files(path: Path, errors: list[BpfleetError]) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.name.startswith("."))
+    errors.append(
+        InvalidInput("is not there", file=str(path), remedy="Give a file, or a directory of YAML or JSON files.")
+    )
+    return []
+
+
+def _load(file: Path, errors: list[BpfleetError]) -> Iterator[tuple[Any, yaml.Node]]:
+    """Each document in a file, with its YAML node (JSON is YAML). A list, and several YAML documents, are many."""
+    try:
+        for top in list(yaml.compose_all(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)):
+            if top is None:
+                continue
+            for node in top.value if isinstance(top, yaml.SequenceNode) else [top]:
+                errors.extend(_repeated_keys(node, file))
+                yield _construct(node), node
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = _place(file, mark.line + 1) if mark else str(file)
+        errors.append(InvalidInput(f"is not YAML: {error.problem}", file=place, remedy="Mend the file."))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        errors.append(InvalidInput(f"cannot be read: {error}", file=str(file), remedy="Mend the file."))
+
+
+def _construct(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return plain(loader.construct_document(node))
+    finally:
+        loader.dispose()
+
+
+def _repeated_keys(node: yaml.Node, file: Path) -> Iterator[BpfleetError]:
+    """YAML takes the last of two equal keys; nobody means that."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated_keys(item, file)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            name = str(key.value)
+            if name in seen:
+                what = f"{name} is given twice (first in line {seen[name]})"
+                yield InvalidInput(what, file=_place(file, line), remedy="Remove one of the two.")
+            seen.setdefault(name, line)
+            yield from _repeated_keys(value, file)
+
+
+def _place(file: Path | str, line: int) -> str:
+    return f"{file}:{line}"
+
+
+def _checked(data: Any, place: str, node: yaml.Node | None, errors: list[BpfleetError]) -> list[Declared]:
+    """The declared document if nothing is wrong with it; what is wrong goes to `errors`, with file and line."""
+
+    def report(error: BpfleetError, path: str) -> None:
+        errors.append(error.at(file=place if node is None else _place(place, _line(node, path))))
+
+    if not isinstance(data, dict):
+        report(InvalidInput("a document must be a mapping", remedy="Give kind, name and spec."), "")
+        return []
+    metadata, before = _metadata(data, report), len(errors)
+    body = {key: value for key, value in data.items() if key != "ssh"}
+    filled = _with_placeholder(body)
+    for problem in problems_of(filled):
+        path = problem.field or ""
+        report(problem, path if path in ("kind", "name", "spec") else _below_spec(body, path))
+    if len(errors) > before:
+        return []
+    document = parse_document(filled)
+    spec = dict(document.spec)
+    if filled is not body:
+        del spec[PLACEHOLDER]
+    where = place if node is None else _place(place, node.start_mark.line + 1)
+    return [Declared(document.kind, document.name, spec, metadata, where)]
+
+
+def _below_spec(body: Mapping[str, Any], path: str) -> str:
+    first = re.split(r"[.\[]", path, maxsplit=1)[0]
+    return path if first in body and first not in (body.get("spec") or {}) else f"spec.{path}"
+
+
+def _with_placeholder(body: dict[str, Any]) -> dict[str, Any]:
+    """An identity without its number, with one that the model takes."""
+    spec = body.get("spec")
+    if body.get("kind") != "identity" or not isinstance(spec, dict) or spec.get(PLACEHOLDER) is not None:
+        return body
+    return {**body, "spec": {**spec, PLACEHOLDER: 1 << 16}}
+
+
+def _metadata(data: Mapping[str, Any], report: Any) -> dict[str, Any]:
+    """How a node is reached stands beside its spec, as `ssh`."""
+    if "ssh" not in data:
+        return {}
+    if data.get("kind") != "node":
+        report(UnknownField("unknown field ssh", field="ssh", remedy="Only a node has it."), "ssh")
+        return {}
+    ssh = next(one for one in RESOURCES["node"].fields if one.name == "ssh")
+    checked, problems = check((ssh,), {"ssh": data["ssh"]})
+    for problem in problems:
+        kind = UnknownField if problem.unknown_field else InvalidInput
+        resource = f"node/{data.get('name')}"
+        report(kind(problem.what, resource=resource, field=problem.path, remedy=problem.remedy), problem.path)
+    return checked
+
+
+_STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
+
+
+def _line(node: yaml.Node, path: str) -> int:
+    """The line (from 1) of the deepest part of `path` ("spec.ingress[0].ports[1].port") that is there."""
+    line = node.start_mark.line + 1
+    position = 0
+    while position < len(path):
+        step = _STEP.match(path, position)
+        if step is None:
+            break
+        found: yaml.Node | None = None
+        position = step.end()
+        if step.group(1) is not None and isinstance(node, yaml.SequenceNode):
+            index = int(step.group(1))
+            found = node.value[index] if index < len(node.value) else None
+            line = found.start_mark.line + 1 if found is not None else line
+        elif step.group(2) is not None and isinstance(node, yaml.MappingNode):
+            # A key may itself hold dots ("app.kubernetes.io/name"): take the longest that fits.
+            rest = path[step.start() :]
+            fitting = [
+                (key, value)
+                for key, value in node.value
+                if rest == key.value or rest.startswith((key.value + ".", key.value + "["))
+            ]
+            if fitting:
+                key, found = max(fitting, key=lambda pair: len(pair[0].value))
+                line, position = key.start_mark.line + 1, step.start() + len(key.value)
+        if found is None:
+            break
+        node = found
+        if path[position : position + 1] == ".":
+            position += 1
+    return line

@@ -1,0 +1,284 @@
+# Copyright (c) bpfleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Actions that put and delete documents: check and diff mode, identity numbers, the transaction, the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.action import AgentAction
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.channel import Channel
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.declared import PLACEHOLDER, Declared
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.numbers import InUse, Table, in_use
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.transaction import (
+    Change,
+    Held,
+    Refused,
+    Store,
+    key_of,
+    make,
+    preview,
+    read,
+)
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.errors import InvalidInput, NumberTaken
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.model.document import canonical_json
+
+NUMBERS_TRIED = 16
+
+
+@dataclass
+class Wanted:
+    """What a task wants. prune: what the owner has put and does not declare here goes too."""
+
+    cluster: str
+    put: list[Declared] = field(default_factory=list)
+    deletes: list[str] = field(default_factory=list)
+    prune: bool = False
+
+    @property
+    def owner(self) -> str:
+        """Whose documents these are."""
+        return f"ansible:{self.cluster}"
+
+
+class PuttingAction(AgentAction):
+    """An action whose task says which documents should be there and which not."""
+
+    def wanted(self, arguments: Mapping[str, Any]) -> Wanted:
+        """What the task wants."""
+        raise NotImplementedError
+
+    def work(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the host hold what is wanted, or in check mode say what that would change."""
+        self.require_renewable()
+        wanted = self.wanted(arguments)
+        node = str(arguments.get("this_node") or self.host)
+        channel = self.channel()
+        held = read(channel)
+        _must_be(node, held)
+        members = _members(wanted, held.store)
+        _must_be_member(node, self.host, wanted, held.store, members)
+        self._reachability(wanted)
+        if self._task.check_mode:
+            result = self._check(channel, held, wanted, node)
+        else:
+            result = self._make(channel, held, wanted, node, float(arguments["deadline"]))
+        active = {str(host) for host in self.variables.get("ansible_play_hosts", ())} | {self.host}
+        left = sorted(set(members) - active - {node}) if result["changed"] else []
+        result["left_behind"] = left
+        if left:
+            names = ", ".join(left)
+            result.setdefault("warnings", []).append(
+                f"members of cluster {wanted.cluster} that are not in this run keep what they have: {names}. "
+                "Run the playbook without --limit when they can be reached."
+            )
+        return result
+
+    def _check(self, channel: Channel, held: Held, wanted: Wanted, node: str) -> dict[str, Any]:
+        for _ in range(NUMBERS_TRIED):
+            change = self._change(wanted, held, node)
+            if not held.agent:
+                # Nothing can be staged without this very agent, and a check delivers none.
+                return self._result(held, change, {"unchanged": False, "agent": "absent"})
+            try:
+                return self._result(held, change, preview(channel, change))
+            except Refused as refused:
+                self._renumber(wanted, held, refused)
+        raise _no_number()
+
+    def _make(self, channel: Channel, held: Held, wanted: Wanted, node: str, deadline: float) -> dict[str, Any]:
+        installed = not held.agent and channel.install()
+        for _ in range(NUMBERS_TRIED):
+            change = self._change(wanted, held, node)
+            try:
+                answer = make(channel, change, self.renew, deadline)
+            except Refused as refused:
+                self._renumber(wanted, held, refused)
+                continue
+            return self._result(held, change, answer, installed)
+        raise _no_number()
+
+    def _change(self, wanted: Wanted, held: Held, node: str) -> Change:
+        self._number(wanted, held)
+        declared = {one.key for one in wanted.put}
+        deletes = {key for key in wanted.deletes if key in held.store}
+        if wanted.prune:
+            deletes |= {
+                key for key, item in held.store.items() if item["owner"] == wanted.owner and key not in declared
+            }
+        puts = [one.item(wanted.owner) for one in wanted.put]
+        return Change(
+            node, wanted.owner, [item for item in puts if held.store.get(key_of(item)) != item], sorted(deletes)
+        )
+
+    # Identity numbers
+
+    def _number(self, wanted: Wanted, held: Held) -> None:
+        """Give every identity without a number its own."""
+        waiting = [one for one in wanted.put if one.kind == "identity" and PLACEHOLDER not in one.spec]
+        if not waiting:
+            return
+        numbers = self._table(wanted, held, waiting).numbers(lambda: self._numbers_in_use(held))
+        for one in waiting:
+            one.metadata = {}
+            one.spec[PLACEHOLDER] = numbers[canonical_json(one.spec["labels"])]
+            self._allocated.add(one.key)
+
+    def _renumber(self, wanted: Wanted, held: Held, refused: Refused) -> None:
+        """After a refusal because of numbers alone: other numbers for those. Anything else is raised."""
+        taken = {key for key, error in refused.errors if isinstance(error, NumberTaken)}
+        if len(taken) != len(refused.errors) or not taken <= self._allocated:
+            raise refused
+        ours = [one for one in wanted.put if one.key in self._allocated]
+        table = self._table(wanted, held, ours)
+        for one in ours:
+            if one.key in taken:
+                table.strike(int(one.spec[PLACEHOLDER]), one.spec["labels"])
+        for one in ours:
+            del one.spec[PLACEHOLDER]
+
+    def _table(self, wanted: Wanted, held: Held, waiting: Sequence[Declared]) -> Table:
+        labels = [dict(one.spec["labels"]) for one in waiting]
+        return Table(self.scratch, wanted.cluster, _cluster_id(wanted, held.store), labels)
+
+    def _numbers_in_use(self, held: Held) -> InUse:
+        return in_use(held.store.values())
+
+    @property
+    def _allocated(self) -> set[str]:
+        found: set[str] = self.__dict__.setdefault("_allocated_keys", set())
+        return found
+
+    # Reachability
+
+    def _reachability(self, wanted: Wanted) -> None:
+        """Beside each node's document, how the inventory reaches it: any member can tell another controller."""
+        for one in wanted.put:
+            if one.kind == "node":
+                known = _inventory_ssh(self.variables.get("hostvars") or {}, one.name)
+                address = {"host": str(one.spec["address"])}
+                one.metadata = {"ssh": {**address, **known, **one.metadata.get("ssh", {})}}
+
+    # The result
+
+    def _result(
+        self, held: Held, change: Change, answer: Mapping[str, Any], installed: bool | None = None
+    ) -> dict[str, Any]:
+        absent = answer.get("agent") == "absent"
+        result: dict[str, Any] = {
+            "changed": bool(not answer["unchanged"] or installed or absent),
+            "put": [key_of(item) for item in change.puts],
+            "deleted": list(change.deletes),
+            "agent_installed": absent if installed is None else installed,
+            "node": change.node,
+        }
+        for name in ("generation", "documents_digest", "state_digest", "steps", "writes", "waiting", "transaction"):
+            if answer.get(name) is not None:
+                result[name] = answer[name]
+        result.setdefault("generation", held.hello.get("generation", 0))
+        if answer.get("warnings"):
+            result["warnings"] = list(answer["warnings"])
+        if self._task.diff:
+            result["diff"] = _diff(held, change, answer)
+        return result
+
+
+def _members(wanted: Wanted, store: Store) -> list[str]:
+    """The members that the cluster has after the change."""
+    for one in wanted.put:
+        if one.kind == "cluster":
+            return [str(name) for name in one.spec["members"]]
+    item = store.get(f"cluster/{wanted.cluster}")
+    return list(item["document"]["spec"]["members"]) if item else []
+
+
+def _must_be(node: str, held: Held) -> None:
+    name = held.hello.get("node")
+    if name not in (None, node):
+        raise InvalidInput(
+            f"this host is node {name}, not {node}",
+            resource=f"node/{node}",
+            remedy=f"Set this_node to {name}, correct the address in the inventory, or remove node {name} from the "
+            "host first (role bpfleet.fleet.node with bpfleet_state: absent).",
+        )
+
+
+def _must_be_member(node: str, host: str, wanted: Wanted, store: Store, members: Sequence[str]) -> None:
+    if not members or node in members:
+        return
+    raise InvalidInput(
+        f"inventory host {host} is no member of cluster {wanted.cluster} (members: {', '.join(members)})",
+        resource=f"cluster/{wanted.cluster}",
+        field="members",
+        remedy=f"Add {node} to the members and declare node/{node}, take the host out of the play, or set this_node if "
+        "the node has another name than the host.",
+    )
+
+
+def _cluster_id(wanted: Wanted, store: Store) -> int:
+    for one in wanted.put:
+        if one.kind == "cluster":
+            return int(one.spec["id"])
+    item = store.get(f"cluster/{wanted.cluster}")
+    if item is None:
+        raise InvalidInput(
+            f"there is no cluster {wanted.cluster} yet, whose id is part of an identity's number",
+            resource=f"cluster/{wanted.cluster}",
+            remedy="Declare the cluster in the same task, or before.",
+        )
+    return int(item["document"]["spec"]["id"])
+
+
+def _inventory_ssh(hostvars: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """How Ansible reaches a host, as a node's `ssh`; empty if the inventory does not have it."""
+    if name not in hostvars:
+        return {}
+    given = hostvars[name]
+    found = {
+        "host": given.get("ansible_host") or given.get("ansible_ssh_host"),
+        "port": given.get("ansible_port") or given.get("ansible_ssh_port"),
+        "user": given.get("ansible_user") or given.get("ansible_ssh_user"),
+        "private_key_file": given.get("ansible_ssh_private_key_file") or given.get("ansible_private_key_file"),
+        "host_key": given.get("bpfleet_host_key"),
+    }
+    ssh: dict[str, Any] = {key: str(value) for key, value in found.items() if value}
+    if "port" in ssh:
+        ssh["port"] = int(ssh["port"])
+    return {"port": 22, "user": "root", **ssh}
+
+
+def _no_number() -> InvalidInput:
+    return InvalidInput(
+        f"no free identity number was found in {NUMBERS_TRIED} attempts", remedy="Run the playbook again."
+    )
+
+
+def _diff(held: Held, change: Change, answer: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A part for each document that changes, and the steps in the kernel in words."""
+    parts = []
+    new = {key_of(item): item for item in change.puts}
+    for key in sorted({*new, *change.deletes}):
+        parts.append(
+            {
+                "before_header": key,
+                "after_header": key,
+                "before": _text(held.store.get(key)),
+                "after": _text(new.get(key)),
+            }
+        )
+    if answer.get("agent") == "absent":
+        parts.append({"prepared": "the agent would be installed; what it then does in the kernel shows only with it\n"})
+    if answer.get("describe"):
+        parts.append({"prepared": "steps:\n" + "".join(f"  {line}\n" for line in answer["describe"])})
+    return parts
+
+
+def _text(item: Mapping[str, Any] | None) -> str:
+    if item is None:
+        return ""
+    shown = {**item["document"], **item["metadata"]}
+    return str(yaml.safe_dump(shown, sort_keys=True, default_flow_style=False, allow_unicode=True))
