@@ -45,6 +45,22 @@ SYMBOLS: Dict[str, Tuple[List[Any], Any]] = {
 _libc = ctypes.CDLL(None)
 
 
+_messages: List[str] = []
+
+
+def _collect(_level: int, form: Optional[bytes], arguments: Optional[int]) -> int:
+    size = 1 << 16
+    buffer = ctypes.create_string_buffer(size)
+    # A va_list is passed by reference on every architecture we run on, so its address can be handed on.
+    length = int(_libc.vsnprintf(buffer, ctypes.c_size_t(size), form, ctypes.c_void_p(arguments)))
+    # What does not fit is lost: the arguments are used up, and copying a va_list is beyond ctypes.
+    _messages.append(buffer.value.decode(errors="replace") + (" ...\n" if length >= size else ""))
+    return length
+
+
+_PRINTER = _PRINT(_collect)  # one for the process, as libbpf has one, and holds nothing but its address
+
+
 class Libbpf:
     """The library, with every symbol of the table resolved and its messages collected in `messages`."""
 
@@ -58,9 +74,8 @@ class Libbpf:
         self.version = self._version(library)
         for name, (arguments, result) in SYMBOLS.items():
             self._functions[name] = self._resolve(library, name, arguments, result)
-        self.messages: List[str] = []
-        self._print = _PRINT(self._message)  # kept: libbpf holds only its address
-        self._functions["libbpf_set_print"](self._print)
+        self.messages = _messages
+        self._functions["libbpf_set_print"](_PRINTER)
 
     def _version(self, library: str) -> str:
         try:
@@ -80,18 +95,6 @@ class Libbpf:
             raise HostUnfit(f"{library} (version {version}) has no {name}", remedy=_REMEDY) from None
         function.argtypes, function.restype = arguments, result
         return function
-
-    def _message(self, _level: int, form: Optional[bytes], arguments: Optional[int]) -> int:
-        size = 1 << 16
-        buffer = ctypes.create_string_buffer(size)
-        # A va_list is passed by reference on every architecture we run on, so its address can be handed on.
-        length = int(_libc.vsnprintf(buffer, ctypes.c_size_t(size), form, ctypes.c_void_p(arguments)))
-        if length >= size:
-            # The arguments are used up, and copying a va_list is beyond ctypes: what did not fit is lost.
-            self.messages.append(buffer.value.decode(errors="replace") + " ...\n")
-        else:
-            self.messages.append(buffer.value.decode(errors="replace"))
-        return length
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function of the table."""

@@ -22,6 +22,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Set, Tuple
 
+from bpfleet.loader.capacity import check_capacity
 from bpfleet.loader.kernel import Found
 from bpfleet.loader.rows import REVISION_FIELD, is_index
 from bpfleet.loader.steps import (
@@ -51,7 +52,11 @@ LAST_TABLE = "node"
 
 
 def plan(want: NodeState, have: NodeState) -> List[Step]:
-    """The steps from `have` (as a Kernel reads it) to `want`, in the order above; empty if there is nothing to do."""
+    """The steps from `have` (as a Kernel reads it) to `want`, in the order above; empty if there is nothing to do.
+
+    Raises InvalidInput if `want` does not fit into the maps.
+    """
+    check_capacity(want)
     rebuilt = {name for name, device in have.devices.items() if _must_rebuild(want.devices.get(name), device)}
     steps: List[Step] = []
     if rebuilt:

@@ -53,7 +53,9 @@ class RealKernel:
     # -- fitness and facts -------------------------------------------------------------------------------------------
 
     def check_fitness(self) -> None:
-        """As Kernel.check_fitness: kernel, BTF, bpffs, libbpf, tcx, in this order."""
+        """As Kernel.check_fitness: root, kernel, BTF, bpffs, libbpf, tcx, in this order."""
+        if os.geteuid() != 0:
+            raise HostUnfit("not run as root", remedy="Connect as root.")
         release = os.uname().release
         found = re.match(r"(\d+)\.(\d+)", release)
         if found is None or (int(found[1]), int(found[2])) < MINIMUM_KERNEL:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from bpfleet.loader.pins import Pins
 from bpfleet.loader.plan import plan
 from bpfleet.loader.rows import STRAY
 from bpfleet.model.state import NodeState, Program, Table
+from tests.agent.pythons import python39
 from tests.contract.rigs import UNDERLAY, RealRig, with_constants
 from tests.contract.states import EMPTY, ONE, TWO, entries, veth
 from tests.contract.test_kernel import bring
@@ -384,6 +387,75 @@ def test_a_route_of_others_is_not_overwritten(real_rig: RealRig) -> None:
     real_rig.sandbox.command(*f"ip route add 10.77.1.1/32 dev {UNDERLAY}".split())
     with pytest.raises(HostFailed, match=r"another route to 10\.77\.1\.1/32"):
         bring(real_rig.kernel, ONE)
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+BRING = """
+import sys, time
+from pathlib import Path
+from bpfleet.loader import syscall
+from bpfleet.loader.apply import apply
+from bpfleet.loader.plan import plan
+from tests.contract.rigs import RealRig
+from tests.contract.states import EMPTY, TWO
+
+rig = RealRig(Path(sys.argv[1]), Path(sys.argv[2]))
+for want in (TWO, EMPTY, TWO):
+    rig.kernel.prepare(want.programs)
+    rig.sandbox.run(apply, rig.real, plan(want, rig.kernel.read(want)))
+    assert rig.kernel.read(want) == want
+def ids():
+    return [syscall.program_info(syscall.get(str(path))).id for path in Path("/sys/fs/bpf/bpfleet/programs").iterdir()]
+print(*rig.sandbox.run(ids), flush=True)
+if sys.argv[3] == "wait":
+    time.sleep(600)
+rig.close()
+"""
+
+
+def started(python: str, objects: Path, scratch: Path, then: str) -> subprocess.Popen[str]:
+    """Another process that brings up a host of its own; it prints the ids of its programs."""
+    root = Path(__file__).resolve().parents[2]
+    pyroute2 = Path(importlib.util.find_spec("pyroute2").origin).parents[1]  # type: ignore[union-attr, arg-type]
+    return subprocess.Popen(
+        [python, "-B", "-c", BRING, str(objects), str(scratch), then],
+        env={**os.environ, "PYTHONPATH": f"{root}:{pyroute2}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_under_the_oldest_python(real_rig: RealRig, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    process = started(python39(), real_rig.objects, tmp_path / "other", "end")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and len(output.split()) == 5
+
+
+def test_a_sandbox_ends_with_its_process(real_rig: RealRig, tmp_path: Path) -> None:
+    """Killed, it leaves no program, and so no link, map or device either."""
+    (tmp_path / "other").mkdir()
+    process = started(sys.executable, real_rig.objects, tmp_path / "other", "wait")
+    assert process.stdout is not None
+    ids = [int(word) for word in process.stdout.readline().split()]
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert len(ids) == 5
+    for _ in range(600):  # the kernel frees them a little later
+        if not any(_alive(number) for number in ids):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"programs {ids} are still there")
+
+
+def _alive(number: int) -> bool:
+    try:
+        os.close(syscall.program_by_id(number))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import List
 
 import pytest
 
-from bpfleet.errors import HostFailed
+from bpfleet.errors import HostFailed, InvalidInput
 from bpfleet.loader.apply import apply
 from bpfleet.loader.fake import FakeKernel
 from bpfleet.loader.kernel import Found
@@ -141,6 +141,15 @@ def test_rows_of_other_fields_are_an_error_of_ours() -> None:
     have = dataclasses.replace(ONE, tables={**ONE.tables, "node": Table(("index",), ("x",), {(0,): (1,)})})
     with pytest.raises(ValueError, match="are wanted"):
         plan(ONE, have)
+
+
+def test_what_does_not_fit_is_refused_before_anything() -> None:
+    rows = {(f"bpf-{n:010x}",): (1, 1, 0, "", "") for n in range(8193)}
+    fields = ("identity", "policy_revision", "flags", "workload_mac", "device_mac")
+    want = NodeState(tables={"endpoints": Table(("ifindex",), fields, rows)})
+    with pytest.raises(InvalidInput, match="endpoints has room for 8192 entries, 8193 are needed") as caught:
+        plan(want, EMPTY)
+    assert caught.value.remedy and caught.value.field == "endpoints"
 
 
 def test_what_people_read() -> None:
