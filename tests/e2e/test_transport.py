@@ -28,11 +28,6 @@ def target_of(lab: Lab, host: Host) -> Target:
     return Target(host.name, host.address, host.ssh_port, host.ssh_user, str(lab.private_key), host_key=host.host_key)
 
 
-@pytest.fixture(scope="module")
-def lab(lab: Lab) -> Lab:
-    return lab
-
-
 @pytest.fixture
 def targets(lab: Lab) -> dict[str, Target]:
     return {name: target_of(lab, host) for name, host in lab.hosts.items()}
