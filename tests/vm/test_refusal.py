@@ -18,7 +18,9 @@ def test_a_kernel_without_tcx_is_refused(bookworm: Machine, fleet: Fleet) -> Non
     try:
         fleet.install(reached)
         installed = snapshot(bookworm)
-        node = document("node", "bookworm", address=bookworm.address, devices=[{"name": "eth0"}], workload_cidrs=[])
+        node = document(
+            "node", "bookworm", address=bookworm.address, devices=[{"name": "eth0"}], workload_cidrs=["10.99.1.0/24"]
+        )
         change = Changes(puts=[{"document": node.to_json(), "owner": "test:vm", "metadata": {}}], owner="test:vm")
         outcome = fleet.transact({"bookworm": reached}, change)["bookworm"]
         assert isinstance(outcome, Failed), outcome

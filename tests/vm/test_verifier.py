@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bpfleet.agent.install import install_command, remove_command
 from bpfleet.compile.compiler import Compiler
 from bpfleet.model.document import DocumentSet
 from bpfleet.transport.artefact import Artefact
@@ -40,13 +39,12 @@ def test_the_verifier_takes_every_object(
     assert kernel.startswith("{}.{}.".format(*recipe.kernel))
     python = machine.run("python3 -c 'import sys; print(*sys.version_info[:2])'").split()
     assert tuple(map(int, python)) == recipe.python
+    machine.put({"/root/agent.pyz": artefact.data, "/root/verify.py": VERIFY.read_bytes()})
     try:
-        answer = json.loads(machine.run(install_command(artefact.digest), input=artefact.data))
-        agent = answer["result"]["path"]
-        machine.put({"/root/verify.py": VERIFY.read_bytes()})
-        answers = json.loads(machine.run(f"python3 -B /root/verify.py {agent}", input=json.dumps(programs()).encode()))
+        output = machine.run("python3 -B verify.py agent.pyz", input=json.dumps(programs()).encode())
     finally:
-        machine.run(f"rm -f /root/verify.py; {remove_command()}")
+        machine.run("rm verify.py agent.pyz")
+    answers = json.loads(output)
     refused = [answer["error"] for answer in answers if "error" in answer]
     with capsys.disabled():
         print()

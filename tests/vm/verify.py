@@ -1,6 +1,6 @@
-"""Runs on a virtual machine: loads every program of an installed agent and says what the kernel's verifier said.
+"""Runs on a virtual machine: loads programs of the agent's artefact and says what the kernel's verifier said.
 
-    python3 verify.py AGENT < PROGRAMS      PROGRAMS: [[object, {constant: value}], ...] as JSON
+    python3 verify.py ARTEFACT < PROGRAMS      PROGRAMS: [[object, {constant: value}], ...] as JSON
 
 Prints, as JSON, for each program in turn {"object", "error"} or {"object", "verified", "jited"}: `verified` counts the
 instructions that the verifier went through. Nothing stays.
@@ -12,13 +12,14 @@ import json
 import os
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any, Dict
 
 BPFFS = "/sys/fs/bpf"
 
 
-def verify(agent: Path, state: Path, name: str, constants: Dict[str, Any]) -> Dict[str, Any]:
+def verify(directory: Path, name: str, constants: Dict[str, Any]) -> Dict[str, Any]:
     """Load one program by the loader's own code, look at it, let it go."""
     from bpfleet.errors import BpfleetError
     from bpfleet.loader import syscall
@@ -28,7 +29,7 @@ def verify(agent: Path, state: Path, name: str, constants: Dict[str, Any]) -> Di
 
     pins = Pins(f"{BPFFS}/verify")
     pins.ensure()
-    objects = Objects(agent / "objects", pins, state)
+    objects = Objects(directory / "objects", pins, directory)
     program = Program(name, constants)
     try:
         objects.load(program)
@@ -48,10 +49,11 @@ def verify(agent: Path, state: Path, name: str, constants: Dict[str, Any]) -> Di
 
 
 def main() -> None:
-    agent = Path(sys.argv[1])
-    sys.path.insert(0, str(agent))
-    with tempfile.TemporaryDirectory() as state:
-        print(json.dumps([verify(agent, Path(state), name, constants) for name, constants in json.load(sys.stdin)]))
+    sys.path.insert(0, sys.argv[1])
+    with tempfile.TemporaryDirectory() as name:
+        with zipfile.ZipFile(sys.argv[1]) as archive:
+            archive.extractall(name, [entry for entry in archive.namelist() if entry.startswith("objects/")])
+        print(json.dumps([verify(Path(name), *program) for program in json.load(sys.stdin)]))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _build(recipe: Recipe, work: Path) -> None:
     packages.mkdir(parents=True, exist_ok=True)
     out.mkdir()
     # In namespaces of its own: what debootstrap mounts and starts is gone with it, killed or not.
-    apart = ["nice", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--"]
+    apart = ["nice", "-n", "3", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--"]
     run(
         [
             *apart,

@@ -19,8 +19,8 @@ from tools.vm.image import Image
 from tools.vm.network import Network
 
 MEMORY_MIB = 768
-BOOT_SECONDS = 400.0
-COMMAND_SECONDS = 120.0
+BOOT_SECONDS = 900.0
+COMMAND_SECONDS = 300.0
 _END_SECONDS = 10.0
 _CONSOLE_LINES = 25
 # lsm: as a host has it whose administrator turned BPF LSM on. net.ifnames: the device is eth0. panic: end qemu rather
@@ -134,7 +134,7 @@ class Machine:
             "nsenter",
             f"--net=/run/netns/{self.network.netns}",
             "--",
-            "nice",
+            *("nice", "-n", "3"),
             *("qemu-system-x86_64", "-name", f"{self.network.netns}-{self.name}", "-no-user-config", "-nodefaults"),
             *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", _CPU, "-smp", "1", "-m", str(MEMORY_MIB)),
             *("-display", "none", "-no-reboot", "-serial", f"file:{self.console}"),
