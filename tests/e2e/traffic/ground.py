@@ -68,18 +68,19 @@ def eventually(read: Callable[[], T], holds: Callable[[T], bool], seconds: float
 
 
 class Ground:
-    """See the module's head."""
+    """See the module's head. `hosts`: of the lab only these."""
 
-    def __init__(self, lab: Lab, fleet: Fleet) -> None:
+    def __init__(self, lab: Lab, fleet: Fleet, hosts: Sequence[str] = ()) -> None:
         self.lab = lab
         self.fleet = fleet
+        self.hosts = {name: host for name, host in lab.hosts.items() if not hosts or name in hosts}
         self.targets = {
             name: Target(name, host.address, private_key_file=str(lab.private_key), host_key=host.host_key)
-            for name, host in lab.hosts.items()
+            for name, host in self.hosts.items()
         }
         self.workloads = {
             f"{ROLES[netns]}-{host.index}": self._workload(name, netns)
-            for name, host in lab.hosts.items()
+            for name, host in self.hosts.items()
             for netns in host.workloads
         }
         self.stations: dict[str, Station] = {}
@@ -94,7 +95,7 @@ class Ground:
     def start(self) -> None:
         """Install the agent everywhere and start the stations."""
         self.fleet.each(self.targets.values(), self.fleet.install)
-        places = ["world", *self.lab.hosts]
+        places = ["world", *self.hosts]
         self.stations = {place: Station(self.lab, place) for place in places}
         for workload in self.workloads.values():
             self.stations[workload.place] = Station(self.lab, workload.host, workload.netns)
@@ -123,9 +124,9 @@ class Ground:
 
     def base(self, **routing: Any) -> list[Document]:
         """Cluster, nodes, identities and endpoints; no policy."""
-        hosts = self.lab.hosts.values()
+        hosts = self.hosts.values()
         return [
-            document("cluster", "traffic", id=1, routing={"port": PORT, **routing}, members=sorted(self.lab.hosts)),
+            document("cluster", "traffic", id=1, routing={"port": PORT, **routing}, members=sorted(self.hosts)),
             *(
                 document(
                     "node",
