@@ -129,7 +129,7 @@ class Stack:
             message = event.get("diagnosticEvent")
             if message is not None and not message.get("ephemeral"):
                 run.messages.append((name_of(message.get("urn", "")), message["severity"], message["message"]))
-        assert (done.returncode == 0) is ok, run.text
+        assert (done.returncode == 0) is ok, run.all_errors + done.stderr
         return run
 
     def state(self) -> dict[str, dict[str, Any]]:
