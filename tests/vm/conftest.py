@@ -5,8 +5,7 @@ A test leaves its machine as it found it. Everything is gone when the test proce
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -43,23 +42,17 @@ def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
 
     ensure_packages(say)
     images = [ensure_image(recipe, say) for recipe in RECIPES.values()]
-    started: dict[str, Machine] = {}
-    directory = Path(tempfile.mkdtemp(prefix="bpfleet-vm-"))
-    try:
-        with Network() as network:
-            try:
-                for image in images:
-                    own = directory / image.recipe.release
-                    own.mkdir()
-                    started[image.recipe.release] = Machine(image, network, image.recipe.release, own)
-                for machine in started.values():
-                    machine.wait()
-                yield started
-            finally:
-                for machine in started.values():
-                    machine.close()
-    finally:
-        shutil.rmtree(directory)
+    with Network() as network:
+        started: dict[str, Machine] = {}
+        try:
+            for image in images:
+                started[image.recipe.release] = Machine(image, network, image.recipe.release)
+            for machine in started.values():
+                machine.wait()
+            yield started
+        finally:
+            for machine in started.values():
+                machine.close()
 
 
 @pytest.fixture
@@ -102,6 +95,11 @@ def target(machine: Machine, name: str) -> Target:
     )
 
 
-def snapshot(machine: Machine) -> str:
-    """All on a machine that bpfleet could have touched, in words that are compared as a whole."""
-    return machine.run("python3 -B -", input=SNAPSHOT.read_bytes())
+def snapshot(machine: Machine) -> list[str]:
+    """All on a machine that bpfleet could have touched, line by line."""
+    return machine.run("python3 -B -", input=SNAPSHOT.read_bytes()).splitlines()
+
+
+def changes(before: list[str], after: list[str]) -> list[str]:
+    """What is no longer there ("-") and what is new ("+")."""
+    return [line for line in difflib.ndiff(before, after) if line.startswith(("-", "+"))]

@@ -23,7 +23,6 @@ ASKED = (
     "ip -6 route show table all",
     "ip rule",
     "ip -6 rule",
-    "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding",
 )
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -61,6 +60,14 @@ def files(top: str) -> List[str]:
     return sorted(str(path) for path in Path(top).rglob("*")) if Path(top).exists() else [f"no {top}"]
 
 
+def settings() -> Iterator[str]:
+    """The host's network sysctls that are for all devices or for one."""
+    for family in ("ipv4", "ipv6"):
+        for path in sorted(Path(f"/proc/sys/net/{family}/conf").glob("*/*")):
+            if path.stat().st_mode & 0o444 and path.name != "stable_secret":  # which has none to be read
+                yield f"{path} = {path.read_text().strip()}"
+
+
 def main() -> None:
     namespaces = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout.split("\n")
     places = ["", *(f"ip netns exec {line.split()[0]} " for line in namespaces if line)]
@@ -69,6 +76,7 @@ def main() -> None:
             done = subprocess.run((place + question).split(), capture_output=True, text=True, check=True)
             print(place + question, *sorted(done.stdout.splitlines()), sep="\n  ")
     print("bpf", *sorted([*names("program"), *names("map")]), sep="\n  ")
+    print("sysctls", *settings(), sep="\n  ")
     print("files", *files("/sys/fs/bpf"), *files("/var/lib/bpfleet"), sep="\n  ")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import tempfile
-from pathlib import Path
 
 from bpfleet.errors import BpfleetError
 from tools.vm.image import ensure_image, ensure_packages
@@ -20,12 +18,12 @@ def _say(text: str) -> None:
 
 
 def _boot(release: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="bpfleet-vm-") as directory, Network() as network:
-        with Machine(ensure_image(RECIPES[release], _say), network, release, Path(directory)) as machine:
-            machine.wait()
-            _say(f"up; log in by: {' '.join(machine.ssh_command())}")
-            _say(f"console: {machine.console}; Ctrl-C ends it")
-            signal.pause()
+    image = ensure_image(RECIPES[release], _say)
+    with Network() as network, Machine(image, network, release) as machine:
+        machine.wait()
+        _say(f"up; log in by: {' '.join(machine.ssh_command())}")
+        _say(f"console: {machine.console}; Ctrl-C ends it")
+        signal.pause()
 
 
 def main() -> int:

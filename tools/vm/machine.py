@@ -35,13 +35,15 @@ _CPU = "max,cx16=off,la57=off"
 
 
 class Machine:
-    """A running machine; `wait` returns when it answers. `directory` is its own and short enough for a socket path.
+    """A running machine; `wait` returns when it answers.
 
     private_key_file, host_key and known_hosts_file are as bpfleet.transport.target.Target wants them.
     """
 
-    def __init__(self, image: Image, network: Network, name: str, directory: Path) -> None:
+    def __init__(self, image: Image, network: Network, name: str) -> None:
         """Starts it. Call this in a thread that lives as long as the machine: the kernel ends it with that thread."""
+        directory = network.directory / name
+        directory.mkdir()
         self.name = name
         self.image = image
         self.network = network

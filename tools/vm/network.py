@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 
@@ -30,19 +31,23 @@ _GUARD_SECONDS = 30.0
 
 
 class Network:
-    """Made by entering it, removed by leaving it."""
+    """Made by entering it, removed by leaving it. `directory` holds its machines' keys and logs and goes with it."""
 
     def __init__(self) -> None:
         self.id = f"{os.getpid()}-{next(_serial)}"
         self.netns = f"bpfleet-vm-{self.id}"
         self.link = f"bvm{self.id}"
+        self.directory = Path(tempfile.gettempdir()) / self.netns
         self.subnet = _free_subnet(self.id)
         self._machines = itertools.count(1)
         self._guard: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Network:
+        self.directory.mkdir(mode=0o700)
         self._guard = subprocess.Popen(
-            [sys.executable, str(_GUARD), self.netns, self.link], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, str(_GUARD), self.netns, self.link, str(self.directory)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         try:
             self._make()
