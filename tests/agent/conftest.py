@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -15,6 +16,7 @@ from bpfleet.model.document import Document
 from tests import fleet
 from tests.agent.agent_process import KeptKernel
 
+GUARD_SECONDS = 120.0
 SCRIPT = Path(__file__).with_name("agent_process.py")
 
 
@@ -25,6 +27,10 @@ class Connection:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
         self._number = 0
+        # A test that waits for an answer that never comes fails instead of hanging.
+        self._guard = threading.Timer(GUARD_SECONDS, self.process.kill)
+        self._guard.daemon = True
+        self._guard.start()
 
     def send(self, method: str, params: Optional[Mapping[str, Any]] = None) -> int:
         self._number += 1
@@ -57,6 +63,7 @@ class Connection:
             _, complaint = self.process.communicate(timeout=60)
         except BrokenPipeError:
             complaint = b""
+        self._guard.cancel()
         return complaint.decode()
 
 

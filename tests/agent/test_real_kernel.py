@@ -124,7 +124,7 @@ def test_a_nodes_life(node: Node) -> None:
 
     assert node.ping("w2", "10.77.1.1")
     assert not node.ping("w1", "10.77.1.2")
-    icmp = [event for event in node.events(protocol="icmp", last=100)]
+    icmp = node.events(protocol="icmp", last=100)
     told = {(e["source"]["endpoint"], e["destination"]["endpoint"], e["direction"], e["verdict"]) for e in icmp}
     assert ("api-1", "web-1", "ingress", "allowed") in told
     denied = next(event for event in icmp if event["verdict"] == "denied")
@@ -156,7 +156,7 @@ def test_a_nodes_life(node: Node) -> None:
 def test_following_sees_what_happens_and_ends_with_the_next_request(node: Node) -> None:
     node.commit(**CHANGE)
     connection = node.connect()
-    number = connection.send("events", {"follow": True, "last": 0, "protocol": "icmp"})
+    number = connection.send("events", {"follow": True, "last": 100, "protocol": "icmp"})
     assert node.ping("w2", "10.77.1.1")
     event = connection.receive()
     assert event["id"] == number
