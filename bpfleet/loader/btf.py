@@ -12,7 +12,8 @@ The same answer on any machine: nothing here asks the kernel. Little-endian 64-b
 
 A key or value is {"size": bytes, "fields": [{"name", "offset", "size", "kind"}]}; kinds are u8..u64, s8..s64,
 be16..be64, address (16 bytes), mac (6 bytes), and "bits" with "bit_offset" and "bit_size" inside the u32 at "offset";
-an array has a "count". Names of enum members lose what they share, in lower case: REASON_WAITING is "waiting" of "reason".
+an array has a "count". Names of enum members lose what they share, in lower case: REASON_WAITING is "waiting" of
+"reason".
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ TCX_INGRESS = 46
 TCX_EGRESS = 47
 ATTACH_TYPES = {"ingress": TCX_INGRESS, "egress": TCX_EGRESS}
 
+_BEFORE = 1 << 3  # BPF_F_BEFORE, with nothing named: before all
+
 MAP_HASH, MAP_ARRAY, MAP_HASH_OF_MAPS = 1, 2, 13
 LINK_TCX = 11
 
@@ -405,8 +407,9 @@ def tcx_query(ifindex: int, attach_type: int) -> List[Tuple[int, int]]:
 
 
 def tcx_attach(program_fd: int, ifindex: int, attach_type: int) -> int:
-    """A new tcx link, last in the hook's order."""
-    return _call(_LINK_CREATE, _LinkCreate(prog_fd=program_fd, target=ifindex, attach_type=attach_type))
+    """A new tcx link, first in the hook's order: behind another program, that one's "pass" would be the last word."""
+    attr = _LinkCreate(prog_fd=program_fd, target=ifindex, attach_type=attach_type, flags=_BEFORE)
+    return _call(_LINK_CREATE, attr)
 
 
 def tcx_detach_program(program_fd: int, ifindex: int, attach_type: int) -> None:

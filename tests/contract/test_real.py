@@ -201,6 +201,15 @@ def test_a_second_program_of_ours_is_taken_away(real_rig: RealRig) -> None:
     os.close(second)
 
 
+def test_our_program_judges_before_those_of_others(real_rig: RealRig) -> None:
+    """A program that lets a packet pass ends the hook, so behind it ours would judge nothing."""
+    real_rig.add_foreign()
+    bring(real_rig.kernel, ONE)
+    attached = [link for _, link in real_rig.sandbox.run(ours, UNDERLAY)]
+    assert len(attached) == 2
+    assert attached[0] == real_rig.link_id(UNDERLAY, "ingress")
+
+
 def test_a_renamed_device_keeps_its_link(real_rig: RealRig) -> None:
     bring(real_rig.kernel, ONE)
     link = real_rig.link_id(UNDERLAY, "ingress")
