@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from bpfleet.errors import BpfleetError, HostFailed, ProtocolFailed, TransactionFailed, Unreachable
 from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.node import Timeouts
-from tests.unit.transport_support import Hosts, small_agent
+from tests.unit.transport_support import Hosts, eventually, small_agent
 
 pytestmark = pytest.mark.root
 
@@ -31,15 +30,6 @@ def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def fleet(hosts: Hosts) -> Iterator[Fleet]:
     with hosts.fleet() as made:
         yield made
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def test_the_agent_is_delivered_once(hosts: Hosts, fleet: Fleet) -> None:

@@ -6,6 +6,7 @@ silent, answer at length, fail. It is delivered and launched the way the real on
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import os
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import time
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -328,3 +330,23 @@ class Hosts:
     def stop(self) -> None:
         for server in self._sshd.values():
             server.stop()
+
+
+@contextlib.contextmanager
+def running(folder: Path, **options: object) -> Iterator[Sshd]:
+    """A server of a test's own."""
+    server = make_sshd(folder, **options)  # type: ignore[arg-type]
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
