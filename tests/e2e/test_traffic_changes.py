@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from bpfleet.model.document import Document
-from bpfleet.transport.outcome import Unchanged
+from bpfleet.transport.outcome import Changes, Committed, Unchanged
 from tests.e2e.traffic import matrix, packets
-from tests.e2e.traffic.ground import FAMILIES, OPEN_PORTS, Ground, eventually
+from tests.e2e.traffic.ground import FAMILIES, OPEN_PORTS, OWNER, Ground, eventually, succeeded
 from tests.fleet import document, identity, policy
 
 pytest_plugins = ["tests.e2e.traffic.fixtures"]
@@ -111,6 +111,60 @@ def test_the_answering_side_cannot_go_on_either(ground: Ground) -> None:
     assert [one for one in seen if one is not None and one.source == to] == []
 
 
+def test_another_identity_counts_at_once(ground: Ground) -> None:
+    """An endpoint that becomes somebody else loses what only its old identity was allowed, under way or new."""
+    ground.declare(*ground.base(), db_policy(WEB_ONLY))
+    sender = ground.at("web-1")
+    for destination in ("db-1", "db-2"):
+        to = ground.address(destination, 4)
+        assert sender.do("dial", name=f"other-{destination}", address=to, port=7001, timeout=1.0)
+    ground.change(ground.endpoint("web-1", identity="free"))
+    for destination in ("db-1", "db-2"):
+        assert not sender.do("say", name=f"other-{destination}", text="after", timeout=0.3)
+        assert not sender.reaches(ground.flow("tcp", destination, 7001), 0.3)
+        sender.do("hang_up", name=f"other-{destination}")
+    ground.change(ground.endpoint("web-1"))
+    assert all(sender.reaches(ground.flow("tcp", destination, 7001)) for destination in ("db-1", "db-2"))
+
+
+def test_an_endpoint_that_goes_is_nobody(ground: Ground) -> None:
+    """Its connections end, what is sent to it is dropped and counted; when it is declared again, it is back."""
+    ground.declare(*ground.base())
+    sender = ground.at("web-1")
+    assert sender.do("dial", name="gone", address=ground.address("db-2", 4), port=7001, timeout=1.0)
+    ground.change(deletes=["endpoint/db-2"])
+    before = ground.drops("h1")["not_host_source"]
+    assert not sender.do("say", name="gone", text="after", timeout=0.3)
+    assert not sender.reaches(ground.flow("tcp", "db-2", 7001), 0.3)
+    assert ground.drops("h1")["not_host_source"] > before  # unknown to the programs, the stack would have sent it on
+    sender.do("hang_up", name="gone")
+    ground.change(ground.endpoint("db-2"))
+    assert all(sender.reaches(ground.flow("tcp", "db-2", 7001, family)) for family in FAMILIES)
+
+
+def test_a_former_member_is_not_believed(ground: Ground) -> None:
+    """A node that was left out of the cluster without knowing it goes on sending, and is dropped by the others."""
+    ground.declare(*ground.base())
+    cluster, *others = ground.base()
+    smaller = document("cluster", cluster.name, **{**cluster.spec, "members": ["h1", "h2"]})
+    told = {name: ground.targets[name] for name in ("h1", "h2")}
+    items = [ground.item(one) for one in (smaller, *others)]
+    succeeded(ground.fleet.transact(told, Changes(items, (), OWNER)))
+    before = ground.drops("h1")["underlay_tunnel"]
+    flows = {"web-3": [ground.flow("udp", "web-1", 7001, family) for family in FAMILIES]}
+    assert set(ground.reached(flows, 0.3).values()) == {None}
+    assert ground.drops("h1")["underlay_tunnel"] == before + len(flows["web-3"])
+    assert not ground.at("web-1").reaches(ground.flow("udp", "web-3", 7001), 0.3)
+    assert ground.at("web-1").reaches(ground.flow("udp", "web-2", 7001))
+    assert {one["document"] for one in ground.status("h1")["waiting"]} == {
+        "endpoint/web-3",
+        "endpoint/db-3",
+        "endpoint/free-3",
+    }
+    ground.declare(*ground.base())
+    assert ground.at("web-3").reaches(ground.flow("udp", "web-1", 7001))
+
+
 # --- what a change does not touch ---------------------------------------------------------------------------------
 
 
@@ -176,8 +230,9 @@ def test_programs_are_replaced_without_losing_a_packet(ground: Ground) -> None:
     """Another tunnel port is another constant in every program: on one host nothing is lost while they are swapped."""
     ground.declare(*ground.base(), db_policy(BOTH))
     streams = Streams(ground, [("web-1", "db-1", "udp", 4), ("web-2", "db-2", "udp", 6), ("web-3", "db-3", "tcp", 4)])
-    ground.change(*ground.base(port=18472))
-    ground.change(*ground.base())
+    for outcomes in (ground.change(*ground.base(port=18472)), ground.change(*ground.base())):
+        for outcome in outcomes.values():
+            assert isinstance(outcome, Committed) and outcome.steps["Attach"] >= 9, outcome
     assert streams.end() == {}
     assert ground.at("web-1").reaches(ground.flow("tcp", "db-2", 7001), 1.0)
 

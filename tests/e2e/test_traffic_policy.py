@@ -168,6 +168,45 @@ def test_what_can_only_be_a_reply_needs_a_connection(
     assert [frame for frame in frames if frame is not None and frame.source == them] == []
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("initiator", "responder"), PAIRS)
+def test_errors_about_a_connection_pass_and_others_do_not(
+    ground: Ground, initiator: str, responder: str, family: int
+) -> None:
+    """A closed port is refused at once, through default deny; an ICMP error about nothing is denied like any ICMP."""
+    ground.declare(*ground.base(), policy("nobody", {"app": "web"}, ingress=[]))
+    us, them = (ground.address(name, family) for name in (initiator, responder))
+    closed = [ground.flow("tcp", responder, 7009, family), ground.flow("udp", responder, 7009, family)]
+    for seen in ground.reached({initiator: closed}).values():
+        assert seen is not None and seen.startswith("refused: [Errno 111]"), seen
+    sender, host = ground.at(responder), ground.workloads[initiator].host
+    mac = sender.do("device", name="eth0")["mac"]
+    forged = packets.unreachable(them, us, packets.udp(us, them, 40999, 7010))
+    ground.at(initiator).do("sniff", name="errors", device="eth0")
+    before = ground.drops(host)["denied_by_default"]
+    sender.do("frames", device="eth0", frames=[packets.ethernet(forged, mac, "02:00:00:00:00:99").hex()] * 3)
+    after = eventually(lambda: ground.drops(host)["denied_by_default"], lambda drops: drops >= before + 3)
+    assert after == before + 3
+    seen_there = [packets.read(bytes.fromhex(frame)) for _, frame in ground.at(initiator).do("sniffed", name="errors")]
+    assert [one for one in seen_there if one is not None and one.source == them] == []
+
+
+@pytest.mark.parametrize(("initiator", "responder"), PAIRS)
+def test_fragments_do_not_slip_through_where_ports_decide(ground: Ground, initiator: str, responder: str) -> None:
+    """A later fragment has no ports: where some port is allowed and others are not, it is dropped and counted."""
+    rules = [{"peers": [WEB], "ports": [{"protocol": "udp", "port": 7001}]}]
+    ground.declare(*ground.base(), policy("db", {"app": "db"}, ingress=rules))
+    receiver, host = ground.at(responder), ground.workloads[responder].host
+    for family in FAMILIES:
+        receiver.do("report", clear=True)
+        before = ground.drops(host)["fragment"]
+        sender, to = ground.at(initiator), ground.address(responder, family)
+        sender.do("datagram", address=to, port=7001, payloads=["00" * 4000, b"whole".hex()])
+        heard = eventually(lambda: receiver.do("report")["datagrams"], bool)
+        assert [one["data"] for one in heard] == ["whole"]
+        assert ground.drops(host)["fragment"] == before + 2  # of three, at an MTU of 1450
+
+
 def test_the_reference_judge_can_be_wrong(ground: Ground) -> None:
     """The matrix's comparison finds a difference where there is one."""
     ground.declare(*ground.base())

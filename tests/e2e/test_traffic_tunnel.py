@@ -304,8 +304,8 @@ def test_a_workloads_own_fragments_pass_where_no_port_decides(open_ground: Groun
     assert fragments(ground.stations["h1"]) == before
 
 
-def test_workload_mtu_follows_the_underlays(make_lab: Callable[..., Lab]) -> None:
-    """A lab with larger frames: workloads get the larger MTU, and still no fragments."""
+def test_another_underlay_mtu_and_no_agent_running(make_lab: Callable[..., Lab]) -> None:
+    """Workloads get the larger MTU, still without fragments; and traffic needs no agent."""
     lab = make_lab(2, 2, mtu=4000, share=[FOLDER])
     with Fleet() as fleet:
         ground = Ground(lab, fleet)
@@ -314,5 +314,10 @@ def test_workload_mtu_follows_the_underlays(make_lab: Callable[..., Lab]) -> Non
             ground.declare(*ground.base())
             assert ground.at("web-1").do("device", name="eth0")["mtu"] == 3950
             move_much(ground, "web-1", "db-2", 3950)
+            fleet.close()
+            for host in lab.hosts.values():
+                running = eventually(lambda: host.run(["ps", "-eo", "args"]).stdout, lambda all_: " serve " not in all_)  # noqa: B023
+                assert " serve " not in running
+            assert matrix.wrong(ground, (), ground.reached(matrix.flows(ground))) == []
         finally:
             ground.close()

@@ -68,6 +68,15 @@ def echo(source: str, destination: str, *, reply: bool = False, identifier: int 
     return ip(source, destination, protocol, bare[:2] + struct.pack("!H", total) + bare[4:])
 
 
+def unreachable(source: str, destination: str, about: bytes) -> bytes:
+    """A whole IP packet with the ICMP error "port unreachable" about an IP packet."""
+    is_v6 = ":" in source
+    bare = (struct.pack("!BBHI", 1, 4, 0, 0) if is_v6 else struct.pack("!BBHI", 3, 3, 0, 0)) + about
+    protocol = ICMPV6 if is_v6 else ICMP
+    total = checksum((_pseudo(source, destination, protocol, len(bare)) if is_v6 else b"") + bare)
+    return ip(source, destination, protocol, bare[:2] + struct.pack("!H", total) + bare[4:])
+
+
 def vxlan(inner: bytes, vni: int) -> bytes:
     """UDP payload: VXLAN header and an Ethernet frame around an IP packet."""
     return struct.pack("!II", 0x08 << 24, vni << 8) + ethernet(inner, *INNER_MACS)

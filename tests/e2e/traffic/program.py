@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from probing import RECEIVE_BUFFER, SO_RCVBUFFORCE, Probing, family, plain
+from probing import RECEIVE_BUFFER, SO_RCVBUFFORCE, Probing, family, plain  # type: ignore[import-not-found]
 
 ETH_P_ALL = 3
 PACKET_OUTGOING = 4
