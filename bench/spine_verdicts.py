@@ -1,9 +1,12 @@
 """What a policy verdict costs with 10, 1,000 and 10,000 rules, in the real bpfl_from_ep.
 
-The endpoint has one egress rule for each of N peers, every peer an identity and an address of its own on another node.
-Packets go to peers drawn at random over all N: to established connections (one to each peer), or as a SYN from a
-random port. Timed by bench/harness/verdict_bench.c, net of an empty program. What is timed is everything from the
-endpoint's look-up to the tunnel key and redirect, not the encapsulation behind it.
+The endpoint has one egress rule for each of N identities. There are always 10,000 workloads on other nodes, spread
+evenly over the identities, and packets go to workloads drawn at random over all of them: so that only the number of
+rules differs, and not how much of the rest is warm. Established: one connection to each workload. New: a SYN from a
+random port. What 10,000 workloads cost against 10, with 10 rules, is a figure of its own: cache misses, mostly.
+
+Timed by bench/harness/verdict_bench.c, net of an empty program. What is timed is everything from the endpoint's
+look-up to the tunnel key and redirect, not the encapsulation behind it.
 
     python -m bench.spine_verdicts
 """
@@ -18,7 +21,7 @@ import struct
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from bench.report import Measurement, table
 from bpfleet.loader import layout
@@ -29,9 +32,11 @@ ROOT = Path(__file__).resolve().parents[1]
 HARNESS = ROOT / "build/bench/verdict_bench"
 
 RULES = (10, 1_000, 10_000)
+WORKLOADS = 10_000
 ROUNDS, CALLS = 15, 4_000
+CLIENT_PORT = 40_000
 LOOPBACK = 1  # the device of a packet in BPF_PROG_TEST_RUN unless told otherwise
-SUBJECT, FIRST_PEER = 70_000, 80_000
+SUBJECT, FIRST_IDENTITY = 70_000, 80_000
 SOURCE, NODE, MEMBER = "10.0.0.1", "192.0.2.1", "192.0.2.2"
 PORT = 80
 
@@ -39,13 +44,13 @@ _PROG_LOAD, _SCHED_CLS = 5, 3
 _RETURN_0 = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
 
 
-def peer_address(number: int) -> str:
-    """The address of a peer."""
+def workload_address(number: int) -> str:
+    """The address of a workload."""
     return f"10.{1 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
 
 
-def populate(count: int) -> kernel.Datapath:
-    """A loaded datapath with that many peers and rules."""
+def populate(rules: int, workloads: int) -> kernel.Datapath:
+    """A loaded datapath with that many rules and workloads."""
     datapath = kernel.Datapath({"node_address": NODE, "events_slots_mask": kernel.SLOTS - 1})
     maps = datapath.maps
     maps["node"].update({"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": LOOPBACK})
@@ -54,29 +59,29 @@ def populate(count: int) -> kernel.Datapath:
         {"identity": SUBJECT, "policy_revision": 1, "workload_mac": "", "device_mac": "", "flags": 0},
     )
     maps["addresses"].update({"address": SOURCE}, {"identity": SUBJECT, "ifindex": LOOPBACK, "tunnel_endpoint": ""})
-    entries = []
+    for number in range(workloads):
+        record = {"identity": FIRST_IDENTITY + number % rules, "ifindex": 0, "tunnel_endpoint": MEMBER}
+        maps["addresses"].update({"address": workload_address(number)}, record)
     egress = ENUMS["direction"]["egress"]
-    for number in range(count):
-        peer = {"identity": FIRST_PEER + number, "ifindex": 0, "tunnel_endpoint": MEMBER}
-        maps["addresses"].update({"address": peer_address(number)}, peer)
-        key = {"peer": FIRST_PEER + number, "direction": egress, "protocol": frames.TCP, "port": PORT}
-        entries.append((key, {"rule_id": 1 + number, "action": ENUMS["policy_action"]["allow"], "classes": 0}))
     header = {"peer": ENUMS["policy_peer"]["header"], "direction": egress, "protocol": 0, "port": 0}
-    entries.append((header, {"rule_id": 0, "action": 0, "classes": ENUMS["policy_class"]["peer_port"]}))
+    entries = [(header, {"rule_id": 0, "action": 0, "classes": ENUMS["policy_class"]["peer_port"]})]
+    for number in range(rules):
+        key = {"peer": FIRST_IDENTITY + number, "direction": egress, "protocol": frames.TCP, "port": PORT}
+        entries.append((key, {"rule_id": 1 + number, "action": ENUMS["policy_action"]["allow"], "classes": 0}))
     datapath.set_policy(SUBJECT, entries)
     return datapath
 
 
 def packet(number: int, source_port: int, flags: int) -> bytes:
-    """A frame to a peer."""
-    return frames.ether(frames.tcp(SOURCE, peer_address(number), (source_port, PORT), flags))
+    """A frame to a workload."""
+    return frames.ether(frames.tcp(SOURCE, workload_address(number), (source_port, PORT), flags))
 
 
 def establish(datapath: kernel.Datapath, count: int) -> None:
-    """One connection to each peer, answered. Raises RuntimeError if one is missing."""
+    """An answered connection to each workload. Raises RuntimeError if one is missing."""
     context = bytes(192)
     for number in range(count):
-        datapath.run_raw("from_endpoint", packet(number, 40_000, frames.SYN), context)
+        datapath.run_raw("from_endpoint", packet(number, CLIENT_PORT, frames.SYN), context)
     connections = datapath.maps["connections"]
     keys = connections.keys()
     if len(keys) != count:
@@ -92,7 +97,7 @@ def write_packets(path: Path, flags: int, packets: List[Tuple[int, int]]) -> Non
     frame = packet(0, 0, flags)
     at, size = 14 + 16, 8  # destination address and ports of an IPv4 packet without options
     differences = b"".join(
-        socket.inet_aton(peer_address(number)) + struct.pack("!HH", port, PORT) for number, port in packets
+        socket.inet_aton(workload_address(number)) + struct.pack("!HH", port, PORT) for number, port in packets
     )
     path.write_bytes(struct.pack("=III", len(frame), at, size) + frame + differences)
 
@@ -104,11 +109,18 @@ def empty_program() -> int:
     return kernel.bpf(_PROG_LOAD, attributes, (instructions, licence))[0]
 
 
-def time_verdicts(kind: str, rounds: int = ROUNDS, calls: int = CALLS) -> Dict[str, Any]:
-    """What the harness prints for a variant of each number of rules. Kind: "established" or "new". Needs root.
+def drawn(kind: str, workloads: int, dice: random.Random) -> List[Tuple[int, int]]:
+    """Packets (workload, source port) at random; of new connections enough that hardly any repeats in the rounds."""
+    if kind == "established":
+        return [(dice.randrange(workloads), CLIENT_PORT) for _ in range(CALLS)]
+    return [(dice.randrange(workloads), dice.randrange(1024, 65536)) for _ in range(CALLS * (ROUNDS + 1))]
 
-    The two kinds are timed apart: every new connection writes memory of its own, which would push the established
-    ones out of the caches.
+
+def time_verdicts(kind: str, variants: Dict[str, Tuple[int, int]]) -> Dict[str, Any]:
+    """What the harness prints. Kind: "established" or "new". Variants: name -> (rules, workloads).
+
+    New connections are timed apart from established ones: each writes memory of its own, which would push the others'
+    out of the caches. Needs root.
     """
     subprocess.run(["make", "-s", "-C", str(ROOT / "bench/harness")], check=True)
     dice = random.Random(1)  # the same packets in every run
@@ -117,22 +129,19 @@ def time_verdicts(kind: str, rounds: int = ROUNDS, calls: int = CALLS) -> Dict[s
     try:
         with tempfile.TemporaryDirectory() as folder:
             arguments, descriptors = [], [empty]
-            for count in RULES:
-                datapath = populate(count)
+            for name, (rules, workloads) in variants.items():
+                datapath = populate(rules, workloads)
                 loaded.append(datapath)
                 if kind == "established":
-                    establish(datapath, count)
-                    flags, ports = frames.ACK, [40_000] * calls
-                else:  # enough that hardly any SYN repeats within the rounds
-                    flags = frames.SYN
-                    ports = [dice.randrange(1024, 65536) for _ in range(calls * (rounds + 1))]
-                path = Path(folder) / str(count)
-                write_packets(path, flags, [(dice.randrange(count), port) for port in ports])
+                    establish(datapath, workloads)
+                flags = frames.ACK if kind == "established" else frames.SYN
+                path = Path(folder) / name
+                write_packets(path, flags, drawn(kind, workloads, dice))
                 descriptor = datapath.programs["from_endpoint"]
                 descriptors.append(descriptor)
-                arguments.append(f"{count}:{descriptor}:{path}")
+                arguments.append(f"{name}:{descriptor}:{path}")
             cpu = max(os.sched_getaffinity(0))
-            command = [str(HARNESS), str(cpu), str(rounds), str(calls), str(empty), *arguments]
+            command = [str(HARNESS), str(cpu), str(ROUNDS), str(CALLS), str(empty), *arguments]
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, True)
             done = subprocess.run(command, check=True, capture_output=True, text=True, pass_fds=descriptors)
@@ -147,16 +156,26 @@ def time_verdicts(kind: str, rounds: int = ROUNDS, calls: int = CALLS) -> Dict[s
 def measure() -> List[Measurement]:
     """Nanoseconds by number of rules, and most rules over least. Needs root and built objects."""
     results: List[Measurement] = []
+    few, many = RULES[0], RULES[-1]
     for kind in ("established", "new"):
-        timed = time_verdicts(kind)
-        ns = {count: timed["variants"][str(count)]["ns"] for count in RULES}
+        variants = {str(rules): (rules, WORKLOADS) for rules in RULES}
+        variants["few_workloads"] = (few, few)
+        timed = time_verdicts(kind, variants)
+        ns = {name: variant["ns"] for name, variant in timed["variants"].items()}
         note = f"net of {timed['empty_ns']} ns for an empty program"
-        results += [Measurement(f"verdict_{kind}_{count}", ns[count], "ns", note=note) for count in RULES]
-        most, least = ns[RULES[-1]], ns[RULES[0]]
-        ratio = round(most / least, 3)
-        sides = {"10k": most, "10": least}
-        results.append(Measurement(f"verdict_{kind}_10k_over_10", ratio, "ratio", at_most=1.3, sides=sides))
+        results += [Measurement(f"verdict_{kind}_{rules}", ns[str(rules)], "ns", note=note) for rules in RULES]
+        results.append(_ratio(f"verdict_{kind}_10k_over_10", ns[str(many)], ns[str(few)], at_most=1.3))
+        results.append(
+            _ratio(
+                f"verdict_{kind}_workloads_10k_over_10", ns[str(few)], ns["few_workloads"], note="both with 10 rules"
+            )
+        )
     return results
+
+
+def _ratio(name: str, most: float, least: float, at_most: Optional[float] = None, note: str = "") -> Measurement:
+    sides = {"10k": most, "10": least}
+    return Measurement(name, round(most / least, 3), "ratio", at_most=at_most, sides=sides, note=note)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@
 
 struct found {
 	struct connection *record; /* live, or NULL */
-	struct connection_key key; /* of the record; with none, the packet's own in the asked direction */
+	struct connection_key reverse; /* its key, if the packet is a reply; else the key is the packet's flow */
 	__u32 now;
 	__u8 is_reply;
 };
@@ -45,30 +45,25 @@ static __always_inline bool connection_probe(struct found *found, const struct c
 
 /* The live connection a packet belongs to, as its initiator or as a reply. One that was denied is taken only if the
  * other key has none. A SYN looks for nothing: it is judged, and starts its record over. */
-static __always_inline void connection_find(const struct packet *packet, __u8 direction, struct found *found)
+static __always_inline void connection_find(struct packet *packet, __u8 direction, struct found *found)
 {
+	struct connection *denied;
+
 	found->record = NULL;
 	found->is_reply = 0;
 	found->now = connection_now();
-	found->key = packet->flow;
-	found->key.direction = direction;
+	packet_face(packet, direction);
 	if (packet->kind == PACKET_OPENS || packet->kind == PACKET_UNTRACKED || packet->kind == PACKET_FRAGMENT)
 		return;
-	if (packet->kind != PACKET_REPLY_ONLY && connection_probe(found, &found->key) &&
+	if (packet->kind != PACKET_REPLY_ONLY && connection_probe(found, &packet->flow) &&
 	    !(found->record->state & CONNECTION_DENIED))
 		return;
-	{
-		struct connection_key reverse;
-		struct connection *denied = found->record;
-
-		connection_reverse(&reverse, &found->key);
-		if (connection_probe(found, &reverse) && (!denied || !(found->record->state & CONNECTION_DENIED))) {
-			found->is_reply = 1;
-			found->key = reverse;
-		} else if (denied) {
-			found->record = denied;
-		}
-	}
+	denied = found->record;
+	connection_reverse(&found->reverse, &packet->flow);
+	if (connection_probe(found, &found->reverse) && (!denied || !(found->record->state & CONNECTION_DENIED)))
+		found->is_reply = 1;
+	else if (denied)
+		found->record = denied;
 }
 
 /* What a packet changes in its record. Written only if it differs: an unwritten cache line is shared by all CPUs. */
@@ -129,6 +124,7 @@ static __always_inline __u8 admitted_reason(const struct side *side)
  * packet; the event of a new connection that passes is written here, that of a drop by drop(). */
 static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct found *found, const struct side *side)
 {
+	const struct connection_key *key = found->is_reply ? &found->reverse : &packet->flow;
 	struct connection *record = found->record;
 	struct connection fresh = {};
 	struct question question;
@@ -147,7 +143,7 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 	fresh.policy_revision = side->policy_revision;
 	fresh.addresses_revision = side->addresses_revision;
 	if (record) {
-		packet->direction = found->key.direction;
+		packet->direction = key->direction;
 		if (record->revisions == fresh.revisions && record->ifindex == side->ifindex) {
 			connection_touch(packet, found);
 			if (!(record->state & CONNECTION_DENIED))
@@ -158,8 +154,8 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 			return judgement_reason(packet->verdict);
 		}
 		state = record->state;
-		question.direction = found->key.direction;
-		question.protocol = found->key.protocol;
+		question.direction = key->direction;
+		question.protocol = key->protocol;
 		/* The host may have opened it from an address that is not in `addresses`. */
 		if (question.direction == DIRECTION_INGRESS && record->peer == IDENTITY_HOST &&
 		    side->peer.identity == IDENTITY_WORLD)
@@ -168,7 +164,7 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 		return REASON_NO_CONNECTION;
 	}
 	if (has_ports(question.protocol) && (record || packet->kind != PACKET_FRAGMENT))
-		question.port = bpf_ntohs(found->key.destination_port);
+		question.port = bpf_ntohs(key->destination_port);
 
 	policy_judge(&question, &judgement);
 	packet->verdict = judgement.verdict;
@@ -196,7 +192,7 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 		fresh.ifindex = side->ifindex;
 		fresh.last_seen = found->now;
 		fresh.state = connection_next_state(packet, found, state);
-		if (bpf_map_update_elem(&connections, &found->key, &fresh, BPF_ANY))
+		if (bpf_map_update_elem(&connections, key, &fresh, BPF_ANY))
 			return REASON_CONNECTION_INSERT;
 	}
 	if (judgement.verdict != VERDICT_ALLOW)

@@ -44,11 +44,16 @@ enum connection_time {
 struct connection_key {
 	struct address source;
 	struct address destination;
-	__be16 source_port;
-	__be16 destination_port;
-	__u8 protocol;
-	__u8 direction;
-	__u16 zero;
+	union {
+		struct {
+			__be16 source_port;
+			__be16 destination_port;
+			__u8 protocol;
+			__u8 direction;
+			__u16 zero;
+		};
+		__u64 rest; /* written at once, see address_from_v4; connection_rest makes it */
+	};
 };
 
 struct connection {
@@ -88,15 +93,23 @@ static __always_inline __u32 connection_now(void)
 	return bpf_ktime_get_coarse_ns() >> CONNECTION_TICK_SHIFT;
 }
 
+static __always_inline __u64 connection_rest(__be16 source_port, __be16 destination_port, __u8 protocol,
+					     __u8 direction)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return source_port | (__u64)destination_port << 16 | (__u64)protocol << 32 | (__u64)direction << 40;
+#else
+	return (__u64)source_port << 48 | (__u64)destination_port << 32 | (__u64)protocol << 24 |
+	       (__u64)direction << 16;
+#endif
+}
+
+/* The tuple of the other way, as the same endpoint sees it. */
 static __always_inline void connection_reverse(struct connection_key *to, const struct connection_key *from)
 {
 	to->source = from->destination;
 	to->destination = from->source;
-	to->source_port = from->destination_port;
-	to->destination_port = from->source_port;
-	to->protocol = from->protocol;
-	to->direction = !from->direction;
-	to->zero = 0;
+	to->rest = connection_rest(from->destination_port, from->source_port, from->protocol, !from->direction);
 }
 
 static __always_inline bool connection_is_live(const struct connection *record, __u8 protocol, __u32 now)

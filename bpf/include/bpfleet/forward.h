@@ -53,17 +53,27 @@ static __always_inline void accept_any_mac(struct __sk_buff *skb)
 		bpf_skb_change_type(skb, 0);
 }
 
-static __always_inline int deliver(struct __sk_buff *skb, struct packet *packet, __u32 ifindex,
-				   const struct endpoint *endpoint)
+static __always_inline int macs_write(struct __sk_buff *skb, const struct endpoint *endpoint)
 {
 	struct {
 		struct mac destination;
 		struct mac source;
-	} macs = { .destination = endpoint->workload_mac, .source = endpoint->device_mac };
-	const __u16 *words = (const __u16 *)&macs.destination;
+	} *macs = (void *)(long)skb->data;
+
+	if ((void *)(macs + 1) > (void *)(long)skb->data_end)
+		return REASON_REWRITE;
+	macs->destination = endpoint->workload_mac;
+	macs->source = endpoint->device_mac;
+	return 0;
+}
+
+static __always_inline int deliver(struct __sk_buff *skb, struct packet *packet, __u32 ifindex,
+				   const struct endpoint *endpoint)
+{
+	const __u16 *words = (const __u16 *)&endpoint->workload_mac;
 	bool is_known = words[0] | words[1] | words[2];
 
-	if (is_known && bpf_skb_store_bytes(skb, 0, &macs, sizeof(macs), 0))
+	if (is_known && macs_write(skb, endpoint))
 		return drop(skb, packet, REASON_REWRITE);
 	if (endpoint->flags & ENDPOINT_PEER) {
 		accept_any_mac(skb);
