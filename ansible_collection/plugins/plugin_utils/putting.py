@@ -14,6 +14,7 @@ from ansible_collections.bpfleet.fleet.plugins.plugin_utils.action import AgentA
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.channel import Channel
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.declared import PLACEHOLDER, Declared
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.numbers import InUse, Table, in_use
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.peers import survey
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.transaction import (
     Change,
     Held,
@@ -28,6 +29,7 @@ from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.err
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.model.document import canonical_json
 
 NUMBERS_TRIED = 16
+_WAIT_SECONDS = 10.0
 
 
 @dataclass
@@ -111,9 +113,10 @@ class PuttingAction(AgentAction):
                 key for key, item in held.store.items() if item["owner"] == wanted.owner and key not in declared
             }
         puts = [one.item(wanted.owner) for one in wanted.put]
-        return Change(
-            node, wanted.owner, [item for item in puts if held.store.get(key_of(item)) != item], sorted(deletes)
-        )
+        new = [item for item in puts if held.store.get(key_of(item)) != item]
+        # A run that was killed before it could confirm leaves a transaction that ends by itself: outlast it.
+        pending = held.hello.get("pending") or {}
+        return Change(node, wanted.owner, new, sorted(deletes), _WAIT_SECONDS + float(pending.get("seconds_left", 0)))
 
     # Identity numbers
 
@@ -122,7 +125,7 @@ class PuttingAction(AgentAction):
         waiting = [one for one in wanted.put if one.kind == "identity" and PLACEHOLDER not in one.spec]
         if not waiting:
             return
-        numbers = self._table(wanted, held, waiting).numbers(lambda: self._numbers_in_use(held))
+        numbers = self._table(wanted, held, waiting).numbers(lambda: self._in_use(wanted, held, waiting))
         for one in waiting:
             one.metadata = {}
             one.spec[PLACEHOLDER] = numbers[canonical_json(one.spec["labels"])]
@@ -145,8 +148,16 @@ class PuttingAction(AgentAction):
         labels = [dict(one.spec["labels"]) for one in waiting]
         return Table(self.scratch, wanted.cluster, _cluster_id(wanted, held.store), labels)
 
-    def _numbers_in_use(self, held: Held) -> InUse:
-        return in_use(held.store.values())
+    def _in_use(self, wanted: Wanted, held: Held, waiting: Sequence[Declared]) -> InUse:
+        """Which numbers are in use: as this host knows them, and as others do where there is one to allocate."""
+        own = in_use(held.store.values())
+        numbered = {text for texts in own.values() if len(texts) == 1 for text in texts}
+        if all(canonical_json(one.spec["labels"]) in numbered for one in waiting):
+            return own
+        for other in survey(self, _members(wanted, held.store), wanted.cluster):
+            for number, texts in in_use(other.store.values()).items():
+                own.setdefault(number, set()).update(texts)
+        return own
 
     @property
     def _allocated(self) -> set[str]:

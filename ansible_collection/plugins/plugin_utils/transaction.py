@@ -44,16 +44,26 @@ class Held:
 
 @dataclass
 class Change:
-    """What is to be put and deleted, in an owner's name, on the host that is `node`."""
+    """What is to be put and deleted, in an owner's name, on the host that is `node`.
+
+    wait_seconds: how long to wait for another transaction there to end.
+    """
 
     node: str
     owner: str
     puts: Sequence[Item]
     deletes: Sequence[str]
+    wait_seconds: float = 10.0
 
     def params(self) -> dict[str, Any]:
         """Parameters of stage."""
-        return {"node": self.node, "owner": self.owner, "puts": list(self.puts), "deletes": list(self.deletes)}
+        return {
+            "node": self.node,
+            "owner": self.owner,
+            "puts": list(self.puts),
+            "deletes": list(self.deletes),
+            "wait_seconds": self.wait_seconds,
+        }
 
 
 class Refused(InvalidInput):

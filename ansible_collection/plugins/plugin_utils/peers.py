@@ -1,0 +1,73 @@
+# Copyright (c) bpfleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reading from other hosts of the inventory, from within one host's task.
+
+Identity numbers are the cluster's, not a host's: before new ones are allocated, the members are asked which are in use.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from ansible.errors import AnsibleError
+from ansible.utils.display import Display
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.action import AgentAction
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.transaction import Held, read
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.errors import BpfleetError
+
+_AT_ONCE = 8
+_KINDS = ("cluster", "identity")
+
+
+def survey(action: AgentAction, members: Iterable[str], cluster: str) -> Iterator[Held]:
+    """What other members hold: those of this play; if none of them knows the cluster, the first other one that does.
+
+    Members that do not answer are left out: their own task reports them, and a node refuses a number that is taken.
+    """
+    hostvars = action.variables.get("hostvars") or {}
+    others = [name for name in members if name != action.host and name in hostvars]
+    playing = {str(host) for host in action.variables.get("ansible_play_hosts_all", ())}
+    known = False
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for held in pool.map(lambda name: _read(action, name), [name for name in others if name in playing]):
+            known |= f"cluster/{cluster}" in held.store
+            yield held
+    if known:
+        return
+    for name in others:
+        if name not in playing:
+            held = _read(action, name)
+            if f"cluster/{cluster}" in held.store:
+                yield held
+                return
+
+
+def _read(action: AgentAction, name: str) -> Held:
+    try:
+        return read(_at(action, name).channel(), _KINDS)
+    except (AnsibleError, BpfleetError) as error:
+        Display().vvv(f"identity numbers in use could not be read: {error}", host=name)
+        return Held()
+
+
+def _at(action: AgentAction, name: str) -> AgentAction:
+    """The same action with another host's connection, as that host's own task would have it."""
+    variables = action.variables["hostvars"][name]
+    kind = str(variables.get("ansible_connection") or action._connection._load_name)
+    context = copy.copy(action._play_context)
+    context.remote_addr = str(variables.get("ansible_host") or name)
+    connection = action._shared_loader_obj.connection_loader.get(
+        kind, context, task_uuid=action._task._uuid, ansible_playbook_pid=str(os.getppid())
+    )
+    options = connection._resolve_option_variables(variables, action._templar)
+    connection.set_options(task_keys={"timeout": context.timeout}, var_options=options)
+    connection._shell = action._connection._shell
+    if action._connection.become is not None:
+        connection.set_become_plugin(action._connection.become)
+    there = copy.copy(action)
+    there._connection = connection
+    return there
