@@ -31,7 +31,8 @@ def test_a_kernel_without_tcx_is_refused(bookworm: Machine, fleet: Fleet) -> Non
         assert "6.6" in refused.value.remedy
         hello = fleet.call(reached, "hello")
         assert (hello["node"], hello["generation"], hello["writes"], hello["pending"]) == (None, 0, 0, None)
-        assert changes(installed, snapshot(bookworm)) == []
+        # Taking the node's lock makes its file; the agent that is removed takes it along.
+        assert set(changes(installed, snapshot(bookworm))) <= {"+   /var/lib/bpfleet/lock"}
     finally:
         if fleet.installed(reached):
             fleet.remove_agent(reached)
