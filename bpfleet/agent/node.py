@@ -261,9 +261,7 @@ class Agent:
                 )
             before = self._mutations()
             self._staged = None
-            journal = self._begin(journal, staged, deadline_seconds)
-            self._realise(journal, staged)
-            journal = self._applied(journal)
+            self._realise(self._begin(journal, staged, deadline_seconds), staged)
             self.kernel.release()
             return {
                 "transaction": transaction,
@@ -292,7 +290,7 @@ class Agent:
             raise
 
     def _realise(self, journal: Journal, staged: Staged) -> None:
-        """Do the steps; on failure put the last confirmed generation back and raise what happened."""
+        """Do the steps and say so; on failure put the last confirmed generation back and raise what happened."""
         from bpfleet.loader.apply import apply
         from bpfleet.loader.plan import plan
 
@@ -300,6 +298,7 @@ class Agent:
             # Planned again under the lock: the kernel may have changed since, and what another process had loaded but
             # not used may be gone.
             apply(self.kernel, plan(staged.want, self.kernel.read(staged.want)))
+            self._applied(journal)
         except Exception as problem:
             error = problem if isinstance(problem, BpfleetError) else _unexpected(problem)
             why = f"failed to {error.details.get('doing', 'apply')}: {error.what}"
@@ -315,7 +314,7 @@ class Agent:
                 )
             raise error from problem
 
-    def _applied(self, journal: Journal) -> Journal:
+    def _applied(self, journal: Journal) -> None:
         transaction = journal.transaction
         assert transaction is not None
         now = session.boot_seconds()
@@ -326,7 +325,7 @@ class Agent:
             deadline=now + transaction.deadline_seconds,
         )
         journal = replace(journal, transaction=transaction)
-        return self._record(journal.noting("applied", transaction.head, owner=transaction.owner))
+        self._record(journal.noting("applied", transaction.head, owner=transaction.owner))
 
     def confirm(self, transaction: str) -> ConfirmResult:
         """Make the applied generation the confirmed one. The connection must be newer than the apply."""
@@ -383,7 +382,9 @@ class Agent:
         Whoever changes the node holds its lock while the journal says "applying"; so if the lock can be had and the
         journal still says so, that process is dead, or could not put back.
         """
-        if self.journal().transaction is None:
+        pending = self.journal().transaction
+        # Of an applied one the journal alone says whether it must go; whoever waits for it must not take the lock.
+        if pending is None or (pending.state == APPLIED and _unfinished(pending) is None):
             return None
         try:
             with self.lock.exclusive("resolution of an unfinished transaction", 0):
@@ -421,8 +422,7 @@ class Agent:
 
         self._drop_staged()
         with self.lock.exclusive("wipe", DEFAULT_WAIT_SECONDS):
-            journal = self.journal()
-            held = journal.confirmed.node
+            held = self._held_node()
             if node is not None and held is not None and node != held:
                 raise Conflict(
                     f"this host is node {held}, not {node}: nothing was removed",
@@ -438,6 +438,12 @@ class Agent:
             shutil.rmtree(self.root / LOGS, ignore_errors=True)
             self._counted = self._mutations()
             return {"writes": self._counted - before, "wiped": True}
+
+    def _held_node(self) -> Optional[str]:
+        try:
+            return self.journal().confirmed.node
+        except HostFailed:
+            return None  # a journal that nobody can read is what a wipe is for
 
     def close(self) -> None:
         """Let go of what was staged and never applied."""

@@ -1,11 +1,11 @@
 """An agent as a process of its own, over a kernel in memory that a file keeps from one process to the next.
 
-    agent_process.py ROOT KERNEL [--kill PLACE:NUMBER] [--ssh]
+    agent_process.py ROOT KERNEL [--kill PLACE:NUMBER] [--full NUMBER] [--ssh]
 
 --kill ends the process with SIGKILL at the NUMBERth (from 0): step (before it is done), done (after it), write (before
-a file of the agent is replaced), written (after it), removal (before a file is removed). --ssh: look for an sshd among
-the ancestors, as an agent does that was not started locally.
-Runs under Python 3.9 as well.
+a file of the agent is replaced), written (after it), removal (before a file is removed). --full: the disk is full from
+the NUMBERth file written on. --ssh: look for an sshd among the ancestors, as an agent does that was not started
+locally. Runs under Python 3.9 as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Dict, Mapping
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bpfleet.agent.files import Files
+from bpfleet.agent.files import Files, disk_full
 from bpfleet.agent.node import Agent
 from bpfleet.agent.serve import serve
 from bpfleet.loader.fake import FakeKernel
@@ -96,7 +96,11 @@ def _reached(place: str) -> None:
 class KilledFiles(Files):
     """Files that tell where they are."""
 
+    full = 1 << 30
+
     def write(self, path: Path, data: bytes) -> None:
+        if _seen.get("write", 0) >= self.full:
+            raise disk_full(path, len(data), 0)
         _reached("write")
         super().write(path, data)
         _reached("written")
@@ -114,6 +118,8 @@ def main() -> int:
         _number = int(number)
     agent = Agent(root, lambda: KeptKernel(kernel), local="--ssh" not in sys.argv)
     files = KilledFiles(root)
+    if "--full" in sys.argv:
+        files.full = int(sys.argv[sys.argv.index("--full") + 1])
     agent.files = agent.journal_file._files = agent.store._files = files
     return serve(agent, 0, 1)
 

@@ -8,6 +8,7 @@ from typing import Iterator, Tuple
 
 import pytest
 
+from bpfleet.errors import DiskFull
 from tests import fleet
 from tests.agent.conftest import Connection, Host, items, quickstart
 
@@ -162,3 +163,18 @@ def test_a_wipe_that_was_killed_is_finished_by_the_next(killed: Host) -> None:
     assert connection.call("wipe", node="h1")["wiped"]
     assert killed.kernel.links == {}
     assert [path.name for path in killed.root.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_disk_that_fills_up_in_an_apply_leaves_the_old_one(killed: Host, case: Case, number: int) -> None:
+    connection = killed.connect("--full", str(number))
+    transaction = connection.call("stage", **CHANGE)["transaction"]
+    with pytest.raises(DiskFull) as raised:
+        connection.call("apply", transaction=transaction)
+    assert str(killed.root) in raised.value.where["file"]
+    assert killed.digests()[0] == case.old
+    connection.close()
+    # The last write would have said so; where not even that could be written, the next start says it.
+    connection, words = resolved(killed)
+    assert (words != "None") == (number == 2)
+    assert_old(killed, case, connection)

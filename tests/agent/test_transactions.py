@@ -315,6 +315,31 @@ def test_wipe_leaves_nothing_and_only_of_this_node(host: Host) -> None:
     host.commit(**quickstart())
 
 
+def test_a_damaged_journal_is_told_and_wiped(host: Host) -> None:
+    host.commit(**quickstart())
+    (host.root / "journal.json").write_text("{")
+    connection = host.connect()
+    with pytest.raises(HostFailed, match="cannot be understood") as raised:
+        connection.call("hello")
+    assert "wipe" in raised.value.remedy
+    with pytest.raises(HostFailed):
+        connection.call("stage", **quickstart())
+    assert connection.call("wipe")["wiped"]
+    assert host.kernel.links == {}
+    connection.close()
+    host.commit(**quickstart())
+
+
+def test_waiting_for_another_transaction_writes_nothing(host: Host) -> None:
+    first = host.connect()
+    staged = first.call("stage", **quickstart())
+    first.call("apply", transaction=staged["transaction"])
+    before = host.digests()
+    with pytest.raises(TransactionFailed, match="awaits its confirmation"):
+        host.connect().call("stage", **quickstart(), wait_seconds=0.2)
+    assert host.digests() == before
+
+
 def test_an_unfit_host_is_told_before_anything_is_changed(host: Host) -> None:
     host.change_kernel(unfit="the kernel has no BTF")
     before = host.digests()
