@@ -85,7 +85,7 @@ def ensure_image(recipe: Recipe, say: Callable[[str], None]) -> Image:
     cache().mkdir(parents=True, exist_ok=True)
     with _locked(cache() / f"{recipe.digest}.lock"):
         if not image.directory.is_dir():
-            say(f"building the image of Debian {recipe.release} (about two minutes)")
+            say(f"building the image of Debian {recipe.release} (two minutes or more)")
             with tempfile.TemporaryDirectory(prefix=f"{recipe.digest}.new.", dir=cache()) as work:
                 _build(recipe, Path(work))
             say(f"built {image.directory}")
