@@ -10,12 +10,14 @@ import threading
 import time
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from bpfleet.agent.wire import Item
 from bpfleet.errors import BpfleetError, Unreachable
-from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.target import Target
+
+if TYPE_CHECKING:
+    from bpfleet.transport.fleet import Fleet
 
 SEEDS = 3
 """How many members a handle names."""
@@ -90,8 +92,9 @@ def _member(name: str, item: Item) -> Member:
 class Directory:
     """What this process knows of clusters and of nodes that do not answer. Thread-safe."""
 
-    def __init__(self, fleet: Fleet, pool: Executor) -> None:
-        """`pool` asks several seeds at once; it must not be the one that `view` itself is called on."""
+    def __init__(self, fleet: Callable[[], Fleet], pool: Executor) -> None:
+        """`fleet` is called when a node is asked. `pool` asks several seeds at once; it must not be the one that
+        `view` itself is called on."""
         self._fleet = fleet
         self._pool = pool
         self._lock = threading.Lock()
@@ -143,7 +146,7 @@ class Directory:
         if dead is not None:
             return dead
         try:
-            result = self._fleet.call(target, "documents", {"kinds": kinds} if kinds else {})
+            result = self._fleet().call(target, "documents", {"kinds": kinds} if kinds else {})
         except BpfleetError as error:
             self.note(target, error)
             return error

@@ -45,7 +45,12 @@ class BpfleetProvider(sdk.Provider):
     """Resources of bpfleet. Check and Diff ask no node: the engine runs them one at a time."""
 
     def __init__(self, engine: Engine) -> None:
-        self._runtime = Runtime(engine)
+        self._engine = engine
+        self.begin()
+
+    def begin(self) -> None:
+        """Start afresh, knowing nothing: at the start, and when another engine takes over (see Servicer.Attach)."""
+        self._runtime = Runtime(self._engine)
         self._leaves = Leaves(self._runtime)
         self._nodes = Nodes(self._runtime, self._leaves)
         self._clusters = Clusters(self._runtime)

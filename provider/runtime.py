@@ -6,15 +6,17 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Set, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, TypeVar
 
 from bpfleet.errors import TransactionFailed
-from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.outcome import Changes, Outcome
 from bpfleet.transport.target import Target
 from provider.directory import Directory
 from provider.engine import Engine
 from provider.writing import transact
+
+if TYPE_CHECKING:
+    from bpfleet.transport.fleet import Fleet
 
 T = TypeVar("T")
 
@@ -32,8 +34,20 @@ class Runtime:
         self._askers = ThreadPoolExecutor(_THREADS, thread_name_prefix="bpfleet-ask")
         self._watchers: Dict[str, List[str]] = {}
         self._running: Set[asyncio.Future[Any]] = set()
-        self.fleet = Fleet(progress=self._progress)
-        self.directory = Directory(self.fleet, self._askers)
+        self._fleet: Optional[Fleet] = None
+        self._fleet_lock = threading.Lock()
+        self.directory = Directory(lambda: self.fleet, self._askers)
+
+    @property
+    def fleet(self) -> Fleet:
+        """The connections to all nodes, from the first use on: most runs of the plugin only check and compare, and
+        importing SSH takes a third of their time."""
+        from bpfleet.transport.fleet import Fleet
+
+        with self._fleet_lock:
+            if self._fleet is None:
+                self._fleet = Fleet(progress=self._progress)
+            return self._fleet
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
         """`work(*arguments)` on a worker thread."""
@@ -74,7 +88,8 @@ class Runtime:
         self.cancelled.set()
         if self._running:
             await asyncio.wait(self._running, timeout=_CANCEL_SECONDS)
-        await asyncio.get_running_loop().run_in_executor(None, self.fleet.close)
+        if self._fleet is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._fleet.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._askers.shutdown(wait=False, cancel_futures=True)
         await self.engine.flush()

@@ -38,7 +38,12 @@ async def _serve(arguments: List[str], address: str) -> None:
     engine = Engine(address)
     provider = BpfleetProvider(engine)
     server = grpc.aio.server(options=_GRPC_CHANNEL_OPTIONS)
-    servicer = Servicer(arguments, bpfleet.__version__, provider, address, engine.attach)
+
+    def attached(new_address: str) -> None:
+        engine.attach(new_address)
+        provider.begin()
+
+    servicer = Servicer(arguments, bpfleet.__version__, provider, address, attached)
     provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -10,15 +10,17 @@ from __future__ import annotations
 import itertools
 import threading
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set
 
 from bpfleet.agent.wire import Item
 from bpfleet.errors import BpfleetError, Conflict, NumberTaken
 from bpfleet.model.identity import candidates
-from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.outcome import Changes, Committed, Failed, Outcome, Refusal, Refused, Unchanged, Unreached
 from bpfleet.transport.target import Target
 from provider.directory import Directory, View
+
+if TYPE_CHECKING:
+    from bpfleet.transport.fleet import Fleet
 
 NUMBERS_TRIED = 16
 """How many numbers an identity is offered beyond those known to be taken, before giving up."""
