@@ -194,6 +194,7 @@ class Agent:
             return {"refused": refused}
         compiled = self.compiled(contents, node)
         want = compiled.state
+        state_digest = want.digest
         steps = plan(want, self.kernel.read(want))
         clusters = sorted(contents.documents.of_kind("cluster"))
         head = Head(
@@ -202,7 +203,7 @@ class Agent:
             node=node if contents.items else None,
             cluster=clusters[0] if clusters else None,
             documents_digest=contents.documents.digest,
-            state_digest=want.digest,
+            state_digest=state_digest,
         )
         answer: StageResult = {
             "transaction": None,
@@ -212,7 +213,7 @@ class Agent:
             "warnings": list(compiled.warnings),
             "waiting": [{"document": item.document, "reason": item.reason} for item in compiled.waiting],
             "documents_digest": head.documents_digest,
-            "state_digest": want.digest,
+            "state_digest": state_digest,
         }
         if answer["unchanged"]:
             return answer
