@@ -101,6 +101,9 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	side.ifindex = skb->ifindex;
 	side.identity = packet.source_identity;
 	side.direction = DIRECTION_EGRESS;
+	/* A workload is no router: it reports only about what was sent to itself. */
+	if (packet.kind == PACKET_RELATED && !address_equal(&packet.flow.source, &packet.source))
+		packet.kind = PACKET_UNTRACKED;
 	connection_find(&packet, DIRECTION_EGRESS, &found);
 	if (packet.kind != PACKET_RELATED &&
 	    admit_established(&packet, &found, skb->ifindex,

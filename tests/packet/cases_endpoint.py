@@ -206,6 +206,12 @@ def local_cases(family: int) -> List[Case]:
             local("a", "b", f.udp(a, b, PORTS), f.udp(a, b, PORTS, hops=63), *both),
             shot("from_endpoint", "b", f.unreachable(x["t"], a, f.udp(a, b, PORTS)), "spoofed_source"),
         )),
+        ("an error about a neighbour's connection", (
+            local("a", "b", f.udp(a, b, PORTS), f.udp(a, b, PORTS, hops=63), *both),
+            Policy("t", (), ("egress",)),
+            denied("from_endpoint", "t", f.unreachable(x["t"], b, f.udp(b, a, BACK)), default_out, "egress"),
+            local("a", "b", f.udp(a, b, PORTS), f.udp(a, b, PORTS, hops=63)),
+        )),
         ("spoofed source, of a neighbour", (shot("from_endpoint", "a", f.tcp(b, a, PORTS), "spoofed_source"),)),
         ("spoofed source, within a neighbour's connection",
          (opened, answer, shot("from_endpoint", "t", f.tcp(a, b, PORTS, f.ACK), "spoofed_source"))),
@@ -323,6 +329,15 @@ def outward_cases(family: int) -> List[Case]:
         ("an ICMP error about a connection, forwarded with a workload's source", (
             to_stack("a", f.udp(a, x["world"], PORTS), allowed("egress")),
             shot("to_endpoint", "a", f.unreachable(c, a, f.udp(a, x["world"], PORTS)), "spoofed_source", via="eth0"),
+        )),
+        ("a router's error about a connection that is to be judged anew leaves it as it is", (
+            Policy("a", (Rule("egress", 61, IDENTITIES["c"]),), ("egress", "ingress")),
+            tunnelled("a", f.udp(a, c, PORTS), f.udp(a, c, PORTS, hops=63), allowed("egress", 61)),
+            Policy("a", (Rule("egress", 61, IDENTITIES["c"]), Rule("egress", 64, 99)), ("egress", "ingress"), 3),
+            from_stack("a", f.too_big(x["world"], a, f.udp(a, c, PORTS)), via="eth0"),
+            tunnelled("a", f.udp(a, c, PORTS), f.udp(a, c, PORTS, hops=63)),
+            Policy("a", (), ("egress", "ingress"), 4),
+            denied("to_endpoint", "a", f.too_big(x["world"], a, f.udp(a, c, PORTS)), DEFAULT_DENY["egress"], "egress", via="eth0"),
         )),
         ("a workload's own tunnel packet to this host",
          (shot("from_endpoint", "a", f.udp(a, x["host"], (40000, TUNNEL_PORT)), "own_tunnel"),)),

@@ -156,9 +156,15 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 		state = record->state;
 		question.direction = key->direction;
 		question.protocol = key->protocol;
+		/* An error may come from a router: it is the connection's other end that is judged. */
+		if (packet->kind == PACKET_RELATED && side->direction == DIRECTION_INGRESS) {
+			const struct address_record *peer = address_find(&packet->flow.source);
+
+			question.peer = peer ? peer->identity : IDENTITY_WORLD;
+		}
 		/* The host may have opened it from an address that is not in `addresses`. */
 		if (question.direction == DIRECTION_INGRESS && record->peer == IDENTITY_HOST &&
-		    side->peer.identity == IDENTITY_WORLD)
+		    question.peer == IDENTITY_WORLD)
 			question.peer = IDENTITY_HOST;
 	} else if (packet->kind == PACKET_REPLY_ONLY) {
 		return REASON_NO_CONNECTION;
@@ -184,7 +190,9 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 		if (judgement.verdict == VERDICT_DEFAULT_DENY)
 			state |= CONNECTION_DENIED_DEFAULT;
 	}
-	if (record || (packet->kind <= PACKET_OPENS && !(packet->tcp_flags & TCP_RST))) {
+	/* A reset opens nothing; an error says nothing about where the connection goes. */
+	if (packet->kind != PACKET_RELATED &&
+	    (record || (packet->kind <= PACKET_OPENS && !(packet->tcp_flags & TCP_RST)))) {
 		fresh.next_hop = side->peer.next_hop;
 		fresh.route = side->peer.route;
 		fresh.peer = question.peer;

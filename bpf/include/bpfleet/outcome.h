@@ -7,7 +7,7 @@
 #include <bpfleet/events.h>
 #include <bpfleet/packet.h>
 
-/* Tell readers what was decided about a packet. Out of line: it is not on the path of an established connection. */
+/* Tell readers what was decided about a packet. Not on the path of an established connection. */
 __noinline int event_write(struct __sk_buff *skb, const struct packet *packet, int reason)
 {
 	__u64 sequence = 0;
@@ -41,8 +41,11 @@ __noinline int event_write(struct __sk_buff *skb, const struct packet *packet, i
 	return 0;
 }
 
-static __always_inline int drop(struct __sk_buff *skb, struct packet *packet, int reason)
+/* Count and tell, and drop. Global like packet_parse, so that it is checked once and not at every place it is called. */
+__noinline int drop(struct __sk_buff *skb, struct packet *packet, int reason)
 {
+	if (!packet)
+		return TC_ACT_SHOT;
 	if (reason != REASON_DENIED_BY_RULE && reason != REASON_DENIED_BY_DEFAULT) {
 		packet->verdict = VERDICT_DROP;
 		packet->rule_id = 0;
