@@ -13,6 +13,7 @@
  */
 #include <bpfleet/admit.h>
 #include <bpfleet/forward.h>
+#include <bpfleet/gateway.h>
 #include <bpfleet/vocabulary.h>
 
 /* Traffic with the gateway that is no connection. Neighbour discovery counts only towards the link, where the stack

@@ -11,6 +11,7 @@
  */
 #include <bpfleet/admit.h>
 #include <bpfleet/endpoint.h>
+#include <bpfleet/gateway.h>
 #include <bpfleet/node.h>
 #include <bpfleet/vocabulary.h>
 

@@ -170,6 +170,8 @@ def main() -> int:
             LAYOUTS.write_text(text)
             print(f"wrote {LAYOUTS.relative_to(ROOT)}")
         if not options.no_verify:
+            if os.geteuid():
+                raise HostUnfit("only root may load objects to verify them", remedy="Run as root, or with --no-verify")
             verify(objects)
     except BpfleetError as error:
         print(f"error: {error}", file=sys.stderr)

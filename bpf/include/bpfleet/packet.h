@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* One packet on its way through a hook: what was parsed from it, and what was found out about it.
  *
- * Parsing follows a cursor {offset, left}: `left` is what the headers so far say is still there, and every step
- * returns 0 or the reason to drop. Reads are direct where the bytes lie in the linear part, and else by
- * bpf_skb_load_bytes (which costs some 30 ns). The frame must be Ethernet, as on every device we attach to. Loops are
- * bounded by EXTENSIONS_LIMIT.
+ * Parsing follows a cursor (cursor.h). The frame must be Ethernet, as on every device we attach to. Loops are bounded by
+ * EXTENSIONS_LIMIT.
  *
  * `flow` is the tuple by which the connection is looked up. It is the packet's own, except:
  *   - an ICMP echo has {identifier, 0} as ports in a request and {0, identifier} in its reply, so that one is the
@@ -26,10 +24,10 @@
 
 #include <bpfleet/base.h>
 #include <bpfleet/connection.h>
+#include <bpfleet/cursor.h>
 #include <bpfleet/reasons.h>
 
 #define EXTENSIONS_LIMIT 6
-#define DIRECT_LIMIT 1024 /* bytes into the frame; the verifier wants a bound */
 #define FRAGMENT_OFFSET_V4 0x1fff
 #define FRAGMENT_OFFSET_V6 0xfff8
 
@@ -79,36 +77,6 @@ struct packet {
 	__u8 icmp_code;
 	__u8 is_v6;
 };
-
-struct cursor {
-	__u32 offset;
-	__u32 left;
-};
-
-/* Copy what lies at the cursor to *to. A macro for its type: the compiler copies bytes one by one through void. */
-#define cursor_read(skb, cursor, to)                                                                      \
-	({                                                                                                \
-		void *__at = (void *)(long)(skb)->data + (cursor)->offset;                                \
-		int __reason = 0;                                                                         \
-                                                                                                          \
-		if ((cursor)->left < sizeof(*(to)))                                                       \
-			__reason = REASON_TRUNCATED;                                                      \
-		else if ((cursor)->offset <= DIRECT_LIMIT &&                                              \
-			 __at + sizeof(*(to)) <= (void *)(long)(skb)->data_end)                            \
-			*(to) = *(typeof(to))__at;                                                        \
-		else if (bpf_skb_load_bytes(skb, (cursor)->offset, to, sizeof(*(to))))                    \
-			__reason = REASON_TRUNCATED;                                                      \
-		__reason;                                                                                 \
-	})
-
-static __always_inline int cursor_skip(struct cursor *cursor, __u32 size)
-{
-	if (cursor->left < size)
-		return REASON_TRUNCATED;
-	cursor->offset += size;
-	cursor->left -= size;
-	return 0;
-}
 
 /* Ports of an echo, so that a reply's are the reverse of its request's. False for other types. */
 static __always_inline bool echo_ports(__u8 type, bool is_v6, __be16 identifier, struct connection_key *flow)
@@ -385,23 +353,4 @@ static __always_inline void packet_face(struct packet *packet, __u8 direction)
 {
 	packet->flow.rest = connection_rest(packet->flow.source_port, packet->flow.destination_port,
 					    packet->flow.protocol, direction);
-}
-
-/* Neighbour and router discovery (RFC 4861): with the full hop limit, which no router lets through. */
-static __always_inline bool packet_is_neighbour(const struct packet *packet)
-{
-	return packet->protocol == IPPROTO_ICMPV6 && packet->kind == PACKET_UNTRACKED && packet->icmp_type >= 133 &&
-	       packet->icmp_type <= 137 && packet->hop_limit == 255;
-}
-
-/* DHCP from a client (RFC 2131 4.1, RFC 8415 7.2) or, reversed, from a server. */
-static __always_inline bool packet_is_dhcp(const struct packet *packet, bool from_client)
-{
-	__be16 client = packet->is_v6 ? bpf_htons(546) : bpf_htons(68);
-	__be16 server = packet->is_v6 ? bpf_htons(547) : bpf_htons(67);
-
-	if (packet->protocol != IPPROTO_UDP || packet->kind != PACKET_ANY)
-		return false;
-	return packet->flow.source_port == (from_client ? client : server) &&
-	       packet->flow.destination_port == (from_client ? server : client);
 }
