@@ -14,7 +14,7 @@ import yaml
 import bpfleet
 from bpfleet.emit.ansible_texts import COMMON, EXAMPLES, OTHERS, RETURNS, SYNOPSES
 from bpfleet.model.resources import NAME, RESOURCES, Resource
-from bpfleet.model.schema import Address, Cidr, Field, Integer, ListOf, MapOf, Object, Text, Type
+from bpfleet.model.schema import Address, Boolean, Cidr, Field, Integer, ListOf, MapOf, Object, Text, Type
 
 DIRECTORY = "ansible_collection/plugins"
 _LICENSE = """\
@@ -96,6 +96,8 @@ def _type(kind: Type) -> Dict[str, Any]:
         return {"type": "dict"}
     if isinstance(kind, Integer):
         return {"type": "int"}
+    if isinstance(kind, Boolean):
+        return {"type": "bool"}
     if isinstance(kind, (Address, Cidr)):
         return {"type": "str"}
     assert isinstance(kind, Text)

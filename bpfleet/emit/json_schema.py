@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Dict, Sequence
 
 from bpfleet.model.resources import NAME, RESOURCES, Resource
-from bpfleet.model.schema import Address, Cidr, Field, Integer, ListOf, MapOf, Object, Text, Type, walk_fields
+from bpfleet.model.schema import Address, Boolean, Cidr, Field, Integer, ListOf, MapOf, Object, Text, Type, walk_fields
 
 
 def document_schema() -> Dict[str, Any]:
@@ -77,6 +77,8 @@ def _type(kind: Type) -> Dict[str, Any]:
         return {"type": "object", "additionalProperties": _type(kind.value), **names}
     if isinstance(kind, Integer):
         return {"type": "integer", "minimum": kind.least, "maximum": kind.most}
+    if isinstance(kind, Boolean):
+        return {"type": "boolean"}
     if isinstance(kind, Address):
         return {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
     if isinstance(kind, Cidr):

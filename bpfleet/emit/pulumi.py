@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional, Tuple
 
 import bpfleet
 from bpfleet.emit.shapes import SHAPES, Shape
-from bpfleet.model.schema import Field, Integer, ListOf, MapOf, Object, Text, Type, camel, walk_fields
+from bpfleet.model.schema import Boolean, Field, Integer, ListOf, MapOf, Object, Text, Type, camel, walk_fields
 
 PACKAGE = "bpfleet"
 _GENERATED = "Generated from bpfleet/model by `python -m bpfleet.emit`; do not edit."
@@ -70,6 +70,8 @@ def _reference(owner: str, field: Optional[Field], kind: Type) -> Dict[str, Any]
         return {"type": "object", "additionalProperties": _reference(owner, field, kind.value)}
     if isinstance(kind, Integer):
         return {"type": "integer"}
+    if isinstance(kind, Boolean):
+        return {"type": "boolean"}
     if isinstance(kind, Text) and kind.choices and field is not None:
         return {"type": "string", "$ref": f"#/types/{type_token(_enumeration(owner, field))}"}
     return {"type": "string"}

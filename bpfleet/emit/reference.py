@@ -7,6 +7,7 @@ from typing import Dict, Iterable, List, Sequence
 from bpfleet.emit.shapes import SHAPES, Shape
 from bpfleet.model.schema import (
     Address,
+    Boolean,
     Cidr,
     Field,
     Integer,
@@ -108,6 +109,8 @@ def type_text(kind: Type) -> str:
         return f"map of {type_text(kind.value)}"
     if isinstance(kind, Integer):
         return f"integer, {kind.least} to {kind.most}"
+    if isinstance(kind, Boolean):
+        return "boolean"
     if isinstance(kind, Address):
         return "IPv4 or IPv6 address"
     if isinstance(kind, Cidr):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict, Tuple
 
-from bpfleet.model.schema import Address, Cidr, Field, Integer, ListOf, MapOf, Object, Text
+from bpfleet.model.schema import Address, Boolean, Cidr, Field, Integer, ListOf, MapOf, Object, Text
 
 NAME = Text(
     pattern=r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?",
@@ -53,28 +53,59 @@ ROUTING = Object(
     ),
 )
 
+_HOST_KEY = Text(
+    pattern=r"(ssh-|ecdsa-)[a-z0-9-]+ [A-Za-z0-9+/=]+( .*)?",
+    rule="a public key line such as 'ssh-ed25519 AAAA…'",
+)
+_PRIVATE_KEY_FILE = Field(
+    "private_key_file",
+    Text(),
+    "Path of the private key on the controller. Default: keys of the SSH agent, then ~/.ssh's own.",
+)
+_KNOWN_HOSTS_FILE = Field("known_hosts_file", Text(), "known_hosts file to check against. Default: ~/.ssh/known_hosts.")
+
+JUMP = Object(
+    "SshJump",
+    "A host on the way to a node, which is dialled from there. All nodes behind it share one connection to it.",
+    (
+        Field("host", Text(), "Host name or address to dial.", required=True),
+        Field("port", Integer(1, 65535), "TCP port of its sshd.", default=22),
+        Field("user", Text(), "User to log in as; needs no rights but to forward connections.", default="root"),
+        _PRIVATE_KEY_FILE,
+        Field(
+            "host_key",
+            _HOST_KEY,
+            "Public key the jump host must show. Default: what known_hosts says; an unknown key is refused.",
+        ),
+        _KNOWN_HOSTS_FILE,
+    ),
+)
+
 SSH = Object(
     "Ssh",
     "How the controller reaches a node.",
     (
-        Field("host", Text(), "Host name or address to dial. Default: the node's address."),
-        Field("port", Integer(1, 65535), "TCP port of sshd.", default=22),
-        Field("user", Text(), "User to log in as; must be root.", default="root"),
         Field(
-            "private_key_file",
+            "host",
             Text(),
-            "Path of the private key on the controller. Default: keys of the SSH agent, then ~/.ssh's own.",
+            "Host name or address to dial, as the jump host sees it if there is one. Default: the node's address.",
         ),
+        Field("port", Integer(1, 65535), "TCP port of sshd.", default=22),
+        Field("user", Text(), "User to log in as: root, or one who may use sudo (see sudo).", default="root"),
+        Field(
+            "sudo",
+            Boolean(),
+            "Become root by `sudo -n` after logging in as another user; sudo must not ask for a password. Default: no.",
+        ),
+        _PRIVATE_KEY_FILE,
         Field(
             "host_key",
-            Text(
-                pattern=r"(ssh-|ecdsa-)[a-z0-9-]+ [A-Za-z0-9+/=]+( .*)?",
-                rule="a public key line such as 'ssh-ed25519 AAAA…'",
-            ),
+            _HOST_KEY,
             "Public key the host must show, as in /etc/ssh/ssh_host_ed25519_key.pub. Default: what known_hosts says; "
             "an unknown key is refused.",
         ),
-        Field("known_hosts_file", Text(), "known_hosts file to check against. Default: ~/.ssh/known_hosts."),
+        _KNOWN_HOSTS_FILE,
+        Field("jump", JUMP, "Host through which the node is reached. Default: it is dialled directly."),
     ),
 )
 

@@ -43,6 +43,11 @@ class Integer:
 
 
 @dataclass(frozen=True)
+class Boolean:
+    """True or false."""
+
+
+@dataclass(frozen=True)
 class Address:
     """An IPv4 or IPv6 address, normalised to its canonical form."""
 
@@ -84,7 +89,7 @@ class Object:
     only_with: Tuple[Tuple[str, str, Tuple[str, ...]], ...] = ()
 
 
-Type = Union[Text, Integer, Address, Cidr, ListOf, MapOf, Object]
+Type = Union[Text, Integer, Boolean, Address, Cidr, ListOf, MapOf, Object]
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,10 @@ def _check_value(kind: Type, value: Any, path: str, problems: List[Problem]) -> 
         return _check_text(kind, value, path, problems)
     if isinstance(kind, Integer):
         return _check_integer(kind, value, path, problems)
+    if isinstance(kind, Boolean):
+        if not isinstance(value, bool):
+            problems.append(Problem(path, f"must be true or false, not {_kind_of(value)}"))
+        return value
     if isinstance(kind, (Address, Cidr)):
         return _check_network(kind, value, path, problems)
     if isinstance(kind, ListOf):

@@ -62,7 +62,8 @@ options:
     suboptions:
       host:
         description:
-          - 'Host name or address to dial. Default: the node''s address.'
+          - 'Host name or address to dial, as the jump host sees it if there is one. Default: the node''s
+            address.'
         type: str
       port:
         description:
@@ -71,9 +72,14 @@ options:
         default: 22
       user:
         description:
-          - User to log in as; must be root.
+          - 'User to log in as: root, or one who may use sudo (see sudo).'
         type: str
         default: root
+      sudo:
+        description:
+          - 'Become root by `sudo -n` after logging in as another user; sudo must not ask for a password.
+            Default: no.'
+        type: bool
       private_key_file:
         description:
           - 'Path of the private key on the controller. Default: keys of the SSH agent, then ~/.ssh''s
@@ -88,6 +94,40 @@ options:
         description:
           - 'known_hosts file to check against. Default: ~/.ssh/known_hosts.'
         type: str
+      jump:
+        description:
+          - 'Host through which the node is reached. Default: it is dialled directly.'
+        type: dict
+        suboptions:
+          host:
+            description:
+              - Host name or address to dial.
+            type: str
+            required: true
+          port:
+            description:
+              - TCP port of its sshd.
+            type: int
+            default: 22
+          user:
+            description:
+              - User to log in as; needs no rights but to forward connections.
+            type: str
+            default: root
+          private_key_file:
+            description:
+              - 'Path of the private key on the controller. Default: keys of the SSH agent, then ~/.ssh''s
+                own.'
+            type: str
+          host_key:
+            description:
+              - 'Public key the jump host must show. Default: what known_hosts says; an unknown key is
+                refused.'
+            type: str
+          known_hosts_file:
+            description:
+              - 'known_hosts file to check against. Default: ~/.ssh/known_hosts.'
+            type: str
   state:
     description:
       - Whether the document should be there.
