@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from pulumi.provider.experimental.provider import PropertyDiff, PropertyDiffKind
 
-from bpfleet.emit.shapes import DRIFT_FIELD, LAGGING_FIELD, Shape
+from bpfleet.emit.shapes import AGENT_FIELD, DRIFT_FIELD, LAGGING_FIELD, Shape
 from bpfleet.model.resources import CLUSTER_HANDLE
 from bpfleet.model.schema import UNKNOWN, ListOf, MapOf, Object, Type, camel
 from provider.values import key_step
@@ -33,9 +33,16 @@ class Difference:
 
 
 def differences(
-    shape: Shape, old_inputs: Mapping[str, Any], old_outputs: Mapping[str, Any], news: Mapping[str, Any]
+    shape: Shape,
+    old_inputs: Mapping[str, Any],
+    old_outputs: Mapping[str, Any],
+    news: Mapping[str, Any],
+    agent: Optional[str] = None,
 ) -> Difference:
-    """Compare plain data with the schema's names. Drift and lagging nodes in `old_outputs` count as changes."""
+    """Compare plain data with the schema's names.
+
+    Drift and lagging nodes in `old_outputs` count as changes, and so does another agent than `agent` (a digest).
+    """
     kinds: Dict[str, PropertyDiffKind] = {}
     for field in shape.inputs:
         found: Dict[str, PropertyDiffKind] = {}
@@ -48,6 +55,8 @@ def differences(
     for field in (DRIFT_FIELD, LAGGING_FIELD):
         if old_outputs.get(field.name):
             detailed[camel(field.name)] = PropertyDiff(PropertyDiffKind.UPDATE, input_diff=False)
+    if agent is not None and old_outputs.get(AGENT_FIELD.name, agent) != agent:
+        detailed[camel(AGENT_FIELD.name)] = PropertyDiff(PropertyDiffKind.UPDATE, input_diff=False)
     # Two policies side by side do no harm, and none at all would open what the old one closed. Anything else would
     # meet its own predecessor: an address, a set of labels or a host that is taken.
     return Difference(detailed, delete_first=shape.kind != "policy")

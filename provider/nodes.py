@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional
 
 from bpfleet.agent.wire import Hello, Item
 from bpfleet.errors import BpfleetError, Conflict, Unreachable
 from bpfleet.model.resources import NODE
+from bpfleet.transport.artefact import current
 from bpfleet.transport.outcome import Changes, Committed, Failed, Refused, Unchanged, Unreached
 from bpfleet.transport.target import Target
 from provider.directory import target_of
@@ -109,12 +111,11 @@ class Nodes:
         dead = self._runtime.directory.dead(target)
         if dead is not None:
             raise dead
-        hello = fleet.installed(target)
-        if hello is None:
-            return
-        if hello["node"] == name:
+        # The host may have an agent of another version only: ours is what can tell, and clear what that one left.
+        node = fleet.install(target)["node"]
+        if node == name:
             fleet.call(target, "wipe", {"node": name})
-        if hello["node"] in (None, name):
+        if node in (None, name):
             fleet.remove_agent(target)
 
     async def read(self, target: Target, name: str) -> Optional[NodeRead]:
@@ -123,14 +124,26 @@ class Nodes:
 
     def _read(self, target: Target, name: str) -> Optional[NodeRead]:
         fleet = self._runtime.fleet
-        hello = fleet.installed(target)
-        if hello is None or hello["node"] != name:
+        had_agent = fleet.installed(target) is not None
+        node = fleet.install(target)["node"]
+        if node is None and not had_agent:
+            fleet.remove_agent(target)  # there is nothing of ours; leave it so
+        if node != name:
             return None
         items = fleet.call(target, "documents", {"kinds": ["node"]})["items"]
         own = next((item for item in items if item["document"]["name"] == name), None)
         if own is None:
             return None
         return NodeRead(own, [str(step) for step in fleet.call(target, "status").get("drift", [])])
+
+
+@functools.lru_cache(maxsize=1)
+def agent_digest() -> Optional[str]:
+    """Digest of the agent and objects that this process installs; None where the objects have not been built."""
+    try:
+        return current().digest
+    except BpfleetError:
+        return None  # whoever installs it meets the same and says it; a preview can do without
 
 
 def node_target(inputs: Mapping[str, Any]) -> Target:

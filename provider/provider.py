@@ -20,7 +20,7 @@ from provider.directory import handle_target
 from provider.engine import Engine
 from provider.leaves import Leaves, seeds_of
 from provider.naming import IN_CLUSTER, Declarations, ResourceId, logical_name, owner_of, parse_id, type_token
-from provider.nodes import Nodes, inputs_of_node, node_handle, node_target
+from provider.nodes import Nodes, agent_digest, inputs_of_node, node_handle, node_target
 from provider.reading import Reader, Snapshot, find
 from provider.runtime import Runtime
 from provider.sdk import DeleteRequest, DiffRequest, PartialFailure, UpdateRequest, Values
@@ -87,7 +87,7 @@ class BpfleetProvider(sdk.Provider):
         old_outputs, _ = _plain(shape, request.old_state)
         old_inputs, _ = _plain(shape, request.old_inputs or request.old_state)
         news, _ = _plain(shape, request.new_inputs)
-        found = differences(shape, old_inputs, old_outputs, news)
+        found = differences(shape, old_inputs, old_outputs, news, agent_digest() if shape.kind == "node" else None)
         if found.detailed and shape.kind != "cluster":
             self._leaves.batcher.announce(request.urn)
         return sdk.DiffResponse(
@@ -185,6 +185,8 @@ class BpfleetProvider(sdk.Provider):
         if shape.kind in ("node", "cluster"):
             # Whether a member took the last change only the next update can tell, unless it is no member any more.
             outputs["lagging_nodes"] = old_outputs.get("lagging_nodes", [])
+        if old_outputs.get("agent"):
+            outputs["agent"] = old_outputs["agent"]  # what the node runs changes by an update only
         declared = to_pulumi(from_model(shape.inputs, found.inputs), secrets)
         properties = _outputs(shape, outputs, secrets)
         if found.silent and shape.kind in IN_CLUSTER:
@@ -263,6 +265,7 @@ def _previewed(shape: Shape, inputs: Plain, old_inputs: Plain, old_outputs: Plai
         outputs["lagging_nodes"] = []
     if shape.kind == "node":
         outputs["handle"] = node_handle(inputs)
+        outputs["agent"] = agent_digest() or UNKNOWN
     elif shape.kind == "cluster":
         known = isinstance(inputs["members"], Mapping)
         outputs["handle"] = cluster_handle(inputs, old_outputs.get("handle")) if known else UNKNOWN

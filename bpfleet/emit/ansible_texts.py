@@ -120,6 +120,14 @@ OTHERS: Dict[str, Dict[str, Any]] = {
                 ],
                 "type": "str",
             },
+            "force": {
+                "description": [
+                    "Clear the host with O(state=absent) although it holds documents of a Pulumi stack or another "
+                    "owner that is no playbook.",
+                ],
+                "type": "bool",
+                "default": False,
+            },
         },
     },
     "documents_info": {

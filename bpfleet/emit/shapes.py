@@ -34,6 +34,13 @@ LAGGING_FIELD = Field(
     computed=True,
     required=True,
 )
+AGENT_FIELD = Field(
+    "agent",
+    Text(),
+    "Digest of the agent and the eBPF objects on the node. A newer bpfleet where Pulumi runs shows as a change of it.",
+    computed=True,
+    required=True,
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ def _shape(resource: Resource) -> Shape:
         # A node or a cluster that is not finished everywhere must not hold up all that depends on it, as a partially
         # created resource would: it says so in an output instead. Leaves are kept as partially created.
         outputs.append(LAGGING_FIELD)
+    if resource.kind == "node":
+        outputs.append(AGENT_FIELD)
     return Shape(resource, tuple(inputs), (*outputs, DRIFT_FIELD))
 
 

@@ -71,6 +71,15 @@ def test_drift_and_lagging_nodes_are_changes() -> None:
     }
 
 
+def test_another_agent_is_a_change_of_a_node() -> None:
+    shape = SHAPES["bpfleet:index:Node"]
+    node = {"name": "h1", "address": "192.0.2.1"}
+    assert list(differences(shape, node, {"agent": "old"}, node, "new").detailed) == ["agent"]
+    assert not differences(shape, node, {"agent": "new"}, node, "new").detailed
+    assert not differences(shape, node, {}, node, "new").detailed, "a state from before there was such an output"
+    assert not differences(shape, node, {"agent": "old"}, node, None).detailed, "objects that are not built"
+
+
 def test_a_member_more_is_one_key() -> None:
     old = {"name": "shop", "id": 1, "members": {"h1": HANDLE}}
     new = {**old, "members": {"h1": HANDLE, "h2": {**HANDLE, "name": "h2"}}}
