@@ -10,8 +10,8 @@ from typing import Any
 
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.action import AgentAction
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.channel import NotInstalled
-from ansible_collections.bpfleet.fleet.plugins.plugin_utils.transaction import read
-from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.errors import BpfleetError
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.transaction import must_be, read
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.errors import BpfleetError, NotOwner
 
 
 class ActionModule(AgentAction):
@@ -22,7 +22,7 @@ class ActionModule(AgentAction):
     def work(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Bring the agent to what is wanted."""
         if arguments["state"] == "absent":
-            return self._remove(str(arguments.get("this_node") or self.host))
+            return self._remove(str(arguments.get("this_node") or self.host), bool(arguments["force"]))
         channel = self.channel()
         result: dict[str, Any] = {"agent": {"digest": channel.artefact.digest}}
         try:
@@ -38,9 +38,18 @@ class ActionModule(AgentAction):
             raise hello
         return {"changed": False, "node": hello.get("node"), **result}
 
-    def _remove(self, node: str) -> dict[str, Any]:
+    def _remove(self, node: str, force: bool) -> dict[str, Any]:
         channel = self.channel()
-        held = read(channel, ["node"])
+        held = read(channel)
+        must_be(node, held)
+        others = sorted({item["owner"] for item in held.store.values() if not item["owner"].startswith("ansible:")})
+        if others and not force:
+            raise NotOwner(
+                f"the host holds documents of {', '.join(others)}",
+                resource=f"node/{node}",
+                remedy="Remove the node where it is declared, or give force: true (bpfleet_force in role node).",
+                details={"owners": others},
+            )
         result: dict[str, Any] = {"changed": bool(held.hello), "node": held.hello.get("node")}
         if self._task.check_mode or not held.hello:
             return result

@@ -33,6 +33,12 @@ options:
       - Which node the host is; with O(state=absent) it is cleared only if it still is this node.
       - 'Default: the host''s name in the inventory.'
     type: str
+  force:
+    description:
+      - Clear the host with O(state=absent) although it holds documents of a Pulumi stack or another owner
+        that is no playbook.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full

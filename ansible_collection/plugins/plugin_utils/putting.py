@@ -22,6 +22,7 @@ from ansible_collections.bpfleet.fleet.plugins.plugin_utils.transaction import (
     Store,
     key_of,
     make,
+    must_be,
     preview,
     read,
 )
@@ -61,7 +62,7 @@ class PuttingAction(AgentAction):
         node = str(arguments.get("this_node") or self.host)
         channel = self.channel()
         held = read(channel)
-        _must_be(node, held)
+        must_be(node, held)
         members = _members(wanted, held.store)
         _must_be_member(node, self.host, wanted, held.store, members)
         self._reachability(wanted)
@@ -205,17 +206,6 @@ def _members(wanted: Wanted, store: Store) -> list[str]:
             return [str(name) for name in one.spec["members"]]
     item = store.get(f"cluster/{wanted.cluster}")
     return list(item["document"]["spec"]["members"]) if item else []
-
-
-def _must_be(node: str, held: Held) -> None:
-    name = held.hello.get("node")
-    if name not in (None, node):
-        raise InvalidInput(
-            f"this host is node {name}, not {node}",
-            resource=f"node/{node}",
-            remedy=f"Set this_node to {name}, correct the address in the inventory, or remove node {name} from the "
-            "host first (role bpfleet.fleet.node with bpfleet_state: absent).",
-        )
 
 
 def _must_be_member(node: str, host: str, wanted: Wanted, store: Store, members: Sequence[str]) -> None:

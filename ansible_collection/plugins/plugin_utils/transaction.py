@@ -95,6 +95,18 @@ def read(channel: Channel, kinds: Sequence[str] = ()) -> Held:
     return Held(hello, {key_of(item): item for item in documents["items"]}, agent)
 
 
+def must_be(node: str, held: Held) -> None:
+    """Raise InvalidInput if the host is another node."""
+    name = held.hello.get("node")
+    if name not in (None, node):
+        raise InvalidInput(
+            f"this host is node {name}, not {node}",
+            resource=f"node/{node}",
+            remedy=f"Set this_node to {name}, correct the address in the inventory, or remove node {name} from the "
+            "host first (role bpfleet.fleet.node with bpfleet_state: absent).",
+        )
+
+
 def key_of(item: Mapping[str, Any]) -> str:
     """ "kind/name"."""
     document = item["document"]

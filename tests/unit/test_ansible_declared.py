@@ -1,0 +1,138 @@
+"""Documents as tasks and files declare them: what is wrong is said with file and line."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.collection import module
+
+declared = module("declared")
+
+NODE = """\
+kind: node
+name: h1
+spec:
+  address: 192.0.2.1
+  devices: [{name: eth0}]
+  workload_cidrs: [10.0.1.0/24]
+"""
+
+
+def write(folder: Path, text: str, name: str = "documents.yml") -> Path:
+    path = folder / name
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+def problems(*paths: Path, inline: Any = ()) -> list[str]:
+    with pytest.raises(declared.Invalid) as caught:
+        declared.declare(inline, paths)
+    return [str(error) for error in caught.value.errors]
+
+
+def test_one_document_many_and_lists_of_them(tmp_path: Path) -> None:
+    two = "- {kind: identity, name: a, spec: {labels: {r: a}}}\n- {kind: identity, name: b, spec: {labels: {r: b}}}\n"
+    write(tmp_path, NODE + "---\n" + two)
+    (tmp_path / "more").mkdir()
+    write(tmp_path / "more", '{"kind": "identity", "name": "c", "spec": {"labels": {}}}', "c.json")
+    write(tmp_path, "not: a document", "notes.txt")
+    write(tmp_path, "not: a document", ".hidden.yml")
+    found = declared.declare([], [tmp_path])
+    assert [one.key for one in found] == ["node/h1", "identity/a", "identity/b", "identity/c"]
+    assert found[2].place == f"{tmp_path}/documents.yml:9"
+    assert "number" not in found[1].spec
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        ("address: 192.0.2.1", "adress: 192.0.2.1", 4, "unknown field adress. Did you mean address?"),
+        ("address: 192.0.2.1", "address: [192.0.2.1]", 4, "must be an IPv4 or IPv6 address, not a list"),
+        ("kind: node", "kind: nodes", 1, "'nodes' is not a kind of resource"),
+        ("name: h1", "name: H1", 2, "'H1' is not allowed"),
+        ("[{name: eth0}]", "[{name: eth0}, {name: eth1, mtu: 9000}]", 5, "unknown field mtu"),
+        ("[10.0.1.0/24]", "\n    - 10.0.1.0/24\n    - 10.0.2.7/24", 8, "10.0.2.7/24 has host bits set"),
+        ("name: h1", "name: h1\nowner: me", 3, "unknown field owner"),
+        ("name: h1", "name: h1\nssh: {prot: 22}", 3, "unknown field prot"),
+        ("name: h1", "name: h1\nssh: {port: many}", 3, "must be a whole number, not a string"),
+        ("name: h1", "name: h1\nname: h2", 3, "name is given twice (first in line 2)"),
+        ("spec:", "spec: [", 5, "is not YAML"),
+    ],
+)
+def test_what_is_wrong_is_told_with_file_and_line(tmp_path: Path, old: str, new: str, line: int, says: str) -> None:
+    path = write(tmp_path, NODE.replace(old, new, 1))
+    problem, *_ = problems(path)
+    assert f"{path}:{line}" in problem
+    assert says in problem
+
+
+def test_the_line_is_that_of_the_nested_field(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """\
+        - kind: policy
+          name: web
+          spec:
+            selector: {app.kubernetes.io/name: web}
+            ingress:
+              - peers: [{entity: world}]
+                ports:
+                  - {protocol: tcp, port: 80}
+                  - protocol: tcp
+                    port: eighty
+              - action: maybe
+        """,
+    )
+    first, second = problems(path)
+    assert f"{path}:10" in first and "ingress[0].ports[1].port" in first
+    assert f"{path}:11" in second and "Use allow or deny" in second
+
+
+def test_labels_with_dots_have_their_own_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "kind: identity\nname: a\nspec:\n  labels:\n    a.b: x\n    a.b.c/d: bad value\n    z: y\n")
+    (problem,) = problems(path)
+    assert f"{path}:6" in problem
+
+
+def test_everything_that_is_wrong_anywhere_comes_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, NODE.replace("address", "adress") + "---\n- 5\n")
+    found = problems(path, tmp_path / "gone.yml", inline=[{"kind": "policy", "name": "p"}])
+    assert len(found) == 5
+    assert any("documents[0]" in text and "must be a mapping" in text for text in found)
+    assert any("gone.yml" in text and "is not there" in text for text in found)
+    assert any(f"{path}:8" in text and "a document must be a mapping" in text for text in found)
+
+
+def test_two_declarations_of_one_document_are_refused_with_both_places(tmp_path: Path) -> None:
+    first, second = write(tmp_path, NODE, "a.yml"), write(tmp_path, "\n" + NODE, "b.yml")
+    (problem,) = problems(first, second)
+    assert f"in {first}:1 and in {second}:2" in problem
+
+
+def test_values_that_ansible_marks_become_plain() -> None:
+    class Marked(str):
+        pass
+
+    class Number(int):
+        pass
+
+    spec = {Marked("labels"): {Marked("r"): Marked("web")}, "number": Number(65800)}
+    (one,) = declared.declare([{"kind": Marked("identity"), "name": Marked("web"), "spec": spec}], [])
+    assert type(one.spec["labels"]["r"]) is str and type(one.spec["number"]) is int
+    assert one.spec["number"] == 65800
+
+
+def test_a_nodes_ssh_stands_beside_its_content() -> None:
+    data = {
+        "kind": "node",
+        "name": "h1",
+        "ssh": {"port": 2222},
+        "spec": {"address": "192.0.2.1", "devices": [{"name": "eth0"}], "workload_cidrs": ["10.0.1.0/24"]},
+    }
+    (one,) = declared.declare([data], [])
+    assert one.metadata == {"ssh": {"port": 2222, "user": "root"}}
+    assert set(one.item("ansible:shop")["document"]["spec"]) == {"address", "devices", "workload_cidrs"}
