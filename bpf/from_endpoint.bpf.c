@@ -48,6 +48,8 @@ static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packe
 		return REASON_SPOOFED_SOURCE;
 	address_place(&packet->destination, &side->peer);
 	packet->destination_identity = side->peer.identity;
+	if (side->peer.route == ROUTE_LOCAL && !next_hop_ifindex(&side->peer.next_hop))
+		return REASON_NO_ENDPOINT;
 	if (packet->protocol == IPPROTO_UDP && packet->flow.destination_port == bpf_htons(tunnel_port) &&
 	    (side->peer.identity == IDENTITY_HOST || side->peer.identity == IDENTITY_REMOTE_NODE))
 		return REASON_OWN_TUNNEL;

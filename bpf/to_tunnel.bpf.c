@@ -21,7 +21,7 @@ int bpfl_to_tun(struct __sk_buff *skb)
 
 	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) ||
 	    !bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
-		return TC_ACT_OK; /* counted where the key was set */
+		return TC_ACT_UNSPEC; /* counted where the key was set */
 	reason = packet_parse(skb, &packet);
 	if (reason)
 		return drop(skb, &packet, reason);

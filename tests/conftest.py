@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("bpfleet", deadline=None)
+settings.load_profile("bpfleet")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -105,11 +105,11 @@ def build(documents: DocumentSet, cluster: Document, own: Document, facts: Facts
 
 
 def _own_addresses(own: Document, facts: Facts, rows: Dict[Row, Row]) -> None:
-    """Every address of the node itself means its host, so that no way around a rule on `host` is left open."""
+    """Every address of the node itself, and its workloads' gateway, means its host: no way around a rule on `host`."""
     own_addresses = {own.spec["address"]}
     for _, addresses in facts.devices.values():
         own_addresses.update(addresses)
-    for address in own_addresses:
+    for address in (*own_addresses, GATEWAY_IPV4, GATEWAY_IPV6):
         rows[(address,)] = (identity.HOST, NO_DEVICE, NO_TUNNEL)
 
 

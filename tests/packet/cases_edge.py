@@ -14,7 +14,7 @@ FROM = "from_endpoint"
 
 
 def _passes(name: str, program: str, at: str, frame: bytes, reason: str, via: str = "") -> Case:
-    return Case(name, (Send(program, frame, "ok", {reason: 1}, at, via, out=frame),))
+    return Case(name, (Send(program, frame, "pass", {reason: 1}, at, via, out=frame),))
 
 
 def malformed_v4() -> List[Case]:
@@ -147,7 +147,7 @@ def always_cases() -> List[Case]:
     found.append(
         Case(
             "a forwarded solicitation is judged as ICMPv6 from the world",
-            (Send("to_endpoint", forwarded, "ok", {"to_endpoint": 1}, "a", "eth0", events=(event,)),),
+            (Send("to_endpoint", forwarded, "pass", {"to_endpoint": 1}, "a", "eth0", events=(event,)),),
             6,
         )
     )
@@ -167,7 +167,7 @@ def device_cases(family: int) -> List[Case]:
     vxlan = (50000, TUNNEL_PORT)
     under, tunnel = "from_underlay", "to_tunnel"
     cases: List[Tuple[str, Send]] = [
-        ("a member's tunnel packet", at(under, "eth0", f.udp(node2, x["host"], vxlan), "ok", "underlay")),
+        ("a member's tunnel packet", at(under, "eth0", f.udp(node2, x["host"], vxlan), "pass", "underlay")),
         ("a stranger's tunnel packet", at(under, "eth0", f.udp(x["world"], x["host"], vxlan), "shot", "underlay_tunnel",
                                           source_identity=2, hook="from_underlay", ifindex=DEVICES["eth0"])),
         ("a tunnel packet from a workload's address", at(under, "eth0", f.udp(x["c"], x["host"], vxlan), "shot", "underlay_tunnel")),
@@ -178,9 +178,9 @@ def device_cases(family: int) -> List[Case]:
         ("bare, from a workload here", at(under, "eth0", f.tcp(x["b"], x["a"], PORTS), "shot", "underlay_workload")),
         ("bare, from a waiting workload", at(under, "eth0", f.tcp(x["q"], x["a"], PORTS), "shot", "underlay_workload")),
         ("a bare fragment from a workload", at(under, "eth0", f.ip(x["c"], x["a"], f.UDP, b"x" * 8, fragment=8), "shot", "underlay_workload")),
-        ("bare, from a member", at(under, "eth0", f.tcp(node2, x["host"], PORTS), "ok", "underlay")),
-        ("bare, from the world", at(under, "eth0", f.tcp(x["world"], x["host"], PORTS), "ok", "underlay")),
-        ("the host's own packet", at(tunnel, "vxlan", f.tcp(x["host"], x["c"], PORTS), "ok", "to_tunnel")),
+        ("bare, from a member", at(under, "eth0", f.tcp(node2, x["host"], PORTS), "pass", "underlay")),
+        ("bare, from the world", at(under, "eth0", f.tcp(x["world"], x["host"], PORTS), "pass", "underlay")),
+        ("the host's own packet", at(tunnel, "vxlan", f.tcp(x["host"], x["c"], PORTS), "pass", "to_tunnel")),
         ("a packet that the host forwards", at(tunnel, "vxlan", f.tcp(x["world"], x["c"], PORTS), "shot", "not_host_source")),
         ("a workload's packet that took the stack", at(tunnel, "vxlan", f.tcp(x["a"], x["c"], PORTS), "shot", "not_host_source")),
         ("to nowhere in the tunnel", at(tunnel, "vxlan", f.tcp(x["host"], x["world"], PORTS), "shot", "unknown_destination")),

@@ -76,13 +76,13 @@ def tunnelled(at: str, packet: bytes, sent: bytes, *events: Mapping[str, Any]) -
 def to_stack(at: str, packet: bytes, *events: Mapping[str, Any]) -> Send:
     """A frame handed to the host's stack untouched."""
     frame = f.ether(packet)
-    return Send("from_endpoint", frame, "ok", {"to_stack": 1}, at, out=frame, events=events)
+    return Send("from_endpoint", frame, "pass", {"to_stack": 1}, at, out=frame, events=events)
 
 
 def from_stack(at: str, packet: bytes, *events: Mapping[str, Any], via: str = "") -> Send:
     """A frame of the stack that reaches the endpoint untouched."""
     frame = f.ether(packet)
-    return Send("to_endpoint", frame, "ok", {"to_endpoint": 1}, at, via, out=frame, events=events)
+    return Send("to_endpoint", frame, "pass", {"to_endpoint": 1}, at, via, out=frame, events=events)
 
 
 def local_cases(family: int) -> List[Case]:
@@ -221,6 +221,7 @@ def local_cases(family: int) -> List[Case]:
             "from_endpoint", f.ether(f.tcp(a, x["q"], PORTS)), "shot", {"waiting": 1}, "a",
             events=(allowed("egress", destination_identity=5), *dropped("waiting", direction="ingress"))),)),
         ("a device without an endpoint", (shot("from_endpoint", "nobody", f.tcp(a, b, PORTS), "no_endpoint"),)),
+        ("to an endpoint that is not attached", (shot("from_endpoint", "a", f.tcp(a, x["u"], PORTS), "no_endpoint"),)),
         ("hop limit used up", (Send("from_endpoint", f.ether(f.udp(a, b, PORTS, hops=1)), "shot", {"hop_limit": 1}, "a",
                                     events=(*both, *dropped("hop_limit"))),)),
         ("to a device without a peer, by the neighbour table", (Send(

@@ -62,14 +62,14 @@ def reading(frame: bytes) -> Optional[Tuple[str, str, int, int]]:
 def check(datapath: Datapath, frame: bytes, family: int) -> None:
     """Feed a frame as from a; if it is delivered to b, it must be what policy allows."""
     result = datapath.run("from_endpoint", frame, DEVICES["a"])
-    assert result.action in ("ok", "shot", "redirect")
+    assert result.action in ("pass", "shot", "redirect")
     assert sum(result.counters.values()) == 1, "every packet ends in exactly one reason"
     x = ADDRESSES[family]
     reason = next(iter(result.counters))
     if result.action == "redirect":
         assert reason == "to_endpoint"
         assert reading(frame) == (x["a"], x["b"], f.TCP, 80)
-    elif result.action == "ok":
+    elif result.action == "pass":
         assert reason == "neighbour"  # ARP by its type alone; egress allows neither host nor world
     else:
         assert ENUMS["reason"][reason] >= 16

@@ -1,7 +1,8 @@
 """The small world all packet cases live in, and what a case is made of.
 
-This node has the endpoints a, b and q (q waits for its identity), all delivered to by bpf_redirect_peer, and t, a tap
-whose workload's MAC is not known. Another member has the endpoint c. Every name has an address of each family.
+This node has the endpoints a, b and q (q waits for its identity), all delivered to by bpf_redirect_peer; t, a tap whose
+workload's MAC is not known; and u, which is not attached yet. Another member has the endpoint c. Every name has an
+address of each family.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ TUNNEL_PORT = 8472
 UNDERLAY, UNDERLAY_2, UNDERLAY_6 = "192.0.2.1", "192.0.2.2", "2001:db8::3"
 UNDERLAY_MAC = "02:00:00:00:00:20"
 DEVICES = {"a": 11, "b": 12, "q": 13, "t": 14, "eth0": 20, "vxlan": 21, "nobody": 30}
-IDENTITIES = {"a": 70001, "b": 70002, "c": 70003, "t": 70004, "d": 70005, "q": 5, "host": 1, "node2": 6, "world": 2}
+IDENTITIES = {
+    "a": 70001, "b": 70002, "c": 70003, "t": 70004, "d": 70005, "u": 70006,
+    "q": 5, "host": 1, "node2": 6, "world": 2,
+}  # fmt: skip
 MACS = {name: (f"02:00:00:00:01:{index:02x}", f"02:00:00:00:02:{index:02x}") for name, index in DEVICES.items()}
 ADDRESSES = {
     4: {
-        "a": "10.1.0.1", "b": "10.1.0.2", "q": "10.1.0.9", "t": "10.1.0.4", "c": "10.2.0.1", "d": "10.3.0.1",
+        "a": "10.1.0.1", "b": "10.1.0.2", "q": "10.1.0.9", "u": "10.1.0.8", "t": "10.1.0.4",
+        "c": "10.2.0.1", "d": "10.3.0.1",
         "host": UNDERLAY, "node2": UNDERLAY_2, "world": "198.51.100.7", "gateway": "10.1.0.254",
     },
     6: {
-        "a": "fd00:1::1", "b": "fd00:1::2", "q": "fd00:1::9", "t": "fd00:1::4", "c": "fd00:2::1", "d": "fd00:3::1",
+        "a": "fd00:1::1", "b": "fd00:1::2", "q": "fd00:1::9", "u": "fd00:1::8", "t": "fd00:1::4",
+        "c": "fd00:2::1", "d": "fd00:3::1",
         "host": "2001:db8::1", "node2": "2001:db8::2", "world": "2001:db8:ffff::7", "gateway": "fd00:1::fe",
     },
 }  # fmt: skip

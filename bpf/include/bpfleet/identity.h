@@ -24,7 +24,7 @@ struct address_key {
 
 struct address_record {
 	__u32 identity;
-	__u32 ifindex;			/* host-side device of a local endpoint, else 0 */
+	__u32 ifindex;			/* host-side device of a local endpoint; 0: it is not attached yet, or elsewhere */
 	struct address tunnel_endpoint; /* underlay address of the node it is on, zero if it is this one */
 };
 
@@ -79,11 +79,11 @@ static __always_inline void address_place(const struct address *address, struct 
 	if (!record)
 		return;
 	place->identity = record->identity;
-	if (record->ifindex) {
-		place->route = ROUTE_LOCAL;
-		next_hop_local(&place->next_hop, record->ifindex);
-	} else if (!address_is_zero(&record->tunnel_endpoint)) {
+	if (!address_is_zero(&record->tunnel_endpoint)) {
 		place->route = ROUTE_TUNNEL;
 		place->next_hop = record->tunnel_endpoint;
+	} else if (record->identity != IDENTITY_HOST) {
+		place->route = ROUTE_LOCAL;
+		next_hop_local(&place->next_hop, record->ifindex);
 	}
 }

@@ -55,8 +55,9 @@ __noinline int drop(struct __sk_buff *skb, struct packet *packet, int reason)
 	return TC_ACT_SHOT;
 }
 
+/* Ours come first at a hook. "Unspecified" lets the others there have their say; "ok" would cut them off. */
 static __always_inline int pass(struct __sk_buff *skb, int reason)
 {
 	counter_add(reason, skb->len);
-	return TC_ACT_OK;
+	return TC_ACT_UNSPEC;
 }

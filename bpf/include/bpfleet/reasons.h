@@ -23,7 +23,7 @@ enum reason {
 	REASON_UNSUPPORTED = 21,	/* neither IPv4, IPv6 nor ARP, or VLAN-tagged */
 	REASON_FRAGMENT = 22,		/* a later fragment where only its missing ports could decide */
 	REASON_MULTICAST = 23,		/* multicast or broadcast, which no endpoint owns */
-	REASON_NO_ENDPOINT = 24,	/* the device has no endpoint record */
+	REASON_NO_ENDPOINT = 24,	/* the device has no endpoint record, or the endpoint no device yet */
 	REASON_WAITING = 25,		/* the endpoint has no identity yet */
 	REASON_SPOOFED_SOURCE = 26,	/* the source address is not one that may come from there */
 	REASON_NO_CONNECTION = 27,	/* can only be a reply, but nothing is there to reply to */
