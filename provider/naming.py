@@ -3,7 +3,7 @@
 A node's and a cluster's id is its name; any other's is "cluster/name". Read gets nothing but the id on `pulumi
 import`, so an id to import also says where to ask:
 
-    NAME@HOST[:PORT][?user=…&privateKeyFile=…&hostKey=…&knownHostsFile=…]            Node, Cluster
+    NAME@HOST[:PORT][?user=…&sudo=true&privateKeyFile=…&hostKey=…&knownHostsFile=…]            Node, Cluster
     CLUSTER/NAME@HOST[:PORT][?…]                                                      everything else
 """
 
@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from bpfleet.errors import InvalidInput
 from bpfleet.model.resources import SSH
-from bpfleet.model.schema import camel, check
+from bpfleet.model.schema import Boolean, Text, camel, check
 
 IN_CLUSTER = frozenset({"identity", "endpoint", "policy"})
 
@@ -51,11 +51,16 @@ def _parse_ssh(address: str, text: str, remedy: str) -> Dict[str, Any]:
         given: Dict[str, Any] = {"host": parts.hostname, "port": parts.port}
     except ValueError as error:
         raise InvalidInput(f"{text!r} has no usable address: {error}", remedy=remedy, field="id") from error
-    names = {camel(field.name): field.name for field in SSH.fields}
+    fields = {
+        camel(field.name): field
+        for field in SSH.fields
+        if isinstance(field.type, (Text, Boolean)) and field.name != "host"
+    }
     for key, value in parse_qsl(parts.query):
-        if key not in names or key in ("host", "port"):
-            raise InvalidInput(f"{key!r} is no option of an id", remedy=f"Use {', '.join(names)}.", field="id")
-        given[names[key]] = value
+        if key not in fields:
+            raise InvalidInput(f"{key!r} is no option of an id", remedy=f"Use {', '.join(fields)}.", field="id")
+        truth = isinstance(fields[key].type, Boolean) and value in ("true", "false")
+        given[fields[key].name] = value == "true" if truth else value
     ssh, problems = check(SSH.fields, given)
     if problems or not given["host"]:
         what = problems[0].what if problems else "has no host"
