@@ -6,6 +6,7 @@ The provider is called as the engine calls it, but in orders and batches that th
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pulumi.provider.experimental import provider as sdk
 
 from bpfleet.lab import Lab
+from bpfleet.model.identity import candidates
 from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.target import Target
 from provider.engine import Engine
@@ -24,6 +26,7 @@ from provider.values import from_pulumi, to_pulumi
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
+CLUSTER_ID = 9
 ROLES = ("web", "api", "db")
 Digests = dict[str, tuple[str, str | None]]
 
@@ -78,6 +81,23 @@ class Program:
         request.old_inputs = self.inputs[key]
         await self.provider.delete(request)
 
+    async def create_cluster(self, lab: Lab) -> Any:
+        """Every host of the lab as a node, and the cluster of them; its handle."""
+        for name, host in lab.hosts.items():
+            ssh = {"privateKeyFile": str(lab.private_key), "hostKey": host.host_key}
+            node = {"address": host.address, "devices": [{"name": host.device}], "ssh": ssh}
+            await self.check(("Node", name), {**node, "workloadCidrs": list(host.workload_cidrs)})
+        await each(self.create, [("Node", name) for name in lab.hosts])
+        members = {name: self.outputs["Node", name]["handle"] for name in lab.hosts}
+        await self.check(("Cluster", "fleet"), {"id": CLUSTER_ID, "members": members})
+        await self.create(("Cluster", "fleet"))
+        return self.outputs["Cluster", "fleet"]["handle"]
+
+    async def delete_cluster(self, lab: Lab) -> None:
+        """The inverse of `create_cluster`."""
+        await self.delete(("Cluster", "fleet"))
+        await each(self.delete, [("Node", name) for name in lab.hosts])
+
 
 def in_batches(keys: Sequence[Any], sizes: Sequence[int]) -> Iterator[Sequence[Any]]:
     """`keys` cut into runs of these sizes, over and over."""
@@ -117,15 +137,7 @@ def test_any_order_and_batching_ends_in_the_same_state(
         properties = leaves(lab)
         keys = list(properties)
         try:
-            for name, host in lab.hosts.items():
-                ssh = {"privateKeyFile": str(lab.private_key), "hostKey": host.host_key}
-                node = {"address": host.address, "devices": [{"name": host.device}], "ssh": ssh}
-                await program.check(("Node", name), {**node, "workloadCidrs": list(host.workload_cidrs)})
-            await each(program.create, [("Node", name) for name in lab.hosts])
-            members = {name: program.outputs["Node", name]["handle"] for name in lab.hosts}
-            await program.check(("Cluster", "fleet"), {"id": 9, "members": members})
-            await program.create(("Cluster", "fleet"))
-            handle = program.outputs["Cluster", "fleet"]["handle"]
+            handle = await program.create_cluster(lab)
             for batch in in_batches([keys[index] for index in order], batches):
                 for key in batch:
                     await program.check(key, {"cluster": handle, **properties[key]})
@@ -134,8 +146,7 @@ def test_any_order_and_batching_ends_in_the_same_state(
             for batch in in_batches([keys[index] for index in back], back_batches):
                 await each(program.delete, batch)
             emptied = digests(lab)
-            await program.delete(("Cluster", "fleet"))
-            await each(program.delete, [("Node", name) for name in lab.hosts])
+            await program.delete_cluster(lab)
             return applied, emptied
         finally:
             await provider.cancel()
@@ -156,3 +167,37 @@ def digests(lab: Lab) -> Digests:
             hello = fleet.install(target)
             found[name] = (hello["documents_digest"], hello["state_digest"])
         return found
+
+
+def colliding_labels() -> list[dict[str, str]]:
+    """Two sets of labels that would like the same number."""
+    wanted: dict[int, dict[str, str]] = {}
+    for index in range(65536):
+        labels = {"n": str(index)}
+        other = wanted.setdefault(next(candidates(CLUSTER_ID, labels)), labels)
+        if other is not labels:
+            return [other, labels]
+    raise AssertionError("no two of so many labels collide")
+
+
+def test_two_controllers_at_once_cannot_give_one_number_twice(lab: Lab) -> None:
+    async def scenario() -> list[int]:
+        programs = [Program(BpfleetProvider(Engine(""))) for _ in range(2)]
+        keys = [("Identity", "one"), ("Identity", "two")]
+        try:
+            handle = await programs[0].create_cluster(lab)
+            for program, key, labels in zip(programs, keys, colliding_labels()):
+                await program.check(key, {"cluster": handle, "labels": labels})
+            await asyncio.gather(*(program.create(key) for program, key in zip(programs, keys)))
+            numbers = [program.outputs[key]["number"] for program, key in zip(programs, keys)]
+            for program, key in zip(programs, keys):
+                await program.delete(key)
+            await programs[0].delete_cluster(lab)
+            return numbers
+        finally:
+            for program in programs:
+                await program.provider.cancel()
+
+    first, second = asyncio.run(scenario())
+    assert first != second
+    assert {first, second} == set(itertools.islice(candidates(CLUSTER_ID, colliding_labels()[0]), 2))
