@@ -15,6 +15,10 @@ objects: setup ## compile the eBPF objects, verify them in this kernel, build th
 	@$(PYTHON) tools/build_objects.py
 	@$(PYTHON) tools/build_agent.py
 
+collection: objects ## put the Ansible collection together: build/collections, and its archive in dist
+	@mkdir -p dist
+	@$(PYTHON) tools/build_collection.py --archive dist
+
 generate: setup ## write again what is generated from the model
 	@$(PYTHON) -m bpfleet.emit
 
@@ -28,6 +32,9 @@ test: objects lint ## every test
 
 test-vm: objects ## tests on virtual machines, kernels 6.1 and 6.12; the first run builds their images
 	@.venv/bin/pytest -q tests/vm
+
+molecule: objects ## the Ansible role and playbooks on lab hosts, by molecule
+	@for scenario in default removal; do PATH="$(CURDIR)/.venv/bin:$$PATH" molecule test -s $$scenario || exit 1; done
 
 bench: objects ## measure; GROUP=name for one group; writes bench/results.json
 	@$(PYTHON) -m bench $(GROUP)

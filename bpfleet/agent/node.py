@@ -23,7 +23,8 @@ from bpfleet.agent import session
 from bpfleet.agent.files import Files
 from bpfleet.agent.journal import APPLIED, APPLYING, Head, Journal, JournalFile, Transaction
 from bpfleet.agent.lock import NodeLock
-from bpfleet.agent.wire import ApplyResult, ConfirmResult, Pending, RollbackResult, StageParams, StageResult, WipeResult
+from bpfleet.agent.pending import confirmed, last_word, occupied, unexpected, unfinished
+from bpfleet.agent.wire import ApplyResult, ConfirmResult, RollbackResult, StageParams, StageResult, WipeResult
 from bpfleet.errors import BpfleetError, Conflict, DiskFull, HostFailed, InvalidInput, TransactionFailed
 
 if TYPE_CHECKING:
@@ -114,22 +115,6 @@ class Agent:
         """The journal as it is on disk now."""
         return self.journal_file.read()
 
-    def pending(self, journal: Journal) -> Optional[Pending]:
-        """The transaction under way, as hello and status report it."""
-        transaction = journal.transaction
-        if transaction is None:
-            return None
-        left = transaction.deadline_seconds
-        if transaction.state == APPLIED:
-            left = transaction.deadline - session.boot_seconds()
-        return {
-            "transaction": transaction.id,
-            "state": transaction.state,
-            "owner": transaction.owner,
-            "generation": transaction.head.generation,
-            "seconds_left": max(0.0, round(left, 1)),
-        }
-
     def _mutations(self) -> int:
         """Writes of this process so far, of every kind."""
         return self.files.writes + self.lock.writes + (self._kernel.writes if self._kernel is not None else 0)
@@ -160,7 +145,7 @@ class Agent:
         with self.lock.shared(wait):
             journal = self.journal()
             if journal.transaction is not None:
-                raise _occupied(journal.transaction)
+                raise occupied(journal.transaction)
             head = journal.confirmed
             if head.node not in (None, node):
                 raise Conflict(
@@ -233,7 +218,7 @@ class Agent:
             if journal.transaction is None:
                 return journal
             if time.monotonic() >= deadline:
-                raise _occupied(journal.transaction)
+                raise occupied(journal.transaction)
             time.sleep(_POLL_SECONDS)
 
     def staged_here(self) -> str:
@@ -301,7 +286,7 @@ class Agent:
             apply(self.kernel, plan(staged.want, self.kernel.read(staged.want)))
             self._applied(journal)
         except Exception as problem:
-            error = problem if isinstance(problem, BpfleetError) else _unexpected(problem)
+            error = problem if isinstance(problem, BpfleetError) else unexpected(problem)
             why = f"failed to {error.details.get('doing', 'apply')}: {error.what}"
             error.details["rolled_back"] = True
             error.remedy = f"{error.remedy} The last confirmed generation was put back.".strip()
@@ -336,9 +321,9 @@ class Agent:
             pending = journal.transaction
             if pending is None or pending.id != transaction:
                 if journal.confirmed.transaction == transaction:
-                    return _confirmed(journal.confirmed)
+                    return confirmed(journal.confirmed)
                 raise TransactionFailed(
-                    f"transaction {transaction} does not await a confirmation{_last_word(journal, transaction)}",
+                    f"transaction {transaction} does not await a confirmation{last_word(journal, transaction)}",
                     remedy="Stage and apply the change again.",
                     details={"retry": "stage"},
                 )
@@ -353,7 +338,7 @@ class Agent:
             journal = replace(journal, confirmed=pending.head, transaction=None)
             self.store.prune(pending.head.generation)
             journal = self._record(journal.noting("committed", pending.head, owner=pending.owner))
-            return _confirmed(journal.confirmed)
+            return confirmed(journal.confirmed)
 
     def rollback(self, transaction: Optional[str] = None) -> RollbackResult:
         """Drop what is staged here, or put back the last confirmed generation if something is pending."""
@@ -385,12 +370,12 @@ class Agent:
         """
         pending = self.journal().transaction
         # Of an applied one the journal alone says whether it must go; whoever waits for it must not take the lock.
-        if pending is None or (pending.state == APPLIED and _unfinished(pending) is None):
+        if pending is None or (pending.state == APPLIED and unfinished(pending) is None):
             return None
         try:
             with self.lock.exclusive("resolution of an unfinished transaction", 0):
                 journal = self.journal()
-                why = _unfinished(journal.transaction)
+                why = unfinished(journal.transaction)
                 if journal.transaction is None or why is None:
                     return None
                 self._put_back(journal, why)
@@ -454,52 +439,3 @@ class Agent:
         if self._staged is not None:
             self._staged = None
             self.kernel.release()
-
-
-def _confirmed(head: Head) -> ConfirmResult:
-    return {
-        "generation": head.generation,
-        "documents_digest": head.documents_digest,
-        "state_digest": str(head.state_digest),
-    }
-
-
-def _unfinished(transaction: Optional[Transaction]) -> Optional[str]:
-    """Why this transaction must be put back, seen by who holds the lock; None if it may still be confirmed."""
-    if transaction is None:
-        return None
-    if transaction.state == APPLYING:
-        return f"process {transaction.pid}, which applied it, ended before it was done"
-    if transaction.boot_id != session.boot_id():
-        return "the node was rebooted before it was confirmed"
-    if session.boot_seconds() > transaction.deadline:
-        return f"it was not confirmed within {transaction.deadline_seconds:g} s"
-    return None
-
-
-def _occupied(transaction: Transaction) -> TransactionFailed:
-    if transaction.state == APPLYING:
-        what = f"transaction {transaction.id} of {transaction.owner or 'another caller'} is being applied"
-        remedy = "Try again when it is done."
-    else:
-        left = max(0.0, transaction.deadline - session.boot_seconds())
-        what = (
-            f"transaction {transaction.id} of {transaction.owner or 'another caller'} awaits its confirmation for "
-            f"{left:.0f} s more"
-        )
-        remedy = "Try again then (it is rolled back unless it is confirmed), or roll it back now."
-    return TransactionFailed(what, remedy=remedy, details={"pending": transaction.id, "retry": "stage"})
-
-
-def _last_word(journal: Journal, transaction: str) -> str:
-    for entry in reversed(journal.entries):
-        if entry["transaction"] == transaction and entry["event"] == "rolled back":
-            return f": it was rolled back ({entry['reason']})"
-    return ""
-
-
-def _unexpected(problem: Exception) -> HostFailed:
-    return HostFailed(
-        f"a step failed in a way nobody thought of: {problem!r}",
-        remedy="The agent's log has the traceback; please report it.",
-    )

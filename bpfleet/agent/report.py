@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional
 from bpfleet import __version__
 from bpfleet.agent.journal import APPLIED, Head, Journal
 from bpfleet.agent.node import DESCRIBED_STEPS, Agent
+from bpfleet.agent.pending import pending
 from bpfleet.errors import HostUnfit, InvalidInput
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
         if compiled
         else [],
         "warnings": list(compiled.warnings) if compiled else [],
-        "pending": agent.pending(journal),
+        "pending": pending(journal),
         "writes": journal.writes,
         "fitness": fitness,
         "agent": {

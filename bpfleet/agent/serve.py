@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Optional
 from bpfleet import __version__
 from bpfleet.agent import wire
 from bpfleet.agent.node import DEFAULT_DEADLINE_SECONDS, Agent
+from bpfleet.agent.pending import pending
 from bpfleet.errors import BpfleetError, InvalidInput, ProtocolFailed
 
 _READ_BYTES = 1 << 20
@@ -177,7 +178,7 @@ class Server:
             "generation": head.generation,
             "documents_digest": head.documents_digest,
             "state_digest": head.state_digest,
-            "pending": self._agent.pending(journal),
+            "pending": pending(journal),
             "writes": journal.writes,
             "resolved": self._resolved,
         }

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bpfleet.errors import TransactionFailed, Unreachable
-from bpfleet.transport.channel import Connection, Connector, Deadline, DialFailed, TimedOut
+from bpfleet.transport.channel import (
+    LOOK_SECONDS,
+    NEVER,
+    Cancelled,
+    Connection,
+    Connector,
+    Deadline,
+    DialFailed,
+    Stop,
+    TimedOut,
+)
 from bpfleet.transport.target import Target
 
 
@@ -40,45 +51,60 @@ class Dialler:
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Make dials that are waiting give up."""
+        """Make dials give up, and let go of jump hosts."""
         self._closed.set()
+        self._connector.close()
 
-    def dial(
-        self,
-        target: Target,
-        *,
-        report: Callable[[str], None],
-        cancelled: threading.Event | None = None,
-    ) -> Connection:
+    def dial(self, target: Target, *, report: Callable[[str], None], stop: Stop = NEVER) -> Connection:
         """A working connection, or Unreachable (or one of its kinds) saying what the last attempt met."""
+        stop = stop.also(self._closed)
         pause = self.schedule.first_pause
         until: Deadline | None = None
         attempt = 0
         while True:
-            if self._closed.is_set() or (cancelled is not None and cancelled.is_set()):
-                raise TransactionFailed("cancelled while dialling", node=target.name)
-            with self._places:
+            with self._place(target, stop):
                 # Time spent waiting for a place is not held against this host.
-                until = until or Deadline(self.schedule.seconds)
+                until = until or Deadline(self.schedule.seconds, stop)
                 attempt += 1
                 try:
                     return self._connector(target, until)
                 except (DialFailed, TimedOut) as failed:
                     reason = str(failed)
                     again = not isinstance(failed, DialFailed) or failed.again
+                except Cancelled as cancelled:
+                    raise _cancelled(target) from cancelled
             if not again or attempt >= self.schedule.attempts or until.left <= pause:
                 raise _unreachable(target, reason, attempt)
             report(f"attempt {attempt}: {reason}; trying again")
             # Spread out, or nodes behind one throttle would come back together.
-            (cancelled or self._closed).wait(pause * random.uniform(0.75, 1.25))
+            stop.wait(pause * random.uniform(0.75, 1.25))
             pause *= 2
+
+    @contextmanager
+    def _place(self, target: Target, stop: Stop) -> Iterator[None]:
+        while not self._places.acquire(timeout=LOOK_SECONDS):
+            if stop():
+                raise _cancelled(target)
+        try:
+            if stop():
+                raise _cancelled(target)
+            yield
+        finally:
+            self._places.release()
+
+
+def _cancelled(target: Target) -> TransactionFailed:
+    return TransactionFailed("cancelled while dialling", node=target.name, details={"cancelled": True})
 
 
 def _unreachable(target: Target, reason: str, attempts: int) -> Unreachable:
     tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+    jump = target.on_the_way()
+    option = f"-J {jump.user}@{jump.host}:{jump.port} " if jump else ""
     return Unreachable(
         f"{target} is not reachable after {tries}: {reason}",
-        remedy=f"See that the host is up and that ssh -p {target.port} {target.user}@{target.host} works from here",
+        remedy=f"See that the host is up and that ssh {option}-p {target.port} {target.user}@{target.host} works "
+        "from here",
         node=target.name,
         details={"attempts": attempts, "reason": reason},
     )

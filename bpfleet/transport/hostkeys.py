@@ -1,8 +1,9 @@
 """Host keys: which key a host must show, and what to say when it shows another. A key is never accepted unseen.
 
 The known_hosts format is that of sshd(8), section SSH_KNOWN_HOSTS FILE FORMAT. Lines are read one by one, so a line
-that means nothing here (`@cert-authority`, a key type of the future, garbage) never hides the others. `@revoked` keys
-are refused even where the resource itself names the key.
+that means nothing here (a key type of the future, garbage) never hides the others. `@revoked` keys are refused even
+where the resource itself names the key. A certificate of a `@cert-authority` is as good as a line with the key itself
+(hostcerts.py); where it is not accepted, the key in it is judged like any other.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpfleet.errors import HostKeyMismatch, InvalidInput
+from bpfleet.transport.hostcerts import SUFFIX, Certificate
 from bpfleet.transport.target import Target
 
 DEFAULT_KNOWN_HOSTS = "~/.ssh/known_hosts"
-FIELD_HOST_KEY = "ssh.host_key"
-FIELD_KNOWN_HOSTS = "ssh.known_hosts_file"
 _HASHED = "|1|"
+_CERTIFIED = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,9 @@ def _unusable(target: Target, path: Path, error: OSError) -> InvalidInput:
         f"the known_hosts file cannot be read: {error.strerror}",
         node=target.name,
         resource=f"node/{target.name}",
-        field=FIELD_KNOWN_HOSTS,
+        field=f"{target.at}.known_hosts_file",
         file=str(path),
-        remedy="Name a readable file, or give the host's key as ssh.host_key",
+        remedy=f"Name a readable file, or give the host's key as {target.at}.host_key",
     )
 
 
@@ -161,6 +162,7 @@ class HostKeyPolicy:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._field = f"{target.at}.host_key"
         self._known = read_known_hosts(target)
         self._given = self._key_given()
 
@@ -174,23 +176,38 @@ class HostKeyPolicy:
                 f"this is no public key line: {broken}",
                 node=self._target.name,
                 resource=f"node/{self._target.name}",
-                field=FIELD_HOST_KEY,
+                field=self._field,
                 remedy="Copy the host's /etc/ssh/ssh_host_ed25519_key.pub",
             ) from broken
 
     def _expected(self) -> list[KnownHost]:
         return self._known.about(self._target.known_hosts_name)
 
-    def kinds(self) -> list[str]:
-        """The key types that are known for this host: ask the host for these, or it may show one nobody knows."""
-        keys = [self._given] if self._given else [line.key for line in self._expected()]
-        return list(dict.fromkeys(key.kind for key in keys))
+    def _authorities(self) -> list[KnownHost]:
+        """The authorities whose certificates count for this host. As with keys, those for its name without a port too."""
+        if self._given:
+            return []
+        found = self._known.about(self._target.known_hosts_name, "@cert-authority")
+        return found or self._known.about(self._target.host.lower(), "@cert-authority")
 
-    def check(self, seen: PublicKey) -> None:
-        """Return if the host may show this key; otherwise raise HostKeyMismatch saying why and what to do."""
+    def kinds(self) -> list[str]:
+        """The key types that are known for this host: ask the host for these, or it may show one nobody knows.
+        Certificates come first where an authority is known."""
+        keys = [self._given] if self._given else [line.key for line in self._expected()]
+        kinds = list(dict.fromkeys(key.kind for key in keys))
+        return [*(f"{kind}{SUFFIX}" for kind in _CERTIFIED if self._authorities()), *kinds]
+
+    def check(self, seen: PublicKey, certificate: Certificate | None = None) -> None:
+        """Return if the host may show this key; otherwise raise HostKeyMismatch saying why and what to do.
+
+        certificate: the one that it came in, if any.
+        """
         for line in self._known.about(self._target.known_hosts_name, "@revoked"):
             if line.key == seen:
                 raise self._revoked(seen, line)
+        problem = self._certificate_problem(certificate)
+        if certificate is not None and not problem:
+            return
         if self._given:
             if seen != self._given:
                 raise self._not_the_given(seen, self._given)
@@ -199,11 +216,24 @@ class HostKeyPolicy:
         if any(line.key == seen for line in expected):
             return
         if expected:
-            raise self._changed(seen, expected)
+            raise self._changed(seen, expected, problem)
         # As ssh does: a key known for the host's port 22 is good for its other ports too.
         if any(line.key == seen for line in self._known.about(self._target.host.lower())):
             return
-        raise self._unknown(seen)
+        raise self._unknown(seen, problem)
+
+    def _certificate_problem(self, certificate: Certificate | None) -> str:
+        """Why no certificate shows who the host is, in words to add to an error; "" if one does, or none counts."""
+        authorities = self._authorities()
+        if not authorities:
+            return ""
+        lines = f"line {', '.join(str(line.number) for line in authorities)}"
+        if certificate is None:
+            return f" (it has no host certificate of the authority in {lines})"
+        revoked = {line.key.blob for line in self._known.about(self._target.known_hosts_name, "@revoked")}
+        good = {line.key.blob for line in authorities} - revoked
+        problem = certificate.problem(self._target.host, good)
+        return f" (its host certificate does not count, see {lines}: {problem})" if problem else ""
 
     def _mismatch(
         self, what: str, seen: PublicKey, expected: Sequence[PublicKey], remedy: str, **where: str
@@ -236,15 +266,15 @@ class HostKeyPolicy:
             seen,
             [given],
             f"Either this is not the host you mean, or it was reinstalled: then compare the fingerprint with what "
-            f"{_on_the_console(seen)} prints on its console, and set {FIELD_HOST_KEY} to '{seen.line}'",
-            field=FIELD_HOST_KEY,
+            f"{_on_the_console(seen)} prints on its console, and set {self._field} to '{seen.line}'",
+            field=self._field,
         )
 
-    def _changed(self, seen: PublicKey, expected: Sequence[KnownHost]) -> Exception:
+    def _changed(self, seen: PublicKey, expected: Sequence[KnownHost], problem: str) -> Exception:
         name = self._target.known_hosts_name
         wanted = ", ".join(f"{line.key} (line {line.number})" for line in expected)
         return self._mismatch(
-            f"{self._target.host} shows the key {seen}, but known_hosts expects {wanted}",
+            f"{self._target.host} shows the key {seen}, but known_hosts expects {wanted}{problem}",
             seen,
             [line.key for line in expected],
             f"Either this is not the host you mean, or it was reinstalled: then compare the fingerprint with what "
@@ -253,25 +283,22 @@ class HostKeyPolicy:
             file=f"{self._known.file}:{expected[0].number}",
         )
 
-    def _unknown(self, seen: PublicKey) -> Exception:
+    def _unknown(self, seen: PublicKey, problem: str) -> Exception:
         name = self._target.known_hosts_name
         return self._mismatch(
-            f"the key of {self._target.host} is not known; it shows {seen}{''.join(self._why_unknown(name))}",
+            f"the key of {self._target.host} is not known; it shows {seen}{problem}{self._not_understood()}",
             seen,
             (),
             f"Compare the fingerprint with what {_on_the_console(seen)} prints on the host's console. If it is "
-            f"the same, set {FIELD_HOST_KEY} to '{seen.line}', or add to {self._known.file} the line "
+            f"the same, set {self._field} to '{seen.line}', or add to {self._known.file} the line "
             f"'{name} {seen.line}'",
             file=self._known.file,
         )
 
-    def _why_unknown(self, name: str) -> Iterator[str]:
-        authorities = self._known.about(name, "@cert-authority")
-        if authorities:
-            numbers = ", ".join(str(line.number) for line in authorities)
-            yield f" (host certificates, which line {numbers} would accept, are not supported)"
-        if self._known.unreadable:
-            yield f" (not understood: line {', '.join(str(number) for number in self._known.unreadable)})"
+    def _not_understood(self) -> str:
+        if not self._known.unreadable:
+            return ""
+        return f" (not understood: line {', '.join(str(number) for number in self._known.unreadable)})"
 
 
 def _on_the_console(seen: PublicKey) -> str:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bpfleet.transport.channel import CHUNK, COMPLAINT_BYTES, Broken, Connection, Deadline, Stream, TimedOut
+from bpfleet.transport.channel import CHUNK, COMPLAINT_BYTES, Broken, Connection, Deadline, Stream
 from bpfleet.transport.target import Target
 
 # A command whose stdin ended may finish what it does; after this it is killed.
@@ -28,6 +28,9 @@ class LocalConnector:
 
     def __call__(self, target: Target, until: Deadline) -> Connection:
         return LocalConnection([*self.prefix, "sh", "-c"], {**os.environ, **self.environment})
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
 
 class LocalConnection:
@@ -96,7 +99,7 @@ class _LocalStream:
             wanted = [self._out] if read else []
             reading = [*wanted, self._err] if self._err_open else wanted
             try:
-                ready, writable, _ = select.select(reading, [] if read else [self._in], [], min(1.0, until.left))
+                ready, writable, _ = select.select(reading, [] if read else [self._in], [], until.look)
             except (OSError, ValueError) as closed:
                 if self._closed:
                     continue
@@ -105,8 +108,7 @@ class _LocalStream:
                 self._listen()
             if self._out in ready or writable:
                 return
-            if until.passed:
-                raise TimedOut(f"no answer within {until.seconds:.0f} s")
+            until.check("answer")
 
     def _listen(self) -> None:
         data = os.read(self._err.fileno(), CHUNK)
@@ -149,6 +151,17 @@ class _LocalStream:
         except subprocess.TimeoutExpired:
             return None
         return status if status >= 0 else None
+
+    def leave(self) -> None:
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+            for pipe in (self._in, self._out, self._err):
+                pipe.close()
+        self._forget(self)
+        # Nobody else would reap it.
+        threading.Thread(target=self._process.wait, name="bpfleet-left", daemon=True).start()
 
     def close(self) -> None:
         with self._close_lock:

@@ -12,7 +12,8 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as made
 from pathlib import Path
 
 import paramiko
@@ -24,7 +25,6 @@ from bpfleet.transport.channel import Deadline, DialFailed
 from bpfleet.transport.hostkeys import PublicKey, parse_key
 from bpfleet.transport.target import Target
 
-FIELD_PRIVATE_KEY = "ssh.private_key_file"
 DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 _MOST_KEYS = 5
 _OPENSSH_MAGIC = b"openssh-key-v1\0"
@@ -50,21 +50,22 @@ class _SshAgent(AgentSSH):
 
 @dataclass
 class _Attempt:
-    """What there was to try, for the error text."""
+    """What there was to try, for the error text. field: where the private key is named."""
 
-    tried: list[str] = field(default_factory=list)
-    unusable: list[str] = field(default_factory=list)
-    remedies: list[str] = field(default_factory=list)
+    field: str
+    tried: list[str] = made(default_factory=list)
+    unusable: list[str] = made(default_factory=list)
+    remedies: list[str] = made(default_factory=list)
 
 
 def log_in(target: Target, transport: paramiko.Transport, until: Deadline) -> None:
     """Authenticate as target.user, or raise AuthenticationFailed naming what was tried and what to do."""
-    attempt = _Attempt()
+    attempt = _Attempt(f"{target.at}.private_key_file")
     with _agent(attempt, until) as agent:
         for label, key in _candidates(target, agent, attempt):
             if len(attempt.tried) == _MOST_KEYS:
                 attempt.unusable.append(f"more than {_MOST_KEYS} keys: the rest was not tried")
-                attempt.remedies.append(f"name the right key as {FIELD_PRIVATE_KEY}")
+                attempt.remedies.append(f"name the right key as {attempt.field}")
                 break
             if _offer(target, transport, label, key, attempt, until):
                 return
@@ -145,7 +146,7 @@ def _from_file(path: Path, attempt: _Attempt) -> Iterator[tuple[str, paramiko.PK
         key = paramiko.PKey.from_path(path)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as missing:
         attempt.unusable.append(f"{path}: {missing.strerror}")
-        attempt.remedies.append(f"set {FIELD_PRIVATE_KEY} to a readable private key")
+        attempt.remedies.append(f"set {attempt.field} to a readable private key")
     except (TypeError, paramiko.PasswordRequiredException):
         # cryptography says TypeError for "encrypted, but no passphrase given".
         attempt.unusable.append(f"{path} is protected by a passphrase and the ssh agent does not hold it")
@@ -192,12 +193,12 @@ def _refused(target: Target, attempt: _Attempt) -> BpfleetError:
         if target.user == "root":
             remedies.append("see that sshd_config has PermitRootLogin prohibit-password (or yes)")
     elif not remedies:
-        remedies.append(f"set {FIELD_PRIVATE_KEY}, or ssh-add a key into an ssh agent (SSH_AUTH_SOCK)")
+        remedies.append(f"set {attempt.field}, or ssh-add a key into an ssh agent (SSH_AUTH_SOCK)")
     text = "; ".join(remedies)
     return AuthenticationFailed(
         f"{target.host} does not let {target.user} in. Tried: {tried}.{unusable}".rstrip("."),
         remedy=text[:1].upper() + text[1:],
         node=target.name,
-        field=FIELD_PRIVATE_KEY if target.private_key_file else None,
+        field=attempt.field if target.private_key_file else None,
         details={"user": target.user, "tried": attempt.tried, "unusable": attempt.unusable},
     )

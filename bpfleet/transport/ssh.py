@@ -1,4 +1,5 @@
-"""Connections over SSH, by paramiko: one attempt to connect, host key first, then our key, then channels.
+"""Connections over SSH, by paramiko: one attempt to connect (through the jump host, if there is one), host key first,
+then our key, then channels.
 
 Names, ports and timeouts: docs/ssh.md. The protocol: RFC 4251 to 4254.
 """
@@ -8,27 +9,45 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import paramiko
 
-from bpfleet.transport.channel import CHUNK, COMPLAINT_BYTES, Broken, Connection, Deadline, DialFailed, Stream, TimedOut
+from bpfleet.transport.channel import (
+    CHUNK,
+    COMPLAINT_BYTES,
+    LOOK_SECONDS,
+    Broken,
+    Cancelled,
+    Connection,
+    Deadline,
+    DialFailed,
+    NoRoom,
+    Stream,
+    ended_at,
+    within,
+)
+from bpfleet.transport.hostcerts import SUFFIX, Certificate
 from bpfleet.transport.hostkeys import HostKeyPolicy, PublicKey
+from bpfleet.transport.jump import JumpHosts
 from bpfleet.transport.login import log_in
+from bpfleet.transport.tcp import connect
 from bpfleet.transport.target import Target
 
 # paramiko tells its log, traceback included, what it also raises. Without a handler Python prints that to stderr.
 LOG_NAME = "bpfleet.ssh"
 logging.getLogger(LOG_NAME).addHandler(logging.NullHandler())
 
-# How long to wait at a time before looking at stderr and at the connection again.
-_LOOK_SECONDS = 1.0
 _JOIN_SECONDS = 5.0
-_UNACKNOWLEDGED_MILLISECONDS = 30_000
+# A session that was ended counts until the host has seen it end.
+_ROOM_SECONDS = 3.0
 # Host key algorithms by key type: an RSA key is shown under the names of its signatures (RFC 8332).
-_ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
+_ALGORITHMS = {
+    "ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256"),
+    f"ssh-rsa{SUFFIX}": (f"rsa-sha2-512{SUFFIX}", f"rsa-sha2-256{SUFFIX}"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,31 +62,45 @@ class SshTimeouts:
 
 @dataclass(frozen=True)
 class SshConnector:
-    """Connects over SSH."""
+    """Connects over SSH. Jump hosts' connections are kept until `close`."""
 
     timeouts: SshTimeouts = SshTimeouts()
     local: bool = False
+    _jumps: JumpHosts = field(default_factory=JumpHosts, repr=False, compare=False)
 
     def __call__(self, target: Target, until: Deadline) -> Connection:
+        return SshConnection(target, self._transport(target, until))
+
+    def close(self) -> None:
+        self._jumps.close()
+
+    def _transport(self, target: Target, until: Deadline) -> paramiko.Transport:
+        """An authenticated connection."""
         policy = HostKeyPolicy(target)
-        sock = _tcp(target, until.sooner(self.timeouts.tcp))
+        sock: socket.socket | paramiko.Channel
+        if target.jump is None:
+            sock = connect(target, until.sooner(self.timeouts.tcp))
+        else:
+            sock = self._jumps.channel(target, until, self._transport)
         try:
             transport = paramiko.Transport(sock)
         except (OSError, paramiko.SSHException) as failed:
             sock.close()
             raise DialFailed(f"{target} went away at once ({failed})", again=True) from failed
         try:
-            self._greet(target, transport, policy, until)
-            key = transport.get_remote_server_key()
-            policy.check(PublicKey(key.get_name(), key.asbytes()))
-            log_in(target, transport, until.sooner(self.timeouts.authentication))
+            with ended_at(until, transport.close):
+                self._greet(target, transport, policy, until)
+                policy.check(*_shown(transport))
+                log_in(target, transport, until.sooner(self.timeouts.authentication))
         except BaseException as failed:
             _end(transport)
+            if until.cancelled:
+                raise Cancelled(f"cancelled while logging in to {target}") from failed
             if isinstance(failed, (paramiko.SSHException, OSError, EOFError)):
                 raise DialFailed(f"{target} ended the connection ({failed})", again=True) from failed
             raise
         transport.set_keepalive(self.timeouts.keepalive)
-        return SshConnection(target, transport)
+        return transport
 
     def _greet(self, target: Target, transport: paramiko.Transport, policy: HostKeyPolicy, until: Deadline) -> None:
         """Exchange banners and keys. What fails here may be sshd's MaxStartups dropping us: worth another attempt."""
@@ -80,7 +113,7 @@ class SshConnector:
         done = threading.Event()
         transport.start_client(event=done)
         greeting = until.sooner(2 * self.timeouts.banner)
-        while not done.wait(min(0.1, greeting.left)) and transport.is_active() and not greeting.passed:
+        while not done.wait(greeting.look) and transport.is_active() and not greeting.passed:
             pass
         if done.is_set() and transport.is_active():
             return
@@ -101,32 +134,12 @@ def _prefer(transport: paramiko.Transport, kinds: list[str]) -> None:
     options.key_types = (*wanted, *(name for name in options.key_types if name not in wanted))
 
 
-def _tcp(target: Target, until: Deadline) -> socket.socket:
-    """A TCP connection to any of the host's addresses."""
-    try:
-        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as unknown:
-        again = getattr(unknown, "errno", None) == socket.EAI_AGAIN
-        raise DialFailed(f"the name {target.host} does not resolve ({unknown})", again=again) from unknown
-    failures: list[str] = []
-    for family, kind, protocol, _, address in found:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(max(0.05, until.left))
-            sock.connect(address)
-            # Requests are small and each waits for its answer.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Together with the keepalives: a host that vanished breaks the connection instead of hanging it.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MILLISECONDS)
-        except OSError as failed:
-            sock.close()
-            if isinstance(failed, TimeoutError):
-                failures.append(f"{address[0]} did not answer within {until.seconds:.0f} s")
-            else:
-                failures.append(f"{address[0]}: {failed.strerror or failed}")
-        else:
-            return sock
-    raise DialFailed(f"no TCP connection to port {target.port}: {'; '.join(dict.fromkeys(failures))}", again=True)
+def _shown(transport: paramiko.Transport) -> tuple[PublicKey, Certificate | None]:
+    """The key that the host proved to hold, and the certificate that it came in, if any."""
+    key = transport.get_remote_server_key()
+    blob = key.public_blob
+    certificate = Certificate(blob.key_type, blob.key_blob) if blob is not None else None
+    return PublicKey(key.get_name(), key.asbytes()), certificate
 
 
 def _end(transport: paramiko.Transport) -> None:
@@ -144,21 +157,44 @@ class SshConnection:
         self._transport = transport
 
     def open(self, command: str, until: Deadline) -> Stream:
-        """See Connection.open. Takes one of the 10 sessions that sshd allows a connection (MaxSessions)."""
+        """See Connection.open. Takes one of the sessions that sshd allows a connection (MaxSessions, 10 by default).
+        NoRoom if there is none, which leaves the connection as it is."""
         try:
-            channel = self._transport.open_session(timeout=max(0.1, until.left))
+            channel = self._session(until)
             try:
-                with _closed_at(until, channel):
+                with ended_at(until, channel.close):
                     channel.exec_command(command)
             except BaseException:
                 channel.close()
                 raise
+        except paramiko.ChannelException as refused:
+            raise NoRoom(
+                "no channel could be opened: the host allows no more sessions on one connection "
+                f"({refused.text}; see MaxSessions in its sshd_config)"
+            ) from refused
         except (paramiko.SSHException, OSError, EOFError) as failed:
-            if until.passed and self.alive:
-                raise TimedOut(f"no channel within {until.seconds:.0f} s") from failed
+            if self.alive:
+                until.check("channel")
             # A transport that cannot open a channel is of no use, whatever the cause: dial anew.
             raise Broken(f"no channel could be opened: {failed or type(failed).__name__}") from failed
         return _SshStream(self._transport, channel)
+
+    def _session(self, until: Deadline) -> paramiko.Channel:
+        room = until.sooner(_ROOM_SECONDS)
+        while True:
+            try:
+                # paramiko waits for the answer without looking at anything else.
+                return within(
+                    until,
+                    "channel",
+                    lambda: self._transport.open_session(timeout=max(0.1, until.left)),
+                    lambda late: late.close(),
+                )
+            except paramiko.ChannelException:
+                if room.passed or not self.alive:
+                    raise
+                until.check("channel")
+                time.sleep(LOOK_SECONDS)
 
     @property
     def alive(self) -> bool:
@@ -166,18 +202,6 @@ class SshConnection:
 
     def close(self) -> None:
         _end(self._transport)
-
-
-@contextmanager
-def _closed_at(until: Deadline, channel: paramiko.Channel) -> Iterator[None]:
-    """Close the channel at the deadline: paramiko waits for the answer to an exec request without one."""
-    timer = threading.Timer(until.left, channel.close)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join(_JOIN_SECONDS)
 
 
 class _SshStream:
@@ -192,7 +216,7 @@ class _SshStream:
         view = memoryview(data)
         while view:
             self._listen()
-            self._channel.settimeout(max(0.01, min(_LOOK_SECONDS, until.left)))
+            self._channel.settimeout(max(0.01, until.look))
             try:
                 # Not sendall: after a timeout it does not say how much is gone.
                 sent = self._channel.send(view[:CHUNK].tobytes())
@@ -218,7 +242,7 @@ class _SshStream:
     def receive(self, until: Deadline) -> bytes:
         while True:
             self._listen()
-            self._channel.settimeout(max(0.01, min(_LOOK_SECONDS, until.left)))
+            self._channel.settimeout(max(0.01, until.look))
             try:
                 data = self._channel.recv(CHUNK)
             except TimeoutError:
@@ -231,8 +255,7 @@ class _SshStream:
 
     def _still_there(self, until: Deadline) -> None:
         self._raise_if_broken(None)
-        if until.passed:
-            raise TimedOut(f"no answer within {until.seconds:.0f} s")
+        until.check("answer")
 
     def _raise_if_broken(self, cause: BaseException | None) -> None:
         if not self._transport.is_active() and self._channel.exit_status == -1:
@@ -249,11 +272,15 @@ class _SshStream:
         return self._complaint.decode(errors="replace").strip()
 
     def exit_status(self, until: Deadline) -> int | None:
-        while not self._channel.status_event.wait(min(_LOOK_SECONDS, until.left)):
-            if until.passed or not self._transport.is_active():
+        while not self._channel.status_event.wait(until.look):
+            if until.passed or until.cancelled or not self._transport.is_active():
                 return None
         status = self._channel.exit_status
         return None if status == -1 else status
+
+    def leave(self) -> None:
+        # sshd hands what was sent to the command, and the command does not end with its channel.
+        self.close()
 
     def close(self) -> None:
         # Telling the host may fail where the connection is broken already; whoever uses it next finds out.

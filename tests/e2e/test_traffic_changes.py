@@ -33,7 +33,7 @@ def test_a_removed_policy_opens_again(ground: Ground) -> None:
     flows = matrix.flows(ground, [("tcp", 7001), ("udp", 7002), ("icmp", 0)])
     assert matrix.wrong(ground, [db_policy(WEB_ONLY)], ground.reached(flows)) == []
     ground.change(deletes=["policy/db"])
-    assert matrix.wrong(ground, [], ground.reached(flows, 1.0)) == []
+    assert matrix.wrong(ground, [], ground.reached(flows, 3.0)) == []
     ground.change(db_policy(WEB_ONLY))
     assert matrix.wrong(ground, [db_policy(WEB_ONLY)], ground.reached(flows)) == []
 
@@ -60,9 +60,9 @@ def test_a_removed_allow_ends_an_established_connection(
     receiver.do("report", clear=True)
     name = f"{ending}-{destination}-{family}"
     to = ground.address(destination, family)
-    own_port = sender.do("dial", name=name, address=to, port=7001, timeout=1.0)
+    own_port = sender.do("dial", name=name, address=to, port=7001, timeout=3.0)
     assert own_port is not None
-    assert sender.do("say", name=name, text="before", timeout=1.0)
+    assert sender.do("say", name=name, text="before", timeout=3.0)
     rules, said = ENDINGS[ending]
     ground.change(db_policy(rules))
     assert not sender.do("say", name=name, text="after", timeout=0.5)
@@ -83,7 +83,7 @@ def test_an_egress_change_ends_connections_too(ground: Ground) -> None:
     ground.declare(*ground.base())
     sender, receiver = ground.at("web-1"), ground.at("db-2")
     receiver.do("report", clear=True)
-    assert sender.do("dial", name="egress", address=ground.address("db-2", 4), port=7001, timeout=1.0)
+    assert sender.do("dial", name="egress", address=ground.address("db-2", 4), port=7001, timeout=3.0)
     ground.change(policy("web", {"app": "web"}, egress=[{"peers": [{"labels": {"app": "free"}}]}]))
     assert not sender.do("say", name="egress", text="after", timeout=0.5)
     assert [one["data"] for one in receiver.do("report")["connections"]] == [""]
@@ -117,7 +117,7 @@ def test_another_identity_counts_at_once(ground: Ground) -> None:
     sender = ground.at("web-1")
     for destination in ("db-1", "db-2"):
         to = ground.address(destination, 4)
-        assert sender.do("dial", name=f"other-{destination}", address=to, port=7001, timeout=1.0)
+        assert sender.do("dial", name=f"other-{destination}", address=to, port=7001, timeout=3.0)
     ground.change(ground.endpoint("web-1", identity="free"))
     for destination in ("db-1", "db-2"):
         assert not sender.do("say", name=f"other-{destination}", text="after", timeout=0.3)
@@ -131,7 +131,7 @@ def test_an_endpoint_that_goes_is_nobody(ground: Ground) -> None:
     """Its connections end, what is sent to it is dropped and counted; when it is declared again, it is back."""
     ground.declare(*ground.base())
     sender = ground.at("web-1")
-    assert sender.do("dial", name="gone", address=ground.address("db-2", 4), port=7001, timeout=1.0)
+    assert sender.do("dial", name="gone", address=ground.address("db-2", 4), port=7001, timeout=3.0)
     ground.change(deletes=["endpoint/db-2"])
     before = ground.drops("h1")["not_host_source"]
     assert not sender.do("say", name="gone", text="after", timeout=0.3)
@@ -234,7 +234,7 @@ def test_programs_are_replaced_without_losing_a_packet(ground: Ground) -> None:
         for outcome in outcomes.values():
             assert isinstance(outcome, Committed) and outcome.steps["Attach"] >= 9, outcome
     assert streams.end() == {}
-    assert ground.at("web-1").reaches(ground.flow("tcp", "db-2", 7001), 1.0)
+    assert ground.at("web-1").reaches(ground.flow("tcp", "db-2", 7001), 3.0)
 
 
 def test_applying_the_same_again_writes_nothing(ground: Ground) -> None:
@@ -274,7 +274,7 @@ def test_an_endpoint_without_its_identity_passes_nothing(ground: Ground) -> None
     for host in ground.targets:
         assert [one["document"] for one in ground.status(host)["waiting"]] == ["endpoint/free-1"]
     ground.change(identity("late", {"app": "late"}))
-    assert [key for key, seen in ground.reached(flows, 1.0).items() if seen is None] == []
+    assert [key for key, seen in ground.reached(flows, 3.0).items() if seen is None] == []
     assert [ground.status(host)["waiting"] for host in ground.targets] == [[]] * len(ground.targets)
 
 

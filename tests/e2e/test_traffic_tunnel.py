@@ -45,7 +45,7 @@ def test_identity_arrives_as_vni_both_ways(open_ground: Ground) -> None:
     }
 
     def act() -> None:
-        assert matrix.wrong(ground, (), ground.reached(flows, 1.0)) == []
+        assert matrix.wrong(ground, (), ground.reached(flows, 3.0)) == []
 
     seen = on_the_wire(ground, "h1", act)
     h1, h2 = ground.lab.host("h1").address, ground.lab.host("h2").address
@@ -74,7 +74,7 @@ def test_another_tunnel_port_is_used_and_the_old_one_is_nothing_special(ground: 
     flows = {"web-1": [ground.flow("tcp", "db-2", 7001, family) for family in FAMILIES]}
 
     def act() -> None:
-        assert matrix.wrong(ground, (), ground.reached(flows, 1.0)) == []
+        assert matrix.wrong(ground, (), ground.reached(flows, 3.0)) == []
 
     assert on_the_wire(ground, "h1", act, 18472) != []
     assert on_the_wire(ground, "h1", act, PORT) == []
@@ -275,7 +275,7 @@ def move_much(ground: Ground, source: str, destination: str, mtu: int) -> None:
     sender, receiver = ground.at(source), ground.at(destination)
     for family in FAMILIES:
         to, name = ground.address(destination, family), f"much-{family}"
-        assert sender.do("dial", name=name, address=to, port=7001, timeout=2.0)
+        assert sender.do("dial", name=name, address=to, port=7001, timeout=5.0)
         assert sender.do("pour", name=name, size=8 << 20, timeout=3.0) == 8 << 20
         sender.do("hang_up", name=name)
         receiver.do("report", clear=True)
@@ -299,7 +299,7 @@ def test_a_workloads_own_fragments_pass_where_no_port_decides(open_ground: Groun
     for destination in ("db-1", "db-2"):
         for family in FAMILIES:
             flow = ground.flow("icmp", destination, 0, family)
-            answer = ground.at("web-1").do("probe", flows=[{**flow._asdict(), "size": 4000}], quiet=1.0)
+            answer = ground.at("web-1").do("probe", flows=[{**flow._asdict(), "size": 4000}], quiet=3.0)
             assert answer == [[ground.address("web-1", family), 0]]
     assert fragments(ground.stations["h1"]) == before
 

@@ -17,7 +17,8 @@ FOLDER = str(Path(__file__).parent)
 """To be shared with the lab's hosts: what runs there is read from here."""
 
 _ANSWER_SECONDS = 30.0
-QUIET_SECONDS = 0.5
+QUIET_SECONDS = 0.8
+PATIENT_SECONDS = 3.0  # where an answer is expected: waiting costs nothing then
 
 
 class Flow(NamedTuple):
@@ -80,7 +81,7 @@ class Station:
         nothing came back until nothing at all did for `quiet` seconds; and how often TCP asked again."""
         return self.ask("probe", flows=[flow._asdict() for flow in flows], quiet=quiet)
 
-    def reaches(self, flow: Flow, quiet: float = QUIET_SECONDS) -> bool:
+    def reaches(self, flow: Flow, quiet: float = PATIENT_SECONDS) -> bool:
         """Whether one flow gets an answer."""
         ((seen, _),) = self.probe([flow], quiet).get()
         return seen is not None and not seen.startswith("refused")
