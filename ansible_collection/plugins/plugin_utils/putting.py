@@ -171,7 +171,7 @@ class PuttingAction(AgentAction):
         """Beside each node's document, how the inventory reaches it: any member can tell another controller."""
         for one in wanted.put:
             if one.kind == "node":
-                known = _inventory_ssh(self.variables.get("hostvars") or {}, one.name)
+                known = _inventory_ssh(self.variables.get("hostvars") or {}, one.name, bool(self._task.become))
                 address = {"host": str(one.spec["address"])}
                 one.metadata = {"ssh": {**address, **known, **one.metadata.get("ssh", {})}}
 
@@ -234,8 +234,8 @@ def _cluster_id(wanted: Wanted, store: Store) -> int:
     return int(item["document"]["spec"]["id"])
 
 
-def _inventory_ssh(hostvars: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """How Ansible reaches a host, as a node's `ssh`; empty if the inventory does not have it."""
+def _inventory_ssh(hostvars: Mapping[str, Any], name: str, become: bool) -> dict[str, Any]:
+    """How Ansible reaches a host, as a node's `ssh`; empty if the inventory does not have it. become: the task's."""
     if name not in hostvars:
         return {}
     given = hostvars[name]
@@ -249,7 +249,10 @@ def _inventory_ssh(hostvars: Mapping[str, Any], name: str) -> dict[str, Any]:
     ssh: dict[str, Any] = {key: str(value) for key, value in found.items() if value}
     if "port" in ssh:
         ssh["port"] = int(ssh["port"])
-    return {"port": 22, "user": "root", **ssh}
+    ssh = {"port": 22, "user": "root", **ssh}
+    if ssh["user"] != "root" and (become or given.get("ansible_become")):
+        ssh["sudo"] = True
+    return ssh
 
 
 def _no_number() -> InvalidInput:

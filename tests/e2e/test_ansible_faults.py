@@ -1,0 +1,200 @@
+"""Hosts and controllers that die in the middle of a playbook: each host has the old documents or the new ones, whole,
+and the next run finishes the work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpfleet.lab import Lab
+from tests.e2e.ansible_play import Controller, tasks
+from tools.build_collection import assemble
+
+pytestmark = [pytest.mark.root, pytest.mark.lab]
+
+DEADLINE = 10
+WAIT_SECONDS = 120.0
+
+# Stands between Ansible and ssh: holds the first ending of a connection to one address, which is what an action does
+# between apply and confirm, until a file says to go on.
+WRAPPER = """#!/bin/sh
+case " $* " in
+*" -O check "*"{address} "*)
+    if mkdir {folder}/reached 2>/dev/null; then
+        count=0
+        while [ ! -e {folder}/go ] && [ $count -lt 1200 ]; do sleep 0.1; count=$((count + 1)); done
+    fi ;;
+esac
+exec ssh "$@"
+"""
+
+
+class Held:
+    """A run of a playbook that is held between apply and confirm on one host."""
+
+    def __init__(self, controller: Controller, folder: Path, host: str) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.wrapper = folder / "ssh"
+        self.wrapper.write_text(WRAPPER.format(address=controller.lab.host(host).address, folder=folder))
+        self.wrapper.chmod(0o755)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"ANSIBLE_SSH_EXECUTABLE": str(self.wrapper)}
+
+    def wait(self) -> None:
+        """Until the run is there."""
+        until = time.monotonic() + WAIT_SECONDS
+        while not (self.folder / "reached").exists():
+            assert time.monotonic() < until, "the run never came to its confirmation"
+            time.sleep(0.05)
+
+    def go_on(self) -> None:
+        (self.folder / "go").touch()
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process and theirs. Ansible's forks are sessions of their own, so no process group has them all."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found = list(children.get(pid, []))
+    for child in found:
+        found.extend(children.get(child, []))
+    return found
+
+
+@pytest.fixture
+def controller(make_lab: Callable[..., Lab], tmp_path: Path) -> Iterator[Controller]:
+    lab = make_lab(nodes=2, workloads=0)
+    assemble(tmp_path / "collections")
+    made = Controller(lab, tmp_path / "collections", tmp_path)
+    yield made
+    made.close()
+
+
+def playbook(controller: Controller, description: str) -> list[dict[str, Any]]:
+    """Two nodes, their cluster, and a policy that tells one version from another."""
+    documents: list[dict[str, Any]] = [
+        {
+            "kind": "node",
+            "name": host.name,
+            "spec": {
+                "address": host.address,
+                "devices": [{"name": host.device}],
+                "workload_cidrs": list(host.workload_cidrs),
+            },
+        }
+        for host in controller.lab.hosts.values()
+    ]
+    documents.append({"kind": "cluster", "name": "pair", "spec": {"id": 9, "members": list(controller.lab.hosts)}})
+    spec = {"description": description, "selector": {"role": "none"}, "ingress": []}
+    documents.append({"kind": "policy", "name": "version", "spec": spec})
+    return tasks(("documents", {"documents": documents, "prune": True, "deadline": DEADLINE}))
+
+
+def versions(controller: Controller) -> dict[str, str]:
+    """Which version each host has confirmed."""
+    return {
+        name: controller.items(name)["policy/version"]["document"]["spec"]["description"]
+        for name in controller.lab.hosts
+    }
+
+
+def test_a_host_that_dies_between_apply_and_confirm(controller: Controller, tmp_path: Path) -> None:
+    controller.play(playbook(controller, "old"))
+    held = Held(controller, tmp_path / "held", "h2")
+    runs: list[Any] = []
+
+    def run() -> None:
+        runs.append(controller.play(playbook(controller, "new"), ok=False, environment=held.environment))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    held.wait()
+    controller.lab.power_off("h2")
+    held.go_on()
+    thread.join(WAIT_SECONDS)
+    (played,) = runs
+    results = played.of("documents")
+    assert results["h1"].outcome == "ok" and results["h1"].changed
+    assert results["h2"].outcome == "unreachable"
+    assert "could not be reached over a new connection to confirm it" in results["h2"].message
+    assert "goes back to what was last confirmed" in results["h2"].message
+
+    controller.lab.reboot("h2")
+    assert versions(controller) == {"h1": "new", "h2": "old"}, "each is whole"
+    rest = controller.play(playbook(controller, "new"))
+    assert {host for host, _ in rest.changed} == {"h2"}
+    assert versions(controller) == {"h1": "new", "h2": "new"}
+
+
+def test_a_controller_that_is_killed_between_apply_and_confirm(controller: Controller, tmp_path: Path) -> None:
+    controller.play(playbook(controller, "old"))
+    held = Held(controller, tmp_path / "held", "h2")
+    written = tmp_path / "new.json"
+    written.write_text((controller.folder / "playbook.yml").read_text().replace('"old"', '"new"'))
+    process = subprocess.Popen(
+        ["ansible-playbook", "-i", str(controller.inventory), str(written)],
+        env={**controller.environment, **held.environment, "BPFLEET_RECORD": str(tmp_path / "killed.jsonl")},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        held.wait()
+    finally:
+        for pid in [process.pid, *descendants(process.pid)]:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    held.go_on()
+    pending = controller.hellos()["h2"]["pending"]
+    assert pending is not None and pending["owner"] == "ansible:pair", "applied, and nobody confirms it"
+    assert versions(controller)["h2"] == "old"
+    finished = controller.play(playbook(controller, "new"))
+    assert "h2" in {host for host, _ in finished.changed}
+    assert versions(controller) == {"h1": "new", "h2": "new"}
+    assert len(set(controller.digests().values())) == 2, "each node's own state"
+    assert len({documents for documents, _ in controller.digests().values()}) == 1
+
+
+def test_new_connections_that_are_cut_after_the_change_put_it_back(controller: Controller, tmp_path: Path) -> None:
+    controller.play(playbook(controller, "old"))
+    held = Held(controller, tmp_path / "held", "h2")
+    runs: list[Any] = []
+
+    def run() -> None:
+        runs.append(controller.play(playbook(controller, "new"), ok=False, environment=held.environment))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    held.wait()
+    h2 = controller.lab.host("h2")
+    where = controller.lab.describe()["controller"]["address"]
+    h2.run(["ip", "rule", "add", "to", where, "ipproto", "tcp", "sport", "22", "priority", "1", "blackhole"])
+    try:
+        held.go_on()
+        thread.join(WAIT_SECONDS)
+    finally:
+        h2.run(["ip", "rule", "del", "priority", "1"])
+    (played,) = runs
+    assert played.of("documents")["h2"].outcome == "unreachable"
+    until = time.monotonic() + WAIT_SECONDS
+    while controller.hellos()["h2"]["pending"] is not None:
+        assert time.monotonic() < until, "the change was never put back"
+        time.sleep(0.2)
+    assert versions(controller) == {"h1": "new", "h2": "old"}
+    assert {host for host, _ in controller.play(playbook(controller, "new")).changed} == {"h2"}
