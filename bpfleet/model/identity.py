@@ -7,7 +7,7 @@ its id in bits 16 to 23 and 16 bits of a hash of their labels below; the control
 from __future__ import annotations
 
 import hashlib
-from typing import Dict, Iterator, Mapping
+from typing import Dict, Iterable, Iterator, Mapping
 
 from bpfleet.model.document import canonical_json
 
@@ -39,6 +39,15 @@ def candidates(cluster_id: int, labels: Mapping[str, str]) -> Iterator[int]:
     size = (1 << _LOCAL_BITS) - _LOCAL_RESERVED
     for step in range(size):
         yield cluster_id << _LOCAL_BITS | (_LOCAL_RESERVED + (start + step) % size)
+
+
+def decider(nodes: Iterable[str]) -> str:
+    """Of the nodes that a controller reaches, the one that must have taken a number before any other is offered it.
+
+    A node refuses a number that it knows as another identity's. If every controller begins at the same node, then of
+    two that want one number for different labels, the second is refused before it has put it anywhere.
+    """
+    return min(nodes)
 
 
 def cluster_of(number: int) -> int:

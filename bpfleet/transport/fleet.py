@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from bpfleet.agent import wire
 from bpfleet.errors import BpfleetError, TransactionFailed
 from bpfleet.transport.artefact import Artefact, current
-from bpfleet.transport.channel import Connector
+from bpfleet.transport.channel import LOOK_SECONDS, Connector, Stop
 from bpfleet.transport.dial import Dialler, Schedule
 from bpfleet.transport.node import Counters, Means, Node, Timeouts
 from bpfleet.transport.outcome import Changes, Outcome
@@ -26,7 +27,6 @@ Progress = Callable[[str, str, str], None]
 
 _log = logging.getLogger(__name__)
 _BUSY_SECONDS = 900.0
-_LOOK_SECONDS = 0.5
 
 
 class Fleet:
@@ -35,7 +35,8 @@ class Fleet:
     progress: called with (node, phase, detail), from any thread but never twice at once. Phases: dial, install, stage,
     apply, confirm, rollback, done. connector: how to connect (SSH unless given). artefact: what to deliver; made when
     first needed. dials: attempts to connect at any time; workers: nodes worked on at any time. root: where on the
-    hosts the agent keeps itself and its state.
+    hosts the agent keeps itself and its state. cancelled: when set, everything under way ends within a second: dials
+    and questions at once, transactions as described at `transact`.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Fleet:
         dials: int = 8,
         workers: int = 32,
         root: str = wire.STATE_ROOT,
+        cancelled: threading.Event | None = None,
     ) -> None:
         connector = connector or SshConnector()
         self.root = root
@@ -58,6 +60,7 @@ class Fleet:
         self._lock = threading.Lock()
         self._nodes: dict[Target, Node] = {}
         self._closed = False
+        self._stop = Stop(cancelled) if cancelled is not None else Stop()
         self._dialler = Dialler(connector, schedule or Schedule(), dials)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="bpfleet-fleet")
         self._means = Means(
@@ -67,6 +70,7 @@ class Fleet:
             root=root,
             local=connector.local,
             progress=self._report,
+            stop=self._stop,
         )
 
     def __enter__(self) -> Fleet:
@@ -125,23 +129,20 @@ class Fleet:
     ) -> dict[str, Outcome]:
         """Make one change on all targets (or, given a mapping, each target's own) and say what became of it on each.
 
-        See bpfleet/transport/transaction.py. Errors of nodes are outcomes, not exceptions. Setting `cancelled` stops
-        between two phases and puts back what is applied but not confirmed; so does Ctrl-C, which is raised after that.
+        See bpfleet/transport/transaction.py. Errors of nodes are outcomes, not exceptions. Setting `cancelled` ends it
+        within a second: what is confirmed stays, what is applied is put back, and a node that is just applying is told
+        to put it back and not waited for. So does Ctrl-C, which is raised after that.
         """
         nodes = {name: self._node(target) for name, target in targets.items()}
         by_node = dict.fromkeys(nodes, changes) if isinstance(changes, Changes) else dict(changes)
+        cancelled = cancelled or threading.Event()
+        stop = self._stop.also(cancelled)
         with ExitStack() as held:
             # In one order everywhere, so that two transactions over the same nodes wait for each other, not both.
             for _, node in sorted(nodes.items()):
-                if not node.transaction_lock.acquire(timeout=_BUSY_SECONDS):
-                    raise TransactionFailed(
-                        "another transaction of this process did not end",
-                        node=node.target.name,
-                        remedy="See bpfleet status on that node, then run the same again",
-                    )
+                _take(node, stop)
                 held.callback(node.transaction_lock.release)
-            cancelled = cancelled or threading.Event()
-            return _uninterrupted(Transaction(nodes, by_node, self._pool, cancelled).run, cancelled)
+            return _uninterrupted(Transaction(nodes, by_node, self._pool, stop).run, cancelled)
 
     # What it took
 
@@ -190,6 +191,25 @@ class Fleet:
                 _log.exception("the progress callback failed")
 
 
+def _take(node: Node, stop: Stop) -> None:
+    """Take a node's transaction lock, or say who has it."""
+    end = time.monotonic() + _BUSY_SECONDS
+    while not node.transaction_lock.acquire(timeout=LOOK_SECONDS):
+        if stop():
+            raise TransactionFailed(
+                "cancelled while another transaction of this process was under way",
+                node=node.target.name,
+                remedy="Run the same again to make the change",
+                details={"cancelled": True},
+            )
+        if time.monotonic() > end:
+            raise TransactionFailed(
+                "another transaction of this process did not end",
+                node=node.target.name,
+                remedy="See bpfleet status on that node, then run the same again",
+            )
+
+
 def _uninterrupted(work: Callable[[], T], cancelled: threading.Event) -> T:
     """The result of `work`. A KeyboardInterrupt in the meantime sets `cancelled` and is raised when `work` has ended:
     half a transaction has nobody to put it back."""
@@ -199,7 +219,7 @@ def _uninterrupted(work: Callable[[], T], cancelled: threading.Event) -> T:
         while not future.done():
             try:
                 # In slices: a signal that another thread received is noticed between two of them.
-                wait([future], _LOOK_SECONDS)
+                wait([future], LOOK_SECONDS)
             except KeyboardInterrupt as interrupted:
                 interrupt = interrupted
                 cancelled.set()

@@ -13,7 +13,7 @@ import binascii
 import fnmatch
 import hashlib
 import hmac
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,7 +184,7 @@ class HostKeyPolicy:
         return self._known.about(self._target.known_hosts_name)
 
     def _authorities(self) -> list[KnownHost]:
-        """The authorities whose certificates count for this host. As with keys, those for its name without a port too."""
+        """The authorities whose certificates count for this host; as with keys, also those for its port 22."""
         if self._given:
             return []
         found = self._known.about(self._target.known_hosts_name, "@cert-authority")

@@ -3,6 +3,9 @@
 Requests to one node go one after the other (the agent answers one at a time anyway); requests to different nodes do
 not wait for each other. A connection or agent that broke is replaced, once a request; a request whose effect may have
 happened already (`apply`, `wipe`) is never sent twice.
+
+A request that is called off is left: the agent finds its input ended and goes. Where it was changing the host, it is
+told to put that back before it goes, and nobody waits for it.
 """
 
 from __future__ import annotations
@@ -15,14 +18,27 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from bpfleet.agent import install, wire
-from bpfleet.errors import BpfleetError, HostFailed, ProtocolFailed, Unreachable
+from bpfleet.errors import BpfleetError, HostFailed, ProtocolFailed, TransactionFailed, Unreachable
 from bpfleet.transport.artefact import Artefact
-from bpfleet.transport.channel import Broken, Connection, Deadline, Finished, TimedOut, run
+from bpfleet.transport.channel import (
+    NEVER,
+    Broken,
+    Cancelled,
+    Connection,
+    Deadline,
+    Finished,
+    NoRoom,
+    Stop,
+    TimedOut,
+    run,
+)
 from bpfleet.transport.dial import Dialler
+from bpfleet.transport.privilege import as_root, require_root, sudo_problem
 from bpfleet.transport.session import AgentEnded, AgentSession, NotInstalled, unfit
 from bpfleet.transport.target import Target
 
 _NEVER_TWICE = frozenset({"apply", "wipe"})
+_PUT_BACK = frozenset({"apply", "confirm"})
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class Means:
-    """What all nodes of a fleet share."""
+    """What all nodes of a fleet share. stop: what calls off everything."""
 
     dialler: Dialler
     artefact: Callable[[], Artefact]
@@ -71,6 +87,18 @@ class Means:
     root: str
     local: bool
     progress: Callable[[str, str, str], None]
+    stop: Stop = NEVER
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One request, and how it is sent (see Node.call)."""
+
+    method: str
+    params: Mapping[str, Any]
+    stop: Stop
+    grace: float
+    deliver: bool
 
 
 class Node:
@@ -97,27 +125,32 @@ class Node:
         method: str,
         params: Mapping[str, Any] | None = None,
         *,
-        cancelled: threading.Event | None = None,
+        stop: Stop | None = None,
+        grace: float = 0.0,
         new_connection: bool = False,
         deliver: bool = True,
     ) -> Any:
         """The result of one request, or the error it was answered with, which names this node.
 
         new_connection: send it over a connection dialled for it, which from then on is the working one. deliver=False:
-        NotInstalled instead of putting a missing agent on the host.
+        NotInstalled instead of putting a missing agent on the host. stop: what calls it off (default: what calls off
+        the fleet's work); an answer that comes within `grace` seconds from then is still taken. TransactionFailed with
+        "cancelled" in its details, and "left" if the request was under way and may still have its effect.
         """
+        stop = stop or self._means.stop
         seconds = self._means.timeouts.of(method)
-        with self._exclusive(method, seconds):
+        request = _Request(method, params or {}, stop, grace, deliver)
+        with self._exclusive(method, Deadline(seconds, stop, grace)):
             try:
                 if new_connection:
-                    return self._over_new_connection(method, params or {}, cancelled)
-                return self._once_more(method, params or {}, cancelled, deliver)
+                    return self._over_new_connection(request)
+                return self._once_more(request)
             except BpfleetError as error:
                 raise error.at(node=self.target.name) from error.__cause__
 
-    def install(self, cancelled: threading.Event | None = None) -> wire.Hello:
+    def install(self) -> wire.Hello:
         """Have the agent on the host and running, and say hello."""
-        return cast(wire.Hello, self.call("hello", cancelled=cancelled))
+        return cast(wire.Hello, self.call("hello"))
 
     def installed(self) -> wire.Hello | None:
         """Hello if the host holds anything of bpfleet, else None, and then nothing was written there.
@@ -136,7 +169,7 @@ class Node:
 
     def remove_agent(self) -> None:
         """Take all agents off the host (their state must be wiped first)."""
-        with self._exclusive("remove", self._means.timeouts.deliver):
+        with self._exclusive("remove", Deadline(self._means.timeouts.deliver, self._means.stop)):
             self._end_session()
         done = self._run(install.remove_command(root=self._means.root), "the removal of the agent")
         try:
@@ -146,11 +179,13 @@ class Node:
 
     def _run(self, command: str, what: str) -> Finished:
         """Run a command beside the agent."""
-        until = Deadline(self._means.timeouts.deliver)
-        with self._exclusive(what, until.seconds):
-            connection = self._connected(None)
+        until = Deadline(self._means.timeouts.deliver, self._means.stop)
+        with self._exclusive(what, until):
+            connection = self._connected(self._means.stop)
             try:
-                return run(connection, command, until)
+                return run(connection, self._as_root(command), until)
+            except Cancelled as cancelled:
+                raise _called_off(what, left=True).at(node=self.target.name) from cancelled
             except (Broken, TimedOut) as failed:
                 self._disconnect()
                 raise self._unreachable(what, failed) from failed
@@ -159,10 +194,13 @@ class Node:
         """The events of a streaming request, over an agent process of its own, so that requests go on meanwhile."""
         session: AgentSession | None = None
         try:
-            with self._exclusive(method, self._means.timeouts.request):
-                session = self._launch(self._connected(None), deliver=True)
+            stop = self._means.stop
+            with self._exclusive(method, Deadline(self._means.timeouts.request, stop)):
+                session = self._launch(self._connected(stop), stop, deliver=True)
                 self._count(requests=1)
-            yield from session.stream(method, params, lambda: Deadline(self._means.timeouts.event))
+            yield from session.stream(method, params, lambda: Deadline(self._means.timeouts.event, stop))
+        except Cancelled as cancelled:
+            raise _called_off(method).at(node=self.target.name) from cancelled
         except BpfleetError as error:
             raise error.at(node=self.target.name) from error.__cause__
         except AgentEnded as ended:
@@ -188,14 +226,17 @@ class Node:
     # How a request is sent; the lock is held
 
     @contextmanager
-    def _exclusive(self, method: str, seconds: float) -> Iterator[None]:
+    def _exclusive(self, method: str, until: Deadline) -> Iterator[None]:
         # Those before us are bounded by their own deadlines; this bounds a queue of them.
-        if not self._lock.acquire(timeout=seconds):
-            raise Unreachable(
-                f"other requests kept this node busy for {seconds:.0f} s, so {method} was not sent",
-                node=self.target.name,
-                remedy="See what the node is doing: bpfleet status",
-            )
+        while not self._lock.acquire(timeout=until.look):
+            if until.cancelled:
+                raise _called_off(method).at(node=self.target.name)
+            if until.passed:
+                raise Unreachable(
+                    f"other requests kept this node busy for {until.seconds:.0f} s, so {method} was not sent",
+                    node=self.target.name,
+                    remedy="See what the node is doing: bpfleet status",
+                )
         try:
             if self._closed:
                 raise Unreachable("the fleet was closed", node=self.target.name)
@@ -203,30 +244,35 @@ class Node:
         finally:
             self._lock.release()
 
-    def _once_more(
-        self, method: str, params: Mapping[str, Any], cancelled: threading.Event | None, deliver: bool
-    ) -> Any:
+    def _once_more(self, request: _Request) -> Any:
         had_connection = self._connection is not None
         try:
-            return self._request(method, params, cancelled, deliver)
+            return self._request(request)
+        except NoRoom as full:
+            # Dialling anew would end what the other sessions are used for.
+            raise self._unreachable(request.method, full) from full
         except Broken as broken:
             self._disconnect()
-            if method in _NEVER_TWICE or not had_connection or self._closed:
-                raise self._unreachable(method, broken) from broken
+            if request.method in _NEVER_TWICE or not had_connection or self._closed:
+                raise self._unreachable(request.method, broken) from broken
         self.report("dial", "the connection was lost")
         try:
-            return self._request(method, params, cancelled, deliver)
+            return self._request(request)
         except Broken as broken:
             self._disconnect()
-            raise self._unreachable(method, broken) from broken
+            raise self._unreachable(request.method, broken) from broken
 
-    def _request(self, method: str, params: Mapping[str, Any], cancelled: threading.Event | None, deliver: bool) -> Any:
-        connection = self._connected(cancelled)
+    def _request(self, request: _Request) -> Any:
+        method = request.method
         try:
-            session = self._session or self._launch(connection, deliver)
+            connection = self._connected(request.stop)
+            session = self._session or self._launch(connection, request.stop, request.deliver)
             self._session = session
             self._count(requests=1)
-            return session.call(method, params, Deadline(self._means.timeouts.of(method)))
+            until = Deadline(self._means.timeouts.of(method), request.stop, request.grace)
+            return session.call(method, request.params, until)
+        except Cancelled as cancelled:
+            raise self._leave(request) from cancelled
         except TimedOut as late:
             # An answer that comes later would be taken for the next request's.
             self._disconnect()
@@ -238,11 +284,22 @@ class Node:
             self._end_session()
             raise
 
-    def _over_new_connection(self, method: str, params: Mapping[str, Any], cancelled: threading.Event | None) -> Any:
+    def _leave(self, request: _Request) -> BpfleetError:
+        """Go away from a request that was called off; the error that says so."""
+        session, self._session = self._session, None
+        if session is None:
+            return _called_off(request.method)
+        if request.method in _PUT_BACK:
+            # The agent gets to it when it is done with what it does; after a confirmation it has no effect.
+            session.post("rollback", {"transaction": request.params["transaction"]})
+        session.leave()
+        return _called_off(request.method, left=True)
+
+    def _over_new_connection(self, request: _Request) -> Any:
         old_connection, old_session = self._connection, self._session
         self._connection = self._session = None
         try:
-            return self._once_more(method, params, cancelled, deliver=True)
+            return self._once_more(request)
         finally:
             if self._connection is None:
                 # No way in by a new connection: the old one may be the only way to put things back.
@@ -252,15 +309,20 @@ class Node:
 
     # Connection and agent process; the lock is held
 
-    def _connected(self, cancelled: threading.Event | None) -> Connection:
+    def _as_root(self, command: str) -> str:
+        return command if self._means.local else as_root(self.target, command)
+
+    def _connected(self, stop: Stop) -> Connection:
+        if not self._means.local:
+            require_root(self.target)
         if self._connection is not None and not self._connection.alive:
             self._disconnect()
         if self._connection is None:
-            self._connection = self._dial(cancelled)
+            self._connection = self._dial(stop)
             self._count(connections=1)
         return self._connection
 
-    def _dial(self, cancelled: threading.Event | None) -> Connection:
+    def _dial(self, stop: Stop) -> Connection:
         if self._failure is not None:
             error, rest = self._failure
             if not rest.passed:
@@ -268,29 +330,27 @@ class Node:
             self._failure = None
         self.report("dial", str(self.target))
         try:
-            return self._means.dialler.dial(
-                self.target, report=lambda detail: self.report("dial", detail), cancelled=cancelled
-            )
+            return self._means.dialler.dial(self.target, report=lambda detail: self.report("dial", detail), stop=stop)
         except Unreachable as error:
             if type(error) is Unreachable:  # a refused key fails at once, and may be put right at any time
                 self._failure = error, Deadline(self._means.dialler.schedule.rest)
             raise
 
-    def _launch(self, connection: Connection, deliver: bool) -> AgentSession:
+    def _launch(self, connection: Connection, stop: Stop, deliver: bool) -> AgentSession:
         """A running agent that said hello; delivered first if the host does not have it."""
         try:
-            return self._greeted(connection)
+            return self._greeted(connection, stop)
         except NotInstalled:
             if not deliver:
                 raise
         artefact = self._means.artefact()
         self.report("install", f"{len(artefact.data)} bytes, {artefact.digest[:12]}")
-        command = install.install_command(artefact.digest, root=self._means.root)
-        until = Deadline(self._means.timeouts.deliver)
+        command = self._as_root(install.install_command(artefact.digest, root=self._means.root))
+        until = Deadline(self._means.timeouts.deliver, stop)
         self._count(deliveries=1, bytes_sent=len(artefact.data))
         try:
             self._bootstrap_result(run(connection, command, until, artefact.data))
-            return self._greeted(connection)
+            return self._greeted(connection, stop)
         except NotInstalled as still:
             raise HostFailed(
                 "the agent was installed, but is not there",
@@ -298,11 +358,15 @@ class Node:
                 details={"digest": artefact.digest},
             ) from still
 
-    def _greeted(self, connection: Connection) -> AgentSession:
-        until = Deadline(self._means.timeouts.launch)
+    def _greeted(self, connection: Connection, stop: Stop) -> AgentSession:
+        until = Deadline(self._means.timeouts.launch, stop)
         digest = self._means.artefact().digest
         command = install.launch_command(digest, root=self._means.root, local=self._means.local)
-        session = AgentSession(connection.open(command, until), lambda sent: self._count(bytes_sent=sent))
+        session = AgentSession(
+            connection.open(self._as_root(command), until),
+            lambda sent: self._count(bytes_sent=sent),
+            self._sudo_problem,
+        )
         try:
             hello = session.call("hello", {}, until)
             if hello.get("protocol") != wire.PROTOCOL:
@@ -318,6 +382,9 @@ class Node:
     def _bootstrap_result(self, done: Finished) -> Any:
         if done.status == wire.EXIT_NO_PYTHON:
             raise unfit(done.status, done.complaint)
+        refused = self._sudo_problem(done.status, done.complaint)
+        if refused is not None:
+            raise refused
         lines = [line for line in done.output.splitlines() if line.strip()]
         if lines:
             return wire.result_of(wire.decode(lines[-1]))
@@ -326,6 +393,9 @@ class Node:
             remedy=f"See that {self.target.user} may run sh and python3 there and write to {self._means.root}",
             details={"exit_status": done.status, "stderr": done.complaint},
         )
+
+    def _sudo_problem(self, status: int | None, complaint: str) -> BpfleetError | None:
+        return None if self._means.local else sudo_problem(self.target, status, complaint)
 
     def _end_session(self) -> None:
         session, self._session = self._session, None
@@ -353,3 +423,10 @@ def _close(connection: Connection | None, session: AgentSession | None) -> None:
         session.close()
     if connection is not None:
         connection.close()
+
+
+def _called_off(method: str, *, left: bool = False) -> TransactionFailed:
+    details = {"cancelled": True, "left": True} if left else {"cancelled": True}
+    return TransactionFailed(
+        f"cancelled during {method}", remedy="Run the same again to make the change", details=details
+    )

@@ -64,8 +64,8 @@ class Refused:
 
 @dataclass(frozen=True)
 class Failed:
-    """The change was not made. rolled_back: the node is known to be at its last confirmed generation; otherwise the
-    node itself puts it back when the time to confirm is over."""
+    """The change was not made. rolled_back: the node is known to be at its last confirmed generation; otherwise it was
+    told to go back there and not waited for, or does so by itself when the time to confirm is over."""
 
     error: BpfleetError
     rolled_back: bool = True

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from bpfleet.agent import wire
 from bpfleet.errors import BpfleetError, HostFailed, HostUnfit, ProtocolFailed
-from bpfleet.transport.channel import Deadline, Stream
+from bpfleet.transport.channel import Broken, Cancelled, Deadline, Stream, TimedOut
 
 _ENDING_SECONDS = 5.0
+_POSTING_SECONDS = 0.2
 
 
 class NotInstalled(Exception):
@@ -30,9 +32,16 @@ class AgentSession:
     After `TimedOut`, `Broken` or an error that says so, the session is of no further use: close it.
     """
 
-    def __init__(self, stream: Stream, count: Callable[[int], None] = lambda sent: None) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        count: Callable[[int], None] = lambda sent: None,
+        explain: Callable[[int | None, str], BpfleetError | None] = lambda status, complaint: None,
+    ) -> None:
+        """explain: the error that an exit status and stderr mean, where the caller knows."""
         self._stream = stream
         self._count = count
+        self._explain = explain
         self._number = 0
         self._pieces: list[bytes] = []
         self._waiting_bytes = 0
@@ -99,6 +108,9 @@ class AgentSession:
             return NotInstalled()
         if status in (wire.EXIT_NO_PYTHON, wire.EXIT_UNFIT):
             return AgentEnded(unfit(status, complaint))
+        explained = self._explain(status, complaint)
+        if explained is not None:
+            return AgentEnded(explained)
         how = "by a signal" if status is None else f"with exit status {status}"
         said = f": {complaint.splitlines()[-1]}" if complaint else ""
         return AgentEnded(
@@ -108,6 +120,16 @@ class AgentSession:
                 details={"exit_status": status, "stderr": complaint},
             )
         )
+
+    def post(self, method: str, params: Mapping[str, Any]) -> None:
+        """Send a request whose answer nobody waits for, as the last thing before `leave`."""
+        # A connection that takes nothing any more has lost the request: the node's own deadline is what is left.
+        with suppress(TimedOut, Cancelled, Broken):
+            self._send(method, params, Deadline(_POSTING_SECONDS))
+
+    def leave(self) -> None:
+        """Go without waiting: the agent ends when it is done with what was sent."""
+        self._stream.leave()
 
     def close(self) -> None:
         self._stream.close()

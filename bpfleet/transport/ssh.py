@@ -33,8 +33,8 @@ from bpfleet.transport.hostcerts import SUFFIX, Certificate
 from bpfleet.transport.hostkeys import HostKeyPolicy, PublicKey
 from bpfleet.transport.jump import JumpHosts
 from bpfleet.transport.login import log_in
-from bpfleet.transport.tcp import connect
 from bpfleet.transport.target import Target
+from bpfleet.transport.tcp import connect
 
 # paramiko tells its log, traceback included, what it also raises. Without a handler Python prints that to stderr.
 LOG_NAME = "bpfleet.ssh"

@@ -65,7 +65,9 @@ class Target:
         """The inverse of `to_metadata`. `address` (the node's underlay address) is dialled where no host is given."""
         host = str(ssh.get("host") or address)
         if not host:
-            raise _nowhere(name, "ssh.host", "nothing says how to reach this node", "Set ssh.host, or the node's address")
+            raise _nowhere(
+                name, "ssh.host", "nothing says how to reach this node", "Set ssh.host, or the node's address"
+            )
         jump: Jump | None = None
         if ssh.get("jump"):
             if not ssh["jump"].get("host"):

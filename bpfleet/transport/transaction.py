@@ -2,19 +2,34 @@
 
 Atomic on each node, not over all of them. A document that any node refuses stops the change everywhere, before
 anything is applied. After that each node is for itself: where a step fails, that node is put back; the others go on.
+
+Identity numbers are the exception: they must be one and the same on all nodes, whoever else hands out numbers at the
+same moment. So a change with identities is committed on one node first, the lowest-named that answers
+(bpfleet/model/identity.py), and only then applied on the others. Nodes compare and set; hence of two controllers that
+want one number for two sets of labels, the one that comes second is refused there, before it has changed any node.
+
+Called off, a change ends within a second: what is confirmed stays, the rest is put back or told to put itself back.
 """
 
 from __future__ import annotations
 
-import threading
+import random
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 
 from bpfleet.agent import wire
 from bpfleet.errors import BpfleetError, InvalidInput, TransactionFailed, Unreachable
+from bpfleet.model.identity import decider
+from bpfleet.transport.channel import Stop
 from bpfleet.transport.node import Node
 from bpfleet.transport.outcome import Changes, Committed, Failed, Outcome, Refusal, Refused, Unchanged, Unreached
+
+GRACE_SECONDS = 0.3
+"""How long a step that changes a node may go on after the change was called off."""
+_OVERTAKEN = 6
+"""How often a node's change is staged again because another controller's came first."""
+_PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,13 +47,11 @@ class _Applied:
 class Transaction:
     """One change on `nodes` (by name). `run` once."""
 
-    def __init__(
-        self, nodes: Mapping[str, Node], changes: Mapping[str, Changes], pool: Executor, cancelled: threading.Event
-    ) -> None:
+    def __init__(self, nodes: Mapping[str, Node], changes: Mapping[str, Changes], pool: Executor, stop: Stop) -> None:
         self._nodes = nodes
         self._changes = changes
         self._pool = pool
-        self._cancelled = cancelled
+        self._stop = stop
         self._outcomes: dict[str, Outcome] = {}
 
     def run(self) -> dict[str, Outcome]:
@@ -48,12 +61,51 @@ class Transaction:
         }
         refusing = [name for name, outcome in self._outcomes.items() if isinstance(outcome, Refused)]
         if refusing:
-            self._each(staged, lambda name: self._withdraw(name, staged[name], Refused((), refusing)))
-        elif self._cancelled.is_set():
-            self._each(staged, lambda name: self._withdraw(name, staged[name], Failed(_cancelled(name, "apply"))))
+            self._withdraw_all(staged, Refused((), refusing))
         else:
-            self._each(staged, lambda name: self._carry_out(name, staged[name]))
+            staged = self._decide_numbers(staged)
+            if self._stop():
+                self._each(staged, lambda name: self._withdraw(name, staged[name], Failed(_cancelled(name, "apply"))))
+            else:
+                self._each(staged, lambda name: self._carry_out(name, staged[name]))
         return {name: self._outcomes[name] for name in self._nodes}
+
+    def _decide_numbers(self, staged: dict[str, _Staged]) -> dict[str, _Staged]:
+        """Commit a change with identities on the node that decides over their numbers; the nodes that then follow.
+
+        None follow where it refused, and where others were faster too often: their numbers may be the same. If it
+        failed otherwise, the next node decides: one broken host does not stop the fleet.
+        """
+        rest = dict(staged)
+        while not self._stop() and (first := self._deciding(rest)) is not None:
+            deciding = {first: rest.pop(first)}
+            self._each(deciding, lambda name, own=deciding: self._carry_out(name, own[name]))  # type: ignore[misc]
+            outcome = self._outcomes[first]
+            if isinstance(outcome, Refused):
+                self._withdraw_all(rest, Refused((), [first]))
+                return {}
+            if isinstance(outcome, Failed) and outcome.error.details.get("retry") == "stage":
+                self._withdraw_all(rest, Failed(outcome.error))
+                return {}
+            if isinstance(outcome, (Committed, Unchanged)):
+                break
+        return rest
+
+    def _withdraw_all(self, staged: Mapping[str, _Staged], outcome: Outcome) -> None:
+        self._each(staged, lambda name: self._withdraw(name, staged[name], outcome))
+
+    def _deciding(self, staged: Mapping[str, _Staged]) -> str | None:
+        """The node that takes the numbers first; None if there are none to take, or they are taken already."""
+        giving = {name for name in staged if _gives_numbers(self._changes[name])}
+        if not giving:
+            return None
+        settled = {
+            name
+            for name, outcome in self._outcomes.items()
+            if isinstance(outcome, Unchanged) and _gives_numbers(self._changes[name])
+        }
+        first = decider(giving | settled)
+        return first if first in giving else None
 
     def _each(self, names: Iterable[str], work: Callable[[str], _Staged | Outcome]) -> dict[str, _Staged | Outcome]:
         """Do a phase on these nodes at the same time; note the outcome of those for which it was the last."""
@@ -75,7 +127,7 @@ class Transaction:
         applied = self._apply(name, staged)
         if not isinstance(applied, _Applied):
             return applied
-        if self._cancelled.is_set():
+        if self._stop():
             return self._put_back(name, applied.staged, _cancelled(name, "confirm"))
         return self._confirm(name, applied)
 
@@ -88,7 +140,7 @@ class Transaction:
         if changes.replace_all:
             params["replace_all"] = True
         try:
-            answer: wire.StageResult = node.call("stage", params, cancelled=self._cancelled)
+            answer: wire.StageResult = node.call("stage", params, stop=self._stop)
         except InvalidInput as error:
             return Refused([Refusal(error.resource or "", error)])
         except Unreachable as error:
@@ -112,26 +164,37 @@ class Transaction:
             )
         return _Staged(transaction, answer)
 
-    def _apply(self, name: str, staged: _Staged, again: bool = True) -> _Applied | Outcome:
+    def _apply(self, name: str, staged: _Staged) -> _Applied | Outcome:
         node = self._nodes[name]
-        node.report("apply", f"{sum(staged.answer.get('steps', {}).values())} steps")
-        try:
-            return _Applied(staged, node.call("apply", {"transaction": staged.transaction}))
-        except TransactionFailed as error:
-            if not again or error.details.get("retry") != "stage":
-                return self._put_back(name, staged, error)
-        except BpfleetError as error:
-            return self._put_back(name, staged, error)
-        # Another controller was first, or the agent that had it staged is gone. Once: two could go on for ever.
-        restaged = self._stage(name)
-        return self._apply(name, restaged, again=False) if isinstance(restaged, _Staged) else restaged
+        for again in range(_OVERTAKEN + 1):
+            node.report("apply", f"{sum(staged.answer.get('steps', {}).values())} steps")
+            params = {"transaction": staged.transaction}
+            try:
+                return _Applied(staged, node.call("apply", params, stop=self._stop, grace=GRACE_SECONDS))
+            except BpfleetError as error:
+                overtaken = isinstance(error, TransactionFailed) and error.details.get("retry") == "stage"
+                if not overtaken or again == _OVERTAKEN:
+                    return self._put_back(name, staged, error)
+            # Another controller was first, or the agent that had it staged is gone. Not in step with the other one.
+            self._stop.wait(_PAUSE_SECONDS * (again + 1) * random.uniform(0.5, 1.5))
+            restaged = self._stage(name)
+            if not isinstance(restaged, _Staged):
+                return restaged
+            staged = restaged
+        raise AssertionError("the loop returns at its last round")
 
     def _confirm(self, name: str, applied: _Applied) -> Outcome:
         node = self._nodes[name]
         node.report("confirm")
         confirmed: wire.ConfirmResult | wire.Hello
         try:
-            confirmed = node.call("confirm", {"transaction": applied.staged.transaction}, new_connection=True)
+            confirmed = node.call(
+                "confirm",
+                {"transaction": applied.staged.transaction},
+                stop=self._stop,
+                grace=GRACE_SECONDS,
+                new_connection=True,
+            )
         except BpfleetError as error:
             # The confirmation may have arrived although its answer did not.
             hello = self._hello(node)
@@ -159,8 +222,10 @@ class Transaction:
         """After `error`: the node's last confirmed generation, if the node can be told."""
         node = self._nodes[name]
         node.report("rollback", error.what)
+        if error.details.get("left"):
+            return Failed(error, rolled_back=False)  # the node is told, and not waited for
         try:
-            node.call("rollback", {"transaction": staged.transaction})
+            node.call("rollback", {"transaction": staged.transaction}, stop=self._stop, grace=GRACE_SECONDS)
         except BpfleetError as failed:
             error.details["rollback"] = failed.to_wire()
             if isinstance(error, Unreachable):
@@ -172,10 +237,15 @@ class Transaction:
         """Drop what is staged only. Nothing was changed, so failing to say so costs no more than the agent's memory."""
         node = self._nodes[name]
         try:
-            node.call("rollback", {"transaction": staged.transaction})
+            node.call("rollback", {"transaction": staged.transaction}, stop=self._stop, grace=GRACE_SECONDS)
         except BpfleetError as failed:
             node.report("rollback", failed.what)
         return outcome
+
+
+def _gives_numbers(changes: Changes) -> bool:
+    """Whether identities are put: with numbers that another controller might want. A copied store's are settled."""
+    return not changes.replace_all and any(item["document"]["kind"] == "identity" for item in changes.puts)
 
 
 def _is_confirmed(hello: wire.Hello, applied: _Applied) -> bool:
@@ -183,7 +253,12 @@ def _is_confirmed(hello: wire.Hello, applied: _Applied) -> bool:
 
 
 def _cancelled(name: str, phase: str) -> TransactionFailed:
-    return TransactionFailed(f"cancelled before {phase}", node=name, remedy="Run the same again to make the change")
+    return TransactionFailed(
+        f"cancelled before {phase}",
+        node=name,
+        remedy="Run the same again to make the change",
+        details={"cancelled": True},
+    )
 
 
 def _in_words(outcome: Outcome) -> str:

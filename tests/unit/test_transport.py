@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from bpfleet.agent.artefact import build
-from bpfleet.errors import AuthenticationFailed, InvalidInput, TransactionFailed, Unreachable
+from bpfleet.errors import AuthenticationFailed, HostUnfit, InvalidInput, TransactionFailed, Unreachable
 from bpfleet.transport.artefact import current, of_bytes
-from bpfleet.transport.channel import Deadline, DialFailed
+from bpfleet.transport.channel import NEVER, Cancelled, Deadline, DialFailed, Stop, within
 from bpfleet.transport.dial import Dialler, Schedule
-from bpfleet.transport.target import Target
+from bpfleet.transport.privilege import as_root, require_root, sudo_problem
+from bpfleet.transport.target import Jump, Target
+from tests.unit.transport_support import eventually
 
 
 def test_a_target_survives_its_metadata() -> None:
@@ -62,11 +64,14 @@ class Line:
             raise self.failures.pop(0)
         return self.connection
 
+    def close(self) -> None:
+        """Nothing is kept."""
+
 
 def dial(line: Line, schedule: Schedule, cancelled: threading.Event | None = None) -> tuple[Any, list[str]]:
     said: list[str] = []
     dialler = Dialler(line, schedule, at_once=1)
-    return dialler.dial(Target("h1", "web"), report=said.append, cancelled=cancelled), said
+    return dialler.dial(Target("h1", "web"), report=said.append, stop=Stop(cancelled) if cancelled else NEVER), said
 
 
 QUICK = Schedule(attempts=4, seconds=30, first_pause=0.001)
@@ -109,3 +114,78 @@ def test_cancelling_ends_the_dialling() -> None:
     with pytest.raises(TransactionFailed, match="cancelled"):
         dial(line, QUICK, cancelled)
     assert line.dials == 0
+
+
+def test_what_is_called_off_ends_after_its_grace() -> None:
+    event = threading.Event()
+    until, patient = Deadline(3600, Stop(event)), Deadline(3600, Stop(event), grace=3600)
+    until.check("answer")
+    event.set()
+    with pytest.raises(Cancelled):
+        until.check("answer")
+    patient.check("answer")
+    with pytest.raises(Cancelled):
+        until.sooner(1).check("answer")
+
+
+def test_work_that_is_given_up_is_discarded_when_it_ends() -> None:
+    event, begun, go_on = threading.Event(), threading.Event(), threading.Event()
+    discarded: list[str] = []
+
+    def work() -> str:
+        begun.set()
+        assert go_on.wait(30)
+        return "late"
+
+    threading.Thread(target=lambda: (begun.wait(30), event.set())).start()
+    with pytest.raises(Cancelled):
+        within(Deadline(3600, Stop(event)), "answer", work, discarded.append)
+    assert discarded == []
+    go_on.set()
+    assert eventually(lambda: discarded == ["late"])
+    assert within(Deadline(3600), "answer", lambda: "now", discarded.append) == "now"
+
+
+def test_a_target_may_lie_behind_a_jump_host() -> None:
+    jump = Jump("bastion", 2222, "hop", host_key="ssh-ed25519 AAAA")
+    target = Target("h1", "192.0.2.1", user="op", sudo=True, jump=jump)
+    assert Target.from_metadata("h1", target.to_metadata()) == target
+    way = target.on_the_way()
+    assert way is not None
+    assert (str(way), way.at, way.host_key) == ("hop@bastion:2222", "ssh.jump", "ssh-ed25519 AAAA")
+    assert way.on_the_way() is None
+    with pytest.raises(InvalidInput) as caught:
+        Target.from_metadata("h1", {"host": "web", "jump": {"port": 22}})
+    assert caught.value.field == "ssh.jump.host"
+
+
+@pytest.mark.parametrize(
+    ("status", "complaint", "said"),
+    [
+        (1, "sudo: a password is required", "wants a password of op"),
+        (1, "sudo: sorry, you must have a tty to run sudo", "wants a password of op"),
+        (1, "op is not in the sudoers file.", "refuses op"),
+        (1, "sudo: a thing of tomorrow", "refuses op"),
+        (127, "sh: 1: exec: sudo: not found", "has no sudo"),
+    ],
+)
+def test_sudos_words_become_an_error(status: int, complaint: str, said: str) -> None:
+    error = sudo_problem(Target("h1", "web", user="op", sudo=True), status, complaint)
+    assert isinstance(error, HostUnfit)
+    assert said in error.what
+    assert error.field == "ssh.sudo"
+    assert sudo_problem(Target("h1", "web"), status, complaint) is None
+
+
+def test_the_agents_own_failures_are_not_sudos() -> None:
+    target = Target("h1", "web", user="op", sudo=True)
+    assert sudo_problem(target, 1, "Traceback: something") is None
+    assert sudo_problem(target, 0, "sudo: unable to resolve host h1") is None
+
+
+def test_only_another_user_than_root_needs_sudo() -> None:
+    assert as_root(Target("h1", "web", sudo=True), "exec sh -c true") == "exec sh -c true"
+    assert as_root(Target("h1", "web", user="op", sudo=True), "exec sh -c true") == "exec sudo -n -- sh -c true"
+    require_root(Target("h1", "web", user="op", sudo=True))
+    with pytest.raises(HostUnfit, match="op is not root"):
+        require_root(Target("h1", "web", user="op"))

@@ -301,6 +301,9 @@ class TestDials:
                     with lock:
                         running_now -= 1
 
+            def close(self) -> None:
+                """Nothing is kept."""
+
         with hosts.fleet(connector=Watching(), dials=2) as fleet:
             answers = fleet.each([server.target(f"n{number}") for number in range(6)], fleet.install)
         assert all("pid" in answer for answer in answers.values())  # type: ignore[operator]

@@ -300,6 +300,9 @@ class PerNode:
         home.mkdir(parents=True, exist_ok=True)
         return LocalConnector(prefix=["env", "-C", str(home)], environment={"PATH": _PATH})(target, until)
 
+    def close(self) -> None:
+        """Nothing is kept."""
+
 
 class Hosts:
     """Hosts by name, over one kind of channel. Each fleet made here has agents with a state of their own."""
