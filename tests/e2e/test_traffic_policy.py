@@ -59,6 +59,7 @@ def test_without_policies_everybody_reaches_everybody(ground: Ground) -> None:
 
 def test_the_matrix_under_policies_is_the_reference_judges(ground: Ground) -> None:
     ground.declare(*ground.base(), *POLICIES)
+    ground.silence()
     before = ground.all_drops()
     reached = ground.reached(matrix.flows(ground))
     assert matrix.wrong(ground, POLICIES, reached) == []

@@ -44,6 +44,12 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+def reset(connection: socket.socket) -> None:
+    """Close a socket such that its end of a TCP connection is gone at once: a reset, and nothing ever again."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
 class Probing:
     """One round of probes; see Station.probe. `seen` fills up in the order of the flows."""
 
@@ -73,18 +79,21 @@ class Probing:
             await asyncio.sleep(POLL_SECONDS)
 
     def again(self) -> List[int]:
-        """How many packets each TCP probe sent again (SYNs, where nobody answers)."""
+        """How many packets each TCP probe sent again (SYNs, where nobody answers). It is closed: it sends no more."""
         found = [0] * len(self.flows)
         for index, probe in self._sockets.items():
             if probe.type == socket.SOCK_STREAM:
                 info = probe.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TOTAL_RETRANS_OFFSET + 4)
+                self._loop.remove_reader(probe)
+                reset(probe)
                 (found[index],) = struct.unpack_from("I", info, TOTAL_RETRANS_OFFSET)
         return found
 
     def close(self) -> None:
         for probe in (*self._sockets.values(), *self._echoing.values()):
-            self._loop.remove_reader(probe)
-            probe.close()
+            if probe.fileno() >= 0:
+                self._loop.remove_reader(probe)
+                probe.close()
 
     def _answer(self, index: int, text: str) -> None:
         if self.seen[index] is None:

@@ -19,14 +19,20 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
-from probing import RECEIVE_BUFFER, SO_RCVBUFFORCE, Probing, family, plain  # type: ignore[import-not-found]
+from probing import RECEIVE_BUFFER, SO_RCVBUFFORCE, Probing, family, plain, reset  # type: ignore[import-not-found]
 
 ETH_P_ALL = 3
 PACKET_OUTGOING = 4
 SNIFF_MOST = 20000
 SIOCGIFMTU, SIOCGIFHWADDR = 0x8921, 0x8927  # linux/sockios.h
+
+
+def abort(transport: Any) -> None:
+    """Close a TCP connection by a reset; this end of it is gone at once."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 class Noted:
@@ -56,7 +62,11 @@ class Conversation(asyncio.Protocol):
         address, port = transport.get_extra_info("peername")[:2]
         self.heard = {"address": plain(address), "port": port, "data": ""}
         self.station.heard.append(self.heard)
+        self.station.conversations.add(self)
         transport.write(plain(address).encode() + b"\n")
+
+    def connection_lost(self, error: Optional[Exception]) -> None:
+        self.station.conversations.discard(self)
 
     def data_received(self, data: bytes) -> None:
         *lines, self.rest = (self.rest + data).split(b"\n")
@@ -91,7 +101,9 @@ class Station:
         self.heard: List[Dict[str, Any]] = []
         self.datagrams: List[Dict[str, Any]] = []
         self.bytes_heard = 0
+        self.conversations: Set[Conversation] = set()
         self.streams: Dict[str, Tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        self.spent: List[socket.socket] = []
         self.numbering: Dict[str, asyncio.Task[int]] = {}
         self.sniffers: Dict[str, Tuple[socket.socket, List[Tuple[str, str]]]] = {}
         self.tcp: List[asyncio.AbstractServer] = []
@@ -132,6 +144,15 @@ class Station:
         """How many numbers of a stream were heard, how many different ones, and the highest (-1: none yet)."""
         heard = self.noted.numbers.get(stream, [])
         return {"count": len(heard), "different": len(set(heard)), "highest": max(heard, default=-1)}
+
+    async def silence(self) -> None:
+        """End the connections that are served here or were numbered, so that nothing of them is ever sent again."""
+        for conversation in list(self.conversations):
+            abort(conversation.transport)
+        while self.spent:
+            reset(self.spent.pop())
+        while self.conversations:  # transports close in a later turn of the loop
+            await asyncio.sleep(0.01)
 
     # Probes
 
@@ -189,9 +210,7 @@ class Station:
     async def hang_up(self, name: str) -> None:
         """Close without a word to the other end, as far as TCP allows: a reset."""
         _, writer = self.streams.pop(name)
-        option = struct.pack("ii", 1, 0)
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
-        writer.transport.abort()
+        abort(writer.transport)
 
     # Numbered packets
 
@@ -202,20 +221,21 @@ class Station:
     async def _number(self, stream: str, protocol: str, address: str, port: int, interval: float) -> int:
         kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
         loop = asyncio.get_running_loop()
+        out = socket.socket(family(address), kind)
+        self.spent.append(out)  # stays open, or what is under way would be lost
+        out.setblocking(False)
+        await loop.sock_connect(out, (address, port))
+        loop.add_reader(out, self._discard, out)
         sent = 0
-        with socket.socket(family(address), kind) as out:
-            out.setblocking(False)
-            await loop.sock_connect(out, (address, port))
-            loop.add_reader(out, self._discard, out)
-            try:
-                while True:
-                    await loop.sock_sendall(out, f"#{stream} {sent}\n".encode())
-                    sent += 1
-                    await asyncio.sleep(interval)
-            except asyncio.CancelledError:
-                return sent
-            finally:
-                loop.remove_reader(out)
+        try:
+            while True:
+                await loop.sock_sendall(out, f"#{stream} {sent}\n".encode())
+                sent += 1
+                await asyncio.sleep(interval)
+        except asyncio.CancelledError:
+            return sent
+        finally:
+            loop.remove_reader(out)
 
     @staticmethod
     def _discard(source: socket.socket) -> None:
