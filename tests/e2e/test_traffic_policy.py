@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -75,10 +76,13 @@ def test_the_matrix_under_policies_is_the_reference_judges(ground: Ground) -> No
 def test_events_name_policy_and_rule_of_every_denial(ground: Ground) -> None:
     ground.declare(*ground.base(), *POLICIES)
     services = [("tcp", 7003), ("udp", 7003), ("udp", 7001), ("icmp", 0)]
+    begun = time.time()
     reached = ground.reached(matrix.flows(ground, services, sources=["free-1", "web-3"]))
     said = {}
     for host in ground.targets:
         for event in ground.events(host, last=2000, verdict="denied"):
+            if event["time"] < begun - 0.1:  # of an earlier test; the reader's clock offset is exact to less
+                continue
             ends = (event["source"]["address"], event["destination"]["address"])
             port = event["destination"].get("port", 0) if event["protocol"] in ("tcp", "udp") else 0
             said[(*ends, event["protocol"], port)] = event
