@@ -46,7 +46,7 @@ class Runtime:
 
         with self._fleet_lock:
             if self._fleet is None:
-                self._fleet = Fleet(progress=self._progress)
+                self._fleet = Fleet(progress=self._progress, cancelled=self.cancelled)
             return self._fleet
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:

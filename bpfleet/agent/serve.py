@@ -102,18 +102,28 @@ class Server:
 
     def run(self) -> int:
         """Serve until the input ends; answers the exit status."""
+        heard = True
         try:
             self._resolve()
             for line in self._channel.lines():
-                self._channel.send(self._answer(line))
-        except BrokenPipeError:
-            return 1  # the caller is gone; what is under way is in the journal
+                # A controller that is cancelled while a change is being applied sends a rollback after it and leaves.
+                # Nothing else is done for somebody who is gone: what is under way is in the journal.
+                if heard or _method(line) == "rollback":
+                    heard = self._serve(line) and heard
         except ProtocolFailed as error:
             self._channel.send({"id": None, "error": error.to_wire()})
             return 1
         finally:
             self._agent.close()
-        return 0
+        return 0 if heard else 1
+
+    def _serve(self, line: bytes) -> bool:
+        """Do what a request asks and answer it; False if nobody listens any more."""
+        try:
+            self._channel.send(self._answer(line))
+        except BrokenPipeError:
+            return False
+        return True
 
     def _resolve(self) -> None:
         """Put back what a dead transaction left, before anything is answered."""
@@ -233,6 +243,13 @@ class Server:
 
     def _wipe(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
         return self._agent.wipe(params.get("node"))
+
+
+def _method(line: bytes) -> Any:
+    try:
+        return wire.decode(line).get("method")
+    except ProtocolFailed:
+        return None
 
 
 def _text(params: Mapping[str, Any], name: str) -> str:

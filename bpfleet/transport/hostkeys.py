@@ -205,9 +205,11 @@ class HostKeyPolicy:
         for line in self._known.about(self._target.known_hosts_name, "@revoked"):
             if line.key == seen:
                 raise self._revoked(seen, line)
-        problem = self._certificate_problem(certificate)
-        if certificate is not None and not problem:
-            return
+        problem = ""
+        if self._authorities():
+            problem = self._certificate_problem(certificate)
+            if not problem:
+                return
         if self._given:
             if seen != self._given:
                 raise self._not_the_given(seen, self._given)
@@ -223,10 +225,8 @@ class HostKeyPolicy:
         raise self._unknown(seen, problem)
 
     def _certificate_problem(self, certificate: Certificate | None) -> str:
-        """Why no certificate shows who the host is, in words to add to an error; "" if one does, or none counts."""
+        """Why no certificate of a known authority shows who the host is, as words for an error; "" if one does."""
         authorities = self._authorities()
-        if not authorities:
-            return ""
         lines = f"line {', '.join(str(line.number) for line in authorities)}"
         if certificate is None:
             return f" (it has no host certificate of the authority in {lines})"

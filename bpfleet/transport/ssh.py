@@ -130,7 +130,8 @@ class SshConnector:
 def _prefer(transport: paramiko.Transport, kinds: list[str]) -> None:
     """Ask for host keys of these types first, so that the host shows the one that is known."""
     options = transport.get_security_options()
-    wanted = [name for kind in kinds for name in _ALGORITHMS.get(kind, (kind,)) if name in options.key_types]
+    known = {*options.key_types, *(f"{name}{SUFFIX}" for name in options.key_types)}
+    wanted = [name for kind in kinds for name in _ALGORITHMS.get(kind, (kind,)) if name in known]
     options.key_types = (*wanted, *(name for name in options.key_types if name not in wanted))
 
 

@@ -59,8 +59,13 @@ def hello(state):
             "documents_digest": "d%d" % state["generation"], "state_digest": "s%d" % state["generation"],
             "writes": state["writes"], "artefact": os.path.basename(os.path.dirname(os.path.abspath(__file__)))}
 
+def wait_if_told(method):
+    while "%s waits" % method in load()["fail"] and not os.path.exists(os.path.join(root, "go")):
+        time.sleep(0.02)
+
 def answer(method, params):
     global staged
+    wait_if_told(method)
     state = load()
     if method in state["fail"]:
         state["fail"].remove(method)
@@ -80,6 +85,9 @@ def answer(method, params):
         return {"result": None}
     if method == "long":
         return {"result": "x" * params["bytes"]}
+    if method == "go":
+        open(os.path.join(root, "go"), "w").close()
+        return {"result": None}
     if method == "echo":
         return {"result": params}
     if method == "grumble":
@@ -149,9 +157,12 @@ def answer(method, params):
         return {"result": {"rolled_back": params.get("transaction"), "generation": done, "documents_digest": ""}}
     return error("ProtocolFailed", "no method " + method)
 
+heard = True
 for line in sys.stdin:
     message = json.loads(line)
     number, method, params = message["id"], message["method"], message["params"]
+    if not heard and method != "rollback":
+        continue
     if method == "events":
         for count in range(params["count"]):
             print(json.dumps({"id": number, "event": {"count": count}}), flush=True)
@@ -162,7 +173,10 @@ for line in sys.stdin:
         reply = {"result": {"events": params["count"], "lost": 0}}
     else:
         reply = answer(method, params)
-    print(json.dumps(dict(reply, id=number)), flush=True)
+    try:
+        print(json.dumps(dict(reply, id=number)), flush=True)
+    except BrokenPipeError:
+        heard = False
 """
 
 
