@@ -8,6 +8,7 @@
 # mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, check-untyped-defs=True
 # ruff: noqa
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -128,7 +129,8 @@ def compile_tree(top):
 
 
 def prune(agents, digest):
-    """Keep this agent and the one before it, which may still be running; and remove what dead installers left."""
+    """Keep this agent, the one before it, which may still be running, and those that run a watchdog; and remove what
+    dead installers left."""
     others = []
     for name in os.listdir(agents):
         path = os.path.join(agents, name)
@@ -138,7 +140,20 @@ def prune(agents, digest):
         elif name != digest:
             others.append((os.stat(path).st_mtime, path))
     for _, path in sorted(others)[: -(KEPT - 1)]:
-        shutil.rmtree(path, True)
+        if unused(path):
+            shutil.rmtree(path, True)
+
+
+def unused(path):
+    """Whether no watchdog runs from this directory; each holds a lock on it (bpfleet/agent/watchdog.py)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (IOError, OSError):
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def remove(root):

@@ -1,4 +1,8 @@
-"""The agent's command line: `serve [--root DIRECTORY] [--local]`, run by install.launch_command."""
+"""The agent's command line.
+
+serve [--root DIRECTORY] [--local]                     run by install.launch_command
+watchdog --root DIRECTORY --transaction T --socket NAME [--patience SECONDS] [--detach]     run by guard.Guard
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,13 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 from bpfleet.agent import wire
-from bpfleet.agent.node import LOGS, Agent
 from bpfleet.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from bpfleet.agent.guard import Guard
     from bpfleet.loader.kernel import Kernel
 
 PINS = "/sys/fs/bpf/bpfleet"
@@ -28,6 +32,7 @@ def place() -> Tuple[Path, Optional[str]]:
 def real_kernel(root: Path) -> Kernel:
     """This host's kernel; imports what only a change needs. Raises HostUnfit for a host that cannot run bpfleet."""
     from bpfleet.agent.fitness import measure, require
+    from bpfleet.agent.node import LOGS
 
     require(measure())
     from bpfleet.loader.real import RealKernel
@@ -35,20 +40,66 @@ def real_kernel(root: Path) -> Kernel:
     return RealKernel(place()[0], PINS, root / LOGS)
 
 
+def command(root: Path) -> List[str]:
+    """What runs this very code again as the watchdog of a node, whatever becomes of the files that are newer."""
+    objects, digest = place()
+    if digest is not None:
+        code = [str(objects.parent)]
+    else:
+        start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from bpfleet.agent.main import main"
+        code = ["-c", f"{start}; sys.exit(main(sys.argv[1:]))", str(objects.parent.parent)]
+    return [sys.executable, "-I", "-S", "-B", *code, "watchdog", "--root", str(root)]
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Serve on stdin and stdout. Only answers go to the real stdout: a stray print goes to stderr."""
+    """Run one of the commands above."""
     options = list(arguments)
-    if options[:1] != ["serve"]:
-        raise InvalidInput("usage: serve [--root DIRECTORY] [--local]")
-    root = Path(options[options.index("--root") + 1] if "--root" in options else wire.STATE_ROOT)
+    if options[:1] == ["serve"]:
+        return serve(options)
+    if options[:1] == ["watchdog"]:
+        return watchdog(options)
+    raise InvalidInput(f"usage:\n{__doc__}")
+
+
+def serve(options: List[str]) -> int:
+    """Serve on stdin and stdout. Only answers go to the real stdout: a stray print goes to stderr."""
+    root = Path(_value(options, "--root") or wire.STATE_ROOT)
     # Ctrl-C in a controller's terminal reaches a local agent too; the controller ends it by closing its input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     target = os.dup(1)
     os.dup2(2, 1)
+    from bpfleet.agent.node import Agent
     from bpfleet.agent.serve import serve
 
-    agent = Agent(root, lambda: real_kernel(root), local="--local" in options, pins=PINS)
+    def arm(transaction: str) -> Guard:
+        from bpfleet.agent.guard import Guard
+
+        return Guard(command(root), transaction)
+
+    agent = Agent(root, lambda: real_kernel(root), local="--local" in options, pins=PINS, arm=arm)
     return serve(agent, 0, target, place()[1])
+
+
+def watchdog(options: List[str]) -> int:
+    """Watch over one transaction."""
+    from bpfleet.agent import watchdog as dog
+
+    if "--detach" in options:
+        dog.detach()
+    objects, digest = place()
+    root = Path(_value(options, "--root"))
+    patience = float(_value(options, "--patience") or dog.PATIENCE_SECONDS)
+    held = dog.keep(objects.parent if digest is not None else None)
+    try:
+        watching = dog.Watchdog(root, _value(options, "--transaction"), lambda: real_kernel(root), patience)
+        return watching.run(_value(options, "--socket"))
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _value(options: List[str], name: str) -> str:
+    return options[options.index(name) + 1] if name in options else ""
 
 
 if __name__ == "__main__":

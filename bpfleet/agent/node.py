@@ -1,6 +1,7 @@
 """The agent of one node: its store, its journal, its kernel, and the transactions that change them.
 
-    stage     documents in, checked, compiled, planned, objects verified, room on the disk checked. In memory only.
+    stage     documents in, checked, compiled, planned, objects verified, room on the disk checked; the watchdog is
+              started. In memory only.
     apply     under the node's lock: generation file, journal "applying", kernel, journal "applied"
     confirm   over a new connection: journal "committed"
     rollback  the last confirmed generation is put back
@@ -28,6 +29,7 @@ from bpfleet.agent.wire import ApplyResult, ConfirmResult, RollbackResult, Stage
 from bpfleet.errors import BpfleetError, Conflict, DiskFull, HostFailed, InvalidInput, TransactionFailed
 
 if TYPE_CHECKING:
+    from bpfleet.agent.guard import Arm, Guard
     from bpfleet.agent.store import Contents, Store
     from bpfleet.compile.compiler import Compiler
     from bpfleet.loader.kernel import Kernel
@@ -51,19 +53,28 @@ class Staged:
     data: bytes
     want: NodeState
     revision: int
+    guard: Guard
 
 
 class Agent:
     """One process's view of the node. Heavy imports happen in the methods that need them: hello must be quick.
 
     local: see session.session_started. pins: where counters and events are pinned, None if there are none to read.
+    arm: starts the watchdog of a transaction; without it nothing can be staged, only put back or removed.
     """
 
     def __init__(
-        self, root: Path, kernel: Callable[[], Kernel], *, local: bool = False, pins: Optional[str] = None
+        self,
+        root: Path,
+        kernel: Callable[[], Kernel],
+        *,
+        local: bool = False,
+        pins: Optional[str] = None,
+        arm: Optional[Arm] = None,
     ) -> None:
         self.root = root
         self.pins = pins
+        self._arm = arm
         self.files = Files(root)
         self.journal_file = JournalFile(self.files)
         self.lock = NodeLock(root / "lock")
@@ -204,10 +215,25 @@ class Agent:
             return answer
         data = contents.to_bytes(head)
         self.files.require(self.store.path(head.generation), len(data))
-        self.kernel.prepare(want.programs)
-        self._staged = Staged(head, owner, contents, data, want, journal.revision)
+        guard = self._armed(str(head.transaction))
+        try:
+            self.kernel.prepare(want.programs)
+            guard.ready()  # it started while the objects were verified
+        except BaseException:
+            guard.close()
+            self.kernel.release()
+            raise
+        self._staged = Staged(head, owner, contents, data, want, journal.revision, guard)
         answer["transaction"] = head.transaction
         return answer
+
+    def _armed(self, transaction: str) -> Guard:
+        if self._arm is None:
+            raise HostFailed(
+                "this process was started without a way to start a watchdog, so it changes nothing",
+                remedy="Change the node over an agent's channel.",
+            )
+        return self._arm(transaction)
 
     def _wait_until_free(self, seconds: float) -> Journal:
         """The journal once no transaction is under way; TransactionFailed if that takes longer than `seconds`."""
@@ -239,15 +265,15 @@ class Agent:
         with self.lock.exclusive(f"apply of transaction {transaction}", DEFAULT_WAIT_SECONDS):
             journal = self.journal()
             if journal.revision != staged.revision:
-                self._drop_staged()
-                raise TransactionFailed(
-                    "another transaction changed the node since this one was staged",
-                    remedy="Stage the change again.",
-                    details={"retry": "stage"},
-                )
+                raise self._outdated("another transaction changed the node since this one was staged")
+            if not staged.guard.ask():
+                raise self._outdated("the watchdog that would put this change back is gone")
             before = self._mutations()
             self._staged = None
-            self._realise(self._begin(journal, staged, deadline_seconds), staged)
+            try:
+                self._realise(self._begin(journal, staged, deadline_seconds), staged)
+            finally:
+                staged.guard.close()  # from here on it goes by the journal
             self.kernel.release()
             return {
                 "transaction": transaction,
@@ -256,6 +282,10 @@ class Agent:
                 "state_digest": str(staged.head.state_digest),
                 "documents_digest": staged.head.documents_digest,
             }
+
+    def _outdated(self, what: str) -> TransactionFailed:
+        self._drop_staged()
+        return TransactionFailed(what, remedy="Stage the change again.", details={"retry": "stage"})
 
     def _begin(self, journal: Journal, staged: Staged, deadline_seconds: float) -> Journal:
         """Write the generation and the journal entry that says it is being applied."""
@@ -437,5 +467,6 @@ class Agent:
 
     def _drop_staged(self) -> None:
         if self._staged is not None:
+            self._staged.guard.close()
             self._staged = None
             self.kernel.release()

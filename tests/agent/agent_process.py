@@ -1,11 +1,14 @@
 """An agent as a process of its own, over a kernel in memory that a file keeps from one process to the next.
 
     agent_process.py ROOT KERNEL [--kill PLACE:NUMBER] [--full NUMBER] [--ssh]
+                     [--watchdog [--patience SECONDS] [--kill-watchdog PLACE:NUMBER]]
+    agent_process.py ROOT KERNEL watchdog --transaction T --socket NAME [--detach]
 
 --kill ends the process with SIGKILL at the NUMBERth (from 0): step (before it is done), done (after it), write (before
 a file of the agent is replaced), written (after it), removal (before a file is removed). --full: the disk is full from
 the NUMBERth file written on. --ssh: look for an sshd among the ancestors, as an agent does that was not started
-locally. Runs under Python 3.9 as well.
+locally. --watchdog: a change is watched over by a process that runs the second form; without it the tests see what
+becomes of a node whose watchdog died too. Runs under Python 3.9 as well.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ import pickle
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bpfleet.agent import watchdog
 from bpfleet.agent.files import Files, disk_full
+from bpfleet.agent.guard import Guard
 from bpfleet.agent.node import Agent
 from bpfleet.agent.serve import serve
 from bpfleet.loader.fake import FakeKernel
@@ -110,13 +115,61 @@ class KilledFiles(Files):
         super().remove(path)
 
 
-def main() -> int:
+class DeadWatchdog:
+    """A watchdog that dies as soon as the change begins."""
+
+    def ready(self) -> None:
+        pass
+
+    def ask(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+def option(name: str, default: str = "") -> str:
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
+
+
+def kill_at(place: str) -> None:
     global _place, _number
+    _place, _, number = place.partition(":")
+    _number = int(number or 0)
+
+
+def arm(transaction: str) -> Guard:
+    if "--watchdog" not in sys.argv:
+        return cast(Guard, DeadWatchdog())
+    options = [item for name in ("--patience", "--kill-watchdog") if option(name) for item in (name, option(name))]
+    script = [sys.executable, "-S", str(Path(__file__).resolve()), sys.argv[1], sys.argv[2], "watchdog"]
+    return Guard([*script, *options], transaction)
+
+
+class KilledWatchdog(watchdog.Watchdog):
+    """A watchdog that puts back with files that tell where they are."""
+
+    def agent(self) -> Agent:
+        made = super().agent()
+        made.files = made.journal_file._files = KilledFiles(made.root)
+        return made
+
+
+def watch(root: Path, kernel: Path) -> int:
+    if "--detach" in sys.argv:
+        watchdog.detach()
+    kill_at(option("--kill-watchdog"))
+    patience = float(option("--patience", str(watchdog.PATIENCE_SECONDS)))
+    watching = KilledWatchdog(root, option("--transaction"), lambda: KeptKernel(kernel), patience)
+    return watching.run(option("--socket"))
+
+
+def main() -> int:
     root, kernel = Path(sys.argv[1]), Path(sys.argv[2])
-    if "--kill" in sys.argv:
-        _place, _, number = sys.argv[sys.argv.index("--kill") + 1].partition(":")
-        _number = int(number)
-    agent = Agent(root, lambda: KeptKernel(kernel), local="--ssh" not in sys.argv)
+    if sys.argv[3:4] == ["watchdog"]:
+        return watch(root, kernel)
+    kill_at(option("--kill"))
+    agent = Agent(root, lambda: KeptKernel(kernel), local="--ssh" not in sys.argv, arm=arm)
     files = KilledFiles(root)
     if "--full" in sys.argv:
         files.full = int(sys.argv[sys.argv.index("--full") + 1])

@@ -13,8 +13,8 @@ from typing import Any, Dict, Optional, Tuple
 
 import pytest
 
-from bpfleet.agent import artefact, wire
-from bpfleet.agent.install import install_command, launch_command, remove_command
+from bpfleet.agent import artefact, watchdog, wire
+from bpfleet.agent.install import digest_of, install_command, launch_command, remove_command
 from bpfleet.errors import HostFailed
 from tests.agent.pythons import INTERPRETERS, interpreter, old_pythons
 
@@ -171,6 +171,21 @@ def test_the_one_before_is_kept_and_older_ones_go(host: Host, objects: Path, mad
         os.utime(agents / name, (1000 - age, 1000 - age))
     host.install(made)
     assert sorted(path.name for path in agents.iterdir()) == sorted([made.digest, "old"])
+
+
+def test_one_that_runs_a_watchdog_is_kept(host: Host, made: artefact.Artefact) -> None:
+    agents = host.root / "agent"
+    for age, name in enumerate(("old", "older", "oldest")):
+        (agents / name).mkdir(parents=True)
+        os.utime(agents / name, (1000 - age, 1000 - age))
+    held = watchdog.keep(agents / "oldest")
+    assert held is not None
+    host.install(made)
+    assert sorted(path.name for path in agents.iterdir()) == sorted([made.digest, "old", "oldest"])
+    os.close(held)
+    other = artefact.Artefact(digest_of(made.data + b"."), made.data + b".")
+    host.install(other)
+    assert sorted(path.name for path in agents.iterdir()) == sorted([made.digest, other.digest])
 
 
 def test_many_installers_at_once_leave_one_whole_agent(host: Host, made: artefact.Artefact) -> None:
