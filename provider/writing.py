@@ -91,6 +91,7 @@ class Writer:
         self._owner = owner
         self._cancelled = cancelled
         self._numbers: Dict[str, Iterator[int]] = {}
+        self._used: Set[int] = set()
         self.warnings: List[str] = []
         """What the nodes say of all their documents after the last `write`."""
 
@@ -138,7 +139,7 @@ class Writer:
         if not identities:
             return specs
         present = self._identities()
-        used = {int(spec["number"]) for spec in present.values()}
+        used = self._used = {int(spec["number"]) for spec in present.values()}
         for put in identities:
             labels = dict(put.spec["labels"])
             old = present.get(put.name)
@@ -156,6 +157,7 @@ class Writer:
         number = next(self._numbers.get(key, iter(())), None)
         if number is None:
             return False
+        self._used.add(number)  # or the next one of this batch would be offered the same
         specs[key]["number"] = number
         return True
 

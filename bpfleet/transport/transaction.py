@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
+from typing import cast
 
 from bpfleet.agent import wire
 from bpfleet.errors import BpfleetError, InvalidInput, TransactionFailed, Unreachable
@@ -73,18 +74,19 @@ class Transaction:
     def _decide_numbers(self, staged: dict[str, _Staged]) -> dict[str, _Staged]:
         """Commit a change with identities on the node that decides over their numbers; the nodes that then follow.
 
-        None follow where it refused, and where others were faster too often: their numbers may be the same. If it
-        failed otherwise, the next node decides: one broken host does not stop the fleet.
+        None follow where it refused, and where others kept it busy: their numbers may be the same. If it failed
+        otherwise, the next node decides: one broken host does not stop the fleet.
         """
         rest = dict(staged)
-        while not self._stop() and (first := self._deciding(rest)) is not None:
-            deciding = {first: rest.pop(first)}
-            self._each(deciding, lambda name, own=deciding: self._carry_out(name, own[name]))  # type: ignore[misc]
+        while rest and not self._stop() and (first := self._deciding(rest)) is not None:
+            if first in rest:
+                deciding = {first: rest.pop(first)}
+                self._each(deciding, lambda name, own=deciding: self._carry_out(name, own[name]))  # type: ignore[misc]
             outcome = self._outcomes[first]
             if isinstance(outcome, Refused):
                 self._withdraw_all(rest, Refused((), [first]))
                 return {}
-            if isinstance(outcome, Failed) and outcome.error.details.get("retry") == "stage":
+            if isinstance(outcome, Failed) and _is_busy(outcome.error):
                 self._withdraw_all(rest, Failed(outcome.error))
                 return {}
             if isinstance(outcome, (Committed, Unchanged)):
@@ -95,17 +97,15 @@ class Transaction:
         self._each(staged, lambda name: self._withdraw(name, staged[name], outcome))
 
     def _deciding(self, staged: Mapping[str, _Staged]) -> str | None:
-        """The node that takes the numbers first; None if there are none to take, or they are taken already."""
-        giving = {name for name in staged if _gives_numbers(self._changes[name])}
-        if not giving:
-            return None
-        settled = {
+        """The node that takes the numbers first, which may have them already, or be kept busy by others; None if there
+        are none to take."""
+        answering = {
             name
             for name, outcome in self._outcomes.items()
-            if isinstance(outcome, Unchanged) and _gives_numbers(self._changes[name])
+            if isinstance(outcome, Unchanged) or (isinstance(outcome, Failed) and _is_busy(outcome.error))
         }
-        first = decider(giving | settled)
-        return first if first in giving else None
+        concerned = {name for name in (*staged, *answering) if _gives_numbers(self._changes[name])}
+        return decider(concerned) if concerned & staged.keys() else None
 
     def _each(self, names: Iterable[str], work: Callable[[str], _Staged | Outcome]) -> dict[str, _Staged | Outcome]:
         """Do a phase on these nodes at the same time; note the outcome of those for which it was the last."""
@@ -140,7 +140,7 @@ class Transaction:
         if changes.replace_all:
             params["replace_all"] = True
         try:
-            answer: wire.StageResult = node.call("stage", params, stop=self._stop)
+            answer = self._ask_to_stage(node, params)
         except InvalidInput as error:
             return Refused([Refusal(error.resource or "", error)])
         except Unreachable as error:
@@ -164,6 +164,23 @@ class Transaction:
             )
         return _Staged(transaction, answer)
 
+    def _ask_to_stage(self, node: Node, params: wire.StageParams) -> wire.StageResult:
+        """Another controller's transaction is waited for, and a dead one's outlasted: each attempt waits in the agent
+        as well."""
+        for again in range(_OVERTAKEN):
+            try:
+                return cast(wire.StageResult, node.call("stage", params, stop=self._stop))
+            except TransactionFailed as busy:
+                if not _is_busy(busy):
+                    raise
+                node.report("stage", busy.what)
+            self._pause(again)
+        return cast(wire.StageResult, node.call("stage", params, stop=self._stop))
+
+    def _pause(self, again: int) -> None:
+        """Not in step with the other controller."""
+        self._stop.wait(_PAUSE_SECONDS * (again + 1) * random.uniform(0.5, 1.5))
+
     def _apply(self, name: str, staged: _Staged) -> _Applied | Outcome:
         node = self._nodes[name]
         for again in range(_OVERTAKEN + 1):
@@ -172,11 +189,10 @@ class Transaction:
             try:
                 return _Applied(staged, node.call("apply", params, stop=self._stop, grace=GRACE_SECONDS))
             except BpfleetError as error:
-                overtaken = isinstance(error, TransactionFailed) and error.details.get("retry") == "stage"
-                if not overtaken or again == _OVERTAKEN:
+                if not _is_busy(error) or again == _OVERTAKEN:
                     return self._put_back(name, staged, error)
-            # Another controller was first, or the agent that had it staged is gone. Not in step with the other one.
-            self._stop.wait(_PAUSE_SECONDS * (again + 1) * random.uniform(0.5, 1.5))
+            # Another controller was first, or the agent that had it staged is gone.
+            self._pause(again)
             restaged = self._stage(name)
             if not isinstance(restaged, _Staged):
                 return restaged
@@ -241,6 +257,11 @@ class Transaction:
         except BpfleetError as failed:
             node.report("rollback", failed.what)
         return outcome
+
+
+def _is_busy(error: BpfleetError) -> bool:
+    """Whether another transaction on the node is why, so that it may go well when staged again."""
+    return isinstance(error, TransactionFailed) and error.details.get("retry") == "stage"
 
 
 def _gives_numbers(changes: Changes) -> bool:
