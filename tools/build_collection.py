@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Puts the Ansible collection together: its own files, the generated ones, and what it carries.
 
-    plugins/plugin_utils/vendored/bpfleet/   the model and the agent's wire protocol, their imports rewritten
+    plugins/plugin_utils/vendored/bpfleet/   the model and the agent's wire protocol, their imports made relative
     files/agent.pyz                          the agent
     roles/node/templates/                    what is rendered to hosts
 
@@ -29,9 +29,8 @@ TEMPLATES = CHECKOUT / "templates"
 BUILT = CHECKOUT / "build" / "collections"
 BELOW = Path("ansible_collections/bpfleet/fleet")
 VENDORED = "plugins/plugin_utils/vendored"
-_PACKAGE = "ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet"
 _MODULES = ("__init__.py", "errors.py", "model", "agent/__init__.py", "agent/bootstrap.py", "agent/install.py")
-_IMPORT = re.compile(r"^(\s*)(from|import) bpfleet\b", re.MULTILINE)
+_IMPORT = re.compile(r"^(\s*from )bpfleet\.?", re.MULTILINE)
 
 
 def files() -> Dict[str, bytes]:
@@ -55,8 +54,10 @@ def _vendored() -> Iterator[Tuple[str, bytes]]:
     package = CHECKOUT / "bpfleet"
     for name in (*_MODULES, "agent/wire.py"):
         for path in [package / name] if name.endswith(".py") else sorted((package / name).rglob("*.py")):
-            text = path.read_text(encoding="utf-8")
-            yield path.relative_to(package).as_posix(), _IMPORT.sub(rf"\1\2 {_PACKAGE}", text).encode()
+            inside = path.relative_to(package)
+            # One dot is the file's own package.
+            text = _IMPORT.sub(rf"\g<1>{'.' * len(inside.parts)}", path.read_text(encoding="utf-8"))
+            yield inside.as_posix(), text.encode()
 
 
 def assemble(directory: Path = BUILT) -> Path:

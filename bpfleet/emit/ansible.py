@@ -114,7 +114,7 @@ def _argument_specs() -> str:
     return (
         f'{_LICENSE}"""Argument specs of the modules, for the action plugins that validate them."""\n\n'
         "from __future__ import annotations\n\nfrom typing import Any\n\n"
-        f"# fmt: off\nARGUMENT_SPECS: dict[str, dict[str, Any]] = \\\n{text}\n# fmt: on\n"
+        f"# fmt: off\nARGUMENT_SPECS: dict[str, dict[str, Any]] = {{\n {text[1:]}\n# fmt: on\n"
     )
 
 

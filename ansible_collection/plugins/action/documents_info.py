@@ -23,7 +23,7 @@ class ActionModule(AgentAction):
         names = arguments.get("names")
         documents = [
             {**item["document"], "owner": item["owner"], "metadata": item["metadata"]}
-            for _, item in sorted(held.store.items())
+            for _key, item in sorted(held.store.items())
             if names is None or item["document"]["name"] in names
         ]
         return {

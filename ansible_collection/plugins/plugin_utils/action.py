@@ -35,7 +35,7 @@ class AgentAction(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         self.variables: dict[str, Any] = task_vars or {}
         try:
-            _, arguments = self.validate_argument_spec(**ARGUMENT_SPECS[self.module])
+            arguments = self.validate_argument_spec(**ARGUMENT_SPECS[self.module])[1]
             result.update(self.work(arguments))
         except Unreachable as error:
             raise AnsibleConnectionFailure(str(error)) from error

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 # fmt: off
-ARGUMENT_SPECS: dict[str, dict[str, Any]] = \
-{'cluster': {'argument_spec': {'name': {'type': 'str', 'required': True},
+ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
+ 'cluster': {'argument_spec': {'name': {'type': 'str', 'required': True},
                                'id': {'type': 'int'},
                                'routing': {'type': 'dict',
                                            'options': {'mode': {'type': 'str',

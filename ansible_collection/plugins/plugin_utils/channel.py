@@ -109,7 +109,7 @@ class Channel:
         answers = {message.get("id"): message for message in self._messages(done)}
         if None in answers:
             raise _error_of(answers[None])
-        missing = [method for number, (method, _) in enumerate(requests) if number not in answers]
+        missing = [method for number, (method, _params) in enumerate(requests) if number not in answers]
         if missing:
             raise ProtocolFailed(
                 f"the agent ended (exit status {done.code}) without answering {', '.join(missing)}",

@@ -82,7 +82,7 @@ class PuttingAction(AgentAction):
         return result
 
     def _check(self, channel: Channel, held: Held, wanted: Wanted, node: str) -> dict[str, Any]:
-        for _ in range(NUMBERS_TRIED):
+        for _attempt in range(NUMBERS_TRIED):
             change = self._change(wanted, held, node)
             if not held.agent:
                 # Nothing can be staged without this very agent, and a check delivers none.
@@ -95,7 +95,7 @@ class PuttingAction(AgentAction):
 
     def _make(self, channel: Channel, held: Held, wanted: Wanted, node: str, deadline: float) -> dict[str, Any]:
         installed = not held.agent and channel.install()
-        for _ in range(NUMBERS_TRIED):
+        for _attempt in range(NUMBERS_TRIED):
             change = self._change(wanted, held, node)
             try:
                 answer = make(channel, change, self.renew, deadline)

@@ -72,12 +72,12 @@ class Refused(InvalidInput):
     def __init__(self, refusals: Sequence[Mapping[str, Any]]) -> None:
         self.errors = [(str(refusal["document"]), BpfleetError.from_wire(refusal["error"])) for refusal in refusals]
         super().__init__(
-            "; ".join(str(error) for _, error in self.errors),
+            "; ".join(str(error) for _key, error in self.errors),
             details={"refused": [{"document": key, "error": error.to_wire()} for key, error in self.errors]},
         )
 
     def __str__(self) -> str:
-        return "nothing was changed:\n" + "\n".join(str(error) for _, error in self.errors)
+        return "nothing was changed:\n" + "\n".join(str(error) for _key, error in self.errors)
 
 
 def read(channel: Channel, kinds: Sequence[str] = ()) -> Held:
@@ -145,7 +145,7 @@ def make(channel: Channel, change: Change, renew: Callable[[], None], deadline_s
 def _confirm(channel: Channel, transaction: str, until: float) -> dict[str, Any]:
     """Confirm, trying again while the host cannot be reached and the time lasts. Confirming twice is no error."""
     pause, failure = _PAUSE_SECONDS, ""
-    for _ in range(CONFIRM_ATTEMPTS):
+    for _attempt in range(CONFIRM_ATTEMPTS):
         try:
             (confirmed,) = channel.ask(("confirm", {"transaction": transaction}))
         except (AnsibleConnectionFailure, HostFailed) as error:
