@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from bpfleet.agent import wire
-from bpfleet.errors import HostKeyMismatch, Unreachable
+from bpfleet.errors import HostKeyMismatch, HostUnfit, TransactionFailed, Unreachable
 from bpfleet.lab import Host, Lab
 from bpfleet.model.document import parse_document
 from bpfleet.transport.artefact import current
@@ -17,11 +18,13 @@ from bpfleet.transport.dial import Schedule
 from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.node import Timeouts
 from bpfleet.transport.outcome import Changes, Committed, Refused, Unchanged, Unreached
-from bpfleet.transport.target import Target
+from bpfleet.transport.target import Jump, Target
+from tests.unit.transport_support import small_agent
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 OWNER = "test:transport"
+A = {"labels": {"app": "a"}, "number": 7 << 16 | 4711}
 
 
 def target_of(lab: Lab, host: Host) -> Target:
@@ -141,3 +144,72 @@ def test_a_frozen_host_is_unreachable(make_lab: Callable[..., Lab]) -> None:
         finally:
             lab.hosts["h1"].thaw()
         assert fleet.call(target, "hello")["generation"] == 0
+
+
+JUMP_NODES = 20
+
+
+def test_twenty_hosts_behind_one_jump_host_with_sshds_usual_limits(make_lab: Callable[..., Lab]) -> None:
+    """The hosts' sshds and the jump host's take 10 sessions a connection and drop logins from the tenth on."""
+    lab = make_lab(nodes=JUMP_NODES + 1, workloads=0)
+    *nodes, bastion = lab.hosts.values()
+    limits = "MaxSessions 10\nMaxStartups 10:30:60\nAllowTcpForwarding yes\n"
+    bastion.run(["sh", "-c", f"printf '{limits}' >>/etc/ssh/sshd_config && kill -HUP $(cat /run/sshd.pid)"])
+    jump = Jump(bastion.address, bastion.ssh_port, bastion.ssh_user, str(lab.private_key), bastion.host_key)
+    targets = {host.name: replace(target_of(lab, host), jump=jump) for host in nodes}
+    document: Any = {"kind": "policy", "name": "a", "spec": {}}
+    changes = Changes([{"document": document, "owner": OWNER, "metadata": {}}], owner=OWNER)
+    with Fleet(artefact=small_agent()) as fleet:
+        outcomes = fleet.transact(targets, changes)
+        assert {type(outcome) for outcome in outcomes.values()} == {Committed}, outcomes
+        assert {fleet.counters(target).connections for target in targets.values()} == {2}
+        logins = bastion.run(["grep", "-c", "Accepted publickey", "/var/log/sshd.log"]).stdout
+        assert int(logins) == 1
+        for node in nodes:
+            # As the node's own sshd saw it: from the jump host, twice.
+            seen = node.run(["grep", "Accepted publickey", "/var/log/sshd.log"]).stdout.splitlines()
+            assert len(seen) == 2
+            assert all(f"from {bastion.address} " in line for line in seen)
+
+
+class TestSudo:
+    @pytest.fixture
+    def target(self, make_lab: Callable[..., Lab]) -> Target:
+        """A host whose user `op` may log in, and may not yet use sudo."""
+        if shutil.which("sudo") is None:
+            pytest.skip("sudo is not installed on this machine, and so on no lab host")
+        lab = make_lab(nodes=1, workloads=0)
+        host = lab.hosts["h1"]
+        script = (
+            "useradd -m -p '*' op && mkdir ~op/.ssh && cp /root/.ssh/authorized_keys ~op/.ssh/ && chown -R op: ~op/.ssh"
+        )
+        host.run(["sh", "-c", script])
+        self.host = host
+        self.lab = lab
+        return replace(target_of(lab, host), user="op", sudo=True)
+
+    def allow(self, rule: str) -> None:
+        self.host.run(["sh", "-c", f"printf '%s\\n' '{rule}' >/etc/sudoers.d/op && chmod 440 /etc/sudoers.d/op"])
+
+    def test_a_change_by_another_user_is_made_and_confirmed(self, target: Target) -> None:
+        with Fleet() as fleet:
+            with pytest.raises(HostUnfit, match="sudo wants a password of op") as caught:
+                fleet.install(target)
+            assert "op ALL=(root) NOPASSWD: ALL" in caught.value.remedy
+            assert fleet.counters(target).deliveries == 0
+            self.allow("op ALL=(root) ALL")
+            with pytest.raises(HostUnfit, match="sudo wants a password of op"):
+                fleet.install(target)
+            self.allow("op ALL=(root) NOPASSWD: ALL")
+            outcomes = fleet.transact({"h1": target}, cluster(self.lab))
+            assert isinstance(outcomes["h1"], Committed), outcomes
+            assert fleet.call(target, "hello")["node"] == "h1"
+            # The agent looks for the connection's sshd above sudo: a confirmation over the old one does not count.
+            staged = fleet.call(target, "stage", {"node": "h1", "puts": [item("identity", "a", A)], "owner": OWNER})
+            fleet.call(target, "apply", {"transaction": staged["transaction"]})
+            with pytest.raises(TransactionFailed, match="made before the change"):
+                fleet.call(target, "confirm", {"transaction": staged["transaction"]})
+            fleet.call(target, "rollback")
+            fleet.call(target, "wipe", {"node": "h1"})
+            fleet.remove_agent(target)
+            assert fleet.installed(target) is None
