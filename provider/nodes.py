@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional
 
 from bpfleet.agent.wire import Hello, Item
-from bpfleet.errors import BpfleetError, Conflict, Unreachable
+from bpfleet.errors import BpfleetError, Conflict, NotOwner, Unreachable
 from bpfleet.model.resources import NODE
 from bpfleet.transport.artefact import current
 from bpfleet.transport.outcome import Changes, Committed, Failed, Refused, Unchanged, Unreached
@@ -60,7 +60,7 @@ class Nodes:
         for warning in warnings:
             self._runtime.engine.warn(urn, warning)
         if old is not None and node_target(old) != target and hello["node"] is None:
-            await self._leave(urn, node_target(old), name)
+            await self._leave(urn, owner, node_target(old), name, hello["boot_id"])
         return []
 
     def _install(self, target: Target, name: str) -> Hello:
@@ -88,32 +88,46 @@ class Nodes:
         assert isinstance(outcome, (Failed, Unreached))
         raise outcome.error.at(resource=put.key)
 
-    async def _leave(self, urn: str, target: Target, name: str) -> None:
-        """The node moved to another host: clear the one it was on, if that still is this node."""
+    async def _leave(self, urn: str, owner: str, target: Target, name: str, now_on: str) -> None:
+        """The node moved to another host: clear the one it was on, if that still is this node. now_on: the boot id of
+        the host it is on now, which may be the same one, reached another way."""
         try:
-            await self._runtime.run(self._wipe, target, name)
+            await self._runtime.run(self._wipe, target, name, owner, now_on)
         except BpfleetError as error:
             self._runtime.engine.warn(urn, f"the host that was {name} before could not be cleared: {error}")
 
-    async def delete(self, urn: str, inputs: Mapping[str, Any]) -> None:
-        """Clear the host of everything of ours, if it still is this node."""
+    async def delete(self, urn: str, owner: str, inputs: Mapping[str, Any]) -> None:
+        """Clear the host of everything of ours, if its node document still is this one."""
         name = str(inputs["name"])
         try:
             with self._runtime.shown_at(urn, [name]):
-                await self._runtime.run(self._wipe, node_target(inputs), name)
+                await self._runtime.run(self._wipe, node_target(inputs), name, owner)
+        except NotOwner as error:
+            self._runtime.engine.warn(urn, f"the host was left as it is: {error}")
         except Unreachable as error:
             if inputs.get("on_delete_unreachable") != "forget":
                 raise
             self._runtime.engine.warn(urn, f"forgotten without being cleared: {error}")
 
-    def _wipe(self, target: Target, name: str) -> None:
+    def _wipe(self, target: Target, name: str, owner: str, spared: Optional[str] = None) -> None:
+        """NotOwner, and nothing is removed, if the address by now leads to a node of this name that others declared."""
         fleet = self._runtime.fleet
         dead = self._runtime.directory.dead(target)
         if dead is not None:
             raise dead
         # The host may have an agent of another version only: ours is what can tell, and clear what that one left.
-        node = fleet.install(target)["node"]
+        hello = fleet.install(target)
+        if hello["boot_id"] == spared:
+            return
+        node = hello["node"]
         if node == name:
+            for item in fleet.call(target, "documents", {"kinds": ["node"]})["items"]:
+                if item["document"]["name"] == name and item["owner"] != owner:
+                    raise NotOwner(
+                        f"{target} is a node of this name that belongs to {item['owner']}, not to {owner}",
+                        resource=f"node/{name}",
+                        remedy="Nothing was removed there",
+                    )
             fleet.call(target, "wipe", {"node": name})
         if node in (None, name):
             fleet.remove_agent(target)

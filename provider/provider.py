@@ -157,7 +157,7 @@ class BpfleetProvider(sdk.Provider):
             return
         try:
             if shape.kind == "node":
-                await self._nodes.delete(request.urn, inputs)
+                await self._nodes.delete(request.urn, owner, inputs)
             elif shape.kind == "cluster":
                 await self._clusters.delete(request.urn, owner, inputs)
             else:

@@ -27,8 +27,10 @@ OWNER = "test:transport"
 A = {"labels": {"app": "a"}, "number": 7 << 16 | 4711}
 
 
-def target_of(lab: Lab, host: Host) -> Target:
-    return Target(host.name, host.address, host.ssh_port, host.ssh_user, str(lab.private_key), host_key=host.host_key)
+def target_of(lab: Lab, host: Host, host_key: str | None = None) -> Target:
+    return Target(
+        host.name, host.address, host.ssh_port, host.ssh_user, str(lab.private_key), host_key or host.host_key
+    )
 
 
 @pytest.fixture
