@@ -6,7 +6,7 @@ what is written by hand here is what no resource has (state, ownership, confirma
 
 from __future__ import annotations
 
-import pprint
+import json
 from typing import Any, Dict, List, Sequence
 
 import yaml
@@ -110,12 +110,24 @@ def _type(kind: Type) -> Dict[str, Any]:
 def _argument_specs() -> str:
     specs = {resource.kind: _spec(resource_options(resource), resource) for resource in RESOURCES.values()}
     specs.update({name: _spec(module["options"], None, module) for name, module in OTHERS.items()})
-    text = pprint.pformat(specs, width=118, sort_dicts=False)
     return (
         f'{_LICENSE}"""Argument specs of the modules, for the action plugins that validate them."""\n\n'
         "from __future__ import annotations\n\nfrom typing import Any\n\n"
-        f"# fmt: off\nARGUMENT_SPECS: dict[str, dict[str, Any]] = {{\n {text[1:]}\n# fmt: on\n"
+        f"ARGUMENT_SPECS: dict[str, dict[str, Any]] = {_literal(specs)}\n"
     )
+
+
+def _literal(value: Any, depth: int = 0) -> str:
+    """Python text of plain data, an item a line, as the formatter leaves it."""
+    if isinstance(value, (dict, list, tuple)) and value:
+        start, end = {dict: ("{", "}"), list: ("[", "]"), tuple: ("(", ")")}[type(value)]
+        margin = "    " * (depth + 1)
+        if isinstance(value, dict):
+            items = [f"{_literal(key)}: {_literal(item, depth + 1)}" for key, item in value.items()]
+        else:
+            items = [_literal(item, depth + 1) for item in value]
+        return start + "\n" + "".join(f"{margin}{item},\n" for item in items) + "    " * depth + end
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _spec(options: Options, resource: Resource | None, module: Dict[str, Any] | None = None) -> Dict[str, Any]:

@@ -8,145 +8,537 @@ from __future__ import annotations
 
 from typing import Any
 
-# fmt: off
 ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
- 'cluster': {'argument_spec': {'name': {'type': 'str', 'required': True},
-                               'id': {'type': 'int'},
-                               'routing': {'type': 'dict',
-                                           'options': {'mode': {'type': 'str',
-                                                                'choices': ['vxlan'],
-                                                                'default': 'vxlan'},
-                                                       'port': {'type': 'int', 'default': 8472},
-                                                       'mtu': {'type': 'int'}}},
-                               'members': {'type': 'list', 'elements': 'str'},
-                               'state': {'type': 'str', 'choices': ['present', 'absent'], 'default': 'present'},
-                               'this_node': {'type': 'str'},
-                               'deadline': {'type': 'int', 'default': 60}},
-             'required_if': [('state', 'present', ['id', 'members'])]},
- 'node': {'argument_spec': {'name': {'type': 'str', 'required': True},
-                            'cluster': {'type': 'str', 'required': True},
-                            'address': {'type': 'str'},
-                            'devices': {'type': 'list',
-                                        'elements': 'dict',
-                                        'options': {'name': {'type': 'str', 'required': True}}},
-                            'workload_cidrs': {'type': 'list', 'elements': 'str'},
-                            'ssh': {'type': 'dict',
-                                    'options': {'host': {'type': 'str'},
-                                                'port': {'type': 'int', 'default': 22},
-                                                'user': {'type': 'str', 'default': 'root'},
-                                                'sudo': {'type': 'bool'},
-                                                'private_key_file': {'type': 'str', 'no_log': False},
-                                                'host_key': {'type': 'str', 'no_log': False},
-                                                'known_hosts_file': {'type': 'str'},
-                                                'jump': {'type': 'dict',
-                                                         'options': {'host': {'type': 'str', 'required': True},
-                                                                     'port': {'type': 'int', 'default': 22},
-                                                                     'user': {'type': 'str', 'default': 'root'},
-                                                                     'private_key_file': {'type': 'str',
-                                                                                          'no_log': False},
-                                                                     'host_key': {'type': 'str', 'no_log': False},
-                                                                     'known_hosts_file': {'type': 'str'}}}}},
-                            'state': {'type': 'str', 'choices': ['present', 'absent'], 'default': 'present'},
-                            'this_node': {'type': 'str'},
-                            'deadline': {'type': 'int', 'default': 60}},
-          'required_if': [('state', 'present', ['address', 'devices', 'workload_cidrs'])]},
- 'identity': {'argument_spec': {'name': {'type': 'str', 'required': True},
-                                'cluster': {'type': 'str', 'required': True},
-                                'labels': {'type': 'dict'},
-                                'state': {'type': 'str', 'choices': ['present', 'absent'], 'default': 'present'},
-                                'this_node': {'type': 'str'},
-                                'deadline': {'type': 'int', 'default': 60}},
-              'required_if': [('state', 'present', ['labels'])]},
- 'endpoint': {'argument_spec': {'name': {'type': 'str', 'required': True},
-                                'cluster': {'type': 'str', 'required': True},
-                                'node': {'type': 'str'},
-                                'identity': {'type': 'str'},
-                                'addresses': {'type': 'list', 'elements': 'str'},
-                                'attach': {'type': 'dict',
-                                           'mutually_exclusive': [['netns', 'interface']],
-                                           'required_one_of': [['netns', 'interface']],
-                                           'options': {'netns': {'type': 'str'}, 'interface': {'type': 'str'}}},
-                                'state': {'type': 'str', 'choices': ['present', 'absent'], 'default': 'present'},
-                                'this_node': {'type': 'str'},
-                                'deadline': {'type': 'int', 'default': 60}},
-              'required_if': [('state', 'present', ['node', 'identity', 'addresses', 'attach'])]},
- 'policy': {'argument_spec': {'name': {'type': 'str', 'required': True},
-                              'cluster': {'type': 'str', 'required': True},
-                              'description': {'type': 'str'},
-                              'selector': {'type': 'dict'},
-                              'ingress': {'type': 'list',
-                                          'elements': 'dict',
-                                          'options': {'action': {'type': 'str',
-                                                                 'choices': ['allow', 'deny'],
-                                                                 'default': 'allow'},
-                                                      'peers': {'type': 'list',
-                                                                'elements': 'dict',
-                                                                'mutually_exclusive': [['labels', 'entity']],
-                                                                'required_one_of': [['labels', 'entity']],
-                                                                'options': {'labels': {'type': 'dict'},
-                                                                            'entity': {'type': 'str',
-                                                                                       'choices': ['world',
-                                                                                                   'host',
-                                                                                                   'remote-node',
-                                                                                                   'cluster',
-                                                                                                   'all',
-                                                                                                   'none']}}},
-                                                      'ports': {'type': 'list',
-                                                                'elements': 'dict',
-                                                                'options': {'protocol': {'type': 'str',
-                                                                                         'choices': ['tcp',
-                                                                                                     'udp',
-                                                                                                     'sctp',
-                                                                                                     'icmp',
-                                                                                                     'icmpv6',
-                                                                                                     'any'],
-                                                                                         'default': 'any'},
-                                                                            'port': {'type': 'int'}}}}},
-                              'egress': {'type': 'list',
-                                         'elements': 'dict',
-                                         'options': {'action': {'type': 'str',
-                                                                'choices': ['allow', 'deny'],
-                                                                'default': 'allow'},
-                                                     'peers': {'type': 'list',
-                                                               'elements': 'dict',
-                                                               'mutually_exclusive': [['labels', 'entity']],
-                                                               'required_one_of': [['labels', 'entity']],
-                                                               'options': {'labels': {'type': 'dict'},
-                                                                           'entity': {'type': 'str',
-                                                                                      'choices': ['world',
-                                                                                                  'host',
-                                                                                                  'remote-node',
-                                                                                                  'cluster',
-                                                                                                  'all',
-                                                                                                  'none']}}},
-                                                     'ports': {'type': 'list',
-                                                               'elements': 'dict',
-                                                               'options': {'protocol': {'type': 'str',
-                                                                                        'choices': ['tcp',
-                                                                                                    'udp',
-                                                                                                    'sctp',
-                                                                                                    'icmp',
-                                                                                                    'icmpv6',
-                                                                                                    'any'],
-                                                                                        'default': 'any'},
-                                                                           'port': {'type': 'int'}}}}},
-                              'state': {'type': 'str', 'choices': ['present', 'absent'], 'default': 'present'},
-                              'this_node': {'type': 'str'},
-                              'deadline': {'type': 'int', 'default': 60}},
-            'required_if': [('state', 'present', ['selector'])]},
- 'documents': {'argument_spec': {'cluster': {'type': 'str'},
-                                 'documents': {'type': 'list', 'elements': 'dict'},
-                                 'paths': {'type': 'list', 'elements': 'path'},
-                                 'prune': {'type': 'bool', 'default': False},
-                                 'this_node': {'type': 'str'},
-                                 'deadline': {'type': 'int', 'default': 60}},
-               'required_one_of': [['documents', 'paths']]},
- 'agent': {'argument_spec': {'state': {'type': 'str', 'choices': ['present', 'absent'], 'default': 'present'},
-                             'this_node': {'type': 'str'},
-                             'force': {'type': 'bool', 'default': False}}},
- 'documents_info': {'argument_spec': {'kinds': {'type': 'list',
-                                                'elements': 'str',
-                                                'choices': ['cluster', 'node', 'identity', 'endpoint', 'policy']},
-                                      'names': {'type': 'list', 'elements': 'str'}}},
- 'status_info': {'argument_spec': {}}}
-# fmt: on
+    "cluster": {
+        "argument_spec": {
+            "name": {
+                "type": "str",
+                "required": True,
+            },
+            "id": {
+                "type": "int",
+            },
+            "routing": {
+                "type": "dict",
+                "options": {
+                    "mode": {
+                        "type": "str",
+                        "choices": [
+                            "vxlan",
+                        ],
+                        "default": "vxlan",
+                    },
+                    "port": {
+                        "type": "int",
+                        "default": 8472,
+                    },
+                    "mtu": {
+                        "type": "int",
+                    },
+                },
+            },
+            "members": {
+                "type": "list",
+                "elements": "str",
+            },
+            "state": {
+                "type": "str",
+                "choices": [
+                    "present",
+                    "absent",
+                ],
+                "default": "present",
+            },
+            "this_node": {
+                "type": "str",
+            },
+            "deadline": {
+                "type": "int",
+                "default": 60,
+            },
+        },
+        "required_if": [
+            (
+                "state",
+                "present",
+                [
+                    "id",
+                    "members",
+                ],
+            ),
+        ],
+    },
+    "node": {
+        "argument_spec": {
+            "name": {
+                "type": "str",
+                "required": True,
+            },
+            "cluster": {
+                "type": "str",
+                "required": True,
+            },
+            "address": {
+                "type": "str",
+            },
+            "devices": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "name": {
+                        "type": "str",
+                        "required": True,
+                    },
+                },
+            },
+            "workload_cidrs": {
+                "type": "list",
+                "elements": "str",
+            },
+            "ssh": {
+                "type": "dict",
+                "options": {
+                    "host": {
+                        "type": "str",
+                    },
+                    "port": {
+                        "type": "int",
+                        "default": 22,
+                    },
+                    "user": {
+                        "type": "str",
+                        "default": "root",
+                    },
+                    "sudo": {
+                        "type": "bool",
+                    },
+                    "private_key_file": {
+                        "type": "str",
+                        "no_log": False,
+                    },
+                    "host_key": {
+                        "type": "str",
+                        "no_log": False,
+                    },
+                    "known_hosts_file": {
+                        "type": "str",
+                    },
+                    "jump": {
+                        "type": "dict",
+                        "options": {
+                            "host": {
+                                "type": "str",
+                                "required": True,
+                            },
+                            "port": {
+                                "type": "int",
+                                "default": 22,
+                            },
+                            "user": {
+                                "type": "str",
+                                "default": "root",
+                            },
+                            "private_key_file": {
+                                "type": "str",
+                                "no_log": False,
+                            },
+                            "host_key": {
+                                "type": "str",
+                                "no_log": False,
+                            },
+                            "known_hosts_file": {
+                                "type": "str",
+                            },
+                        },
+                    },
+                },
+            },
+            "state": {
+                "type": "str",
+                "choices": [
+                    "present",
+                    "absent",
+                ],
+                "default": "present",
+            },
+            "this_node": {
+                "type": "str",
+            },
+            "deadline": {
+                "type": "int",
+                "default": 60,
+            },
+        },
+        "required_if": [
+            (
+                "state",
+                "present",
+                [
+                    "address",
+                    "devices",
+                    "workload_cidrs",
+                ],
+            ),
+        ],
+    },
+    "identity": {
+        "argument_spec": {
+            "name": {
+                "type": "str",
+                "required": True,
+            },
+            "cluster": {
+                "type": "str",
+                "required": True,
+            },
+            "labels": {
+                "type": "dict",
+            },
+            "state": {
+                "type": "str",
+                "choices": [
+                    "present",
+                    "absent",
+                ],
+                "default": "present",
+            },
+            "this_node": {
+                "type": "str",
+            },
+            "deadline": {
+                "type": "int",
+                "default": 60,
+            },
+        },
+        "required_if": [
+            (
+                "state",
+                "present",
+                [
+                    "labels",
+                ],
+            ),
+        ],
+    },
+    "endpoint": {
+        "argument_spec": {
+            "name": {
+                "type": "str",
+                "required": True,
+            },
+            "cluster": {
+                "type": "str",
+                "required": True,
+            },
+            "node": {
+                "type": "str",
+            },
+            "identity": {
+                "type": "str",
+            },
+            "addresses": {
+                "type": "list",
+                "elements": "str",
+            },
+            "attach": {
+                "type": "dict",
+                "mutually_exclusive": [
+                    [
+                        "netns",
+                        "interface",
+                    ],
+                ],
+                "required_one_of": [
+                    [
+                        "netns",
+                        "interface",
+                    ],
+                ],
+                "options": {
+                    "netns": {
+                        "type": "str",
+                    },
+                    "interface": {
+                        "type": "str",
+                    },
+                },
+            },
+            "state": {
+                "type": "str",
+                "choices": [
+                    "present",
+                    "absent",
+                ],
+                "default": "present",
+            },
+            "this_node": {
+                "type": "str",
+            },
+            "deadline": {
+                "type": "int",
+                "default": 60,
+            },
+        },
+        "required_if": [
+            (
+                "state",
+                "present",
+                [
+                    "node",
+                    "identity",
+                    "addresses",
+                    "attach",
+                ],
+            ),
+        ],
+    },
+    "policy": {
+        "argument_spec": {
+            "name": {
+                "type": "str",
+                "required": True,
+            },
+            "cluster": {
+                "type": "str",
+                "required": True,
+            },
+            "description": {
+                "type": "str",
+            },
+            "selector": {
+                "type": "dict",
+            },
+            "ingress": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "action": {
+                        "type": "str",
+                        "choices": [
+                            "allow",
+                            "deny",
+                        ],
+                        "default": "allow",
+                    },
+                    "peers": {
+                        "type": "list",
+                        "elements": "dict",
+                        "mutually_exclusive": [
+                            [
+                                "labels",
+                                "entity",
+                            ],
+                        ],
+                        "required_one_of": [
+                            [
+                                "labels",
+                                "entity",
+                            ],
+                        ],
+                        "options": {
+                            "labels": {
+                                "type": "dict",
+                            },
+                            "entity": {
+                                "type": "str",
+                                "choices": [
+                                    "world",
+                                    "host",
+                                    "remote-node",
+                                    "cluster",
+                                    "all",
+                                    "none",
+                                ],
+                            },
+                        },
+                    },
+                    "ports": {
+                        "type": "list",
+                        "elements": "dict",
+                        "options": {
+                            "protocol": {
+                                "type": "str",
+                                "choices": [
+                                    "tcp",
+                                    "udp",
+                                    "sctp",
+                                    "icmp",
+                                    "icmpv6",
+                                    "any",
+                                ],
+                                "default": "any",
+                            },
+                            "port": {
+                                "type": "int",
+                            },
+                        },
+                    },
+                },
+            },
+            "egress": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "action": {
+                        "type": "str",
+                        "choices": [
+                            "allow",
+                            "deny",
+                        ],
+                        "default": "allow",
+                    },
+                    "peers": {
+                        "type": "list",
+                        "elements": "dict",
+                        "mutually_exclusive": [
+                            [
+                                "labels",
+                                "entity",
+                            ],
+                        ],
+                        "required_one_of": [
+                            [
+                                "labels",
+                                "entity",
+                            ],
+                        ],
+                        "options": {
+                            "labels": {
+                                "type": "dict",
+                            },
+                            "entity": {
+                                "type": "str",
+                                "choices": [
+                                    "world",
+                                    "host",
+                                    "remote-node",
+                                    "cluster",
+                                    "all",
+                                    "none",
+                                ],
+                            },
+                        },
+                    },
+                    "ports": {
+                        "type": "list",
+                        "elements": "dict",
+                        "options": {
+                            "protocol": {
+                                "type": "str",
+                                "choices": [
+                                    "tcp",
+                                    "udp",
+                                    "sctp",
+                                    "icmp",
+                                    "icmpv6",
+                                    "any",
+                                ],
+                                "default": "any",
+                            },
+                            "port": {
+                                "type": "int",
+                            },
+                        },
+                    },
+                },
+            },
+            "state": {
+                "type": "str",
+                "choices": [
+                    "present",
+                    "absent",
+                ],
+                "default": "present",
+            },
+            "this_node": {
+                "type": "str",
+            },
+            "deadline": {
+                "type": "int",
+                "default": 60,
+            },
+        },
+        "required_if": [
+            (
+                "state",
+                "present",
+                [
+                    "selector",
+                ],
+            ),
+        ],
+    },
+    "documents": {
+        "argument_spec": {
+            "cluster": {
+                "type": "str",
+            },
+            "documents": {
+                "type": "list",
+                "elements": "dict",
+            },
+            "paths": {
+                "type": "list",
+                "elements": "path",
+            },
+            "prune": {
+                "type": "bool",
+                "default": False,
+            },
+            "this_node": {
+                "type": "str",
+            },
+            "deadline": {
+                "type": "int",
+                "default": 60,
+            },
+        },
+        "required_one_of": [
+            [
+                "documents",
+                "paths",
+            ],
+        ],
+    },
+    "agent": {
+        "argument_spec": {
+            "state": {
+                "type": "str",
+                "choices": [
+                    "present",
+                    "absent",
+                ],
+                "default": "present",
+            },
+            "this_node": {
+                "type": "str",
+            },
+            "force": {
+                "type": "bool",
+                "default": False,
+            },
+        },
+    },
+    "documents_info": {
+        "argument_spec": {
+            "kinds": {
+                "type": "list",
+                "elements": "str",
+                "choices": [
+                    "cluster",
+                    "node",
+                    "identity",
+                    "endpoint",
+                    "policy",
+                ],
+            },
+            "names": {
+                "type": "list",
+                "elements": "str",
+            },
+        },
+    },
+    "status_info": {
+        "argument_spec": {},
+    },
+}
