@@ -447,3 +447,13 @@ def test_what_the_agent_says_of_its_documents(any_host: Host) -> None:
 def test_errors_keep_their_class_over_the_wire() -> None:
     error = BpfleetError.from_wire(TransactionFailed("x", remedy="y", details={"retry": "stage"}).to_wire())
     assert isinstance(error, TransactionFailed)
+
+
+def test_both_requests_may_be_sent_before_the_first_is_answered(any_host: Host) -> None:
+    channel = any_host.connect()
+    with pytest.raises(TransactionFailed, match="nothing is staged"):
+        channel.call("apply")
+    staged = channel.call("stage", **quickstart())
+    applied = channel.call("apply")  # which one to apply is not said: the one that this process has staged
+    assert applied["transaction"] == staged["transaction"]
+    assert any_host.connect().call("confirm", transaction=staged["transaction"])["generation"] == 1
