@@ -301,8 +301,9 @@ class Node:
         try:
             return self._once_more(request)
         finally:
-            if self._connection is None:
-                # No way in by a new connection: the old one may be the only way to put things back.
+            if self._session is None and old_session is not None:
+                # No agent answers over a new connection: the old one may be the only way to put things back.
+                _close(self._connection, None)
                 self._connection, self._session = old_connection, old_session
             else:
                 _close(old_connection, old_session)
