@@ -11,7 +11,7 @@ from pathlib import Path
 from bpfleet.lab import Host
 
 SOURCE = Path(__file__).with_name("cut_port22.bpf.c")
-_COMPILE = ["clang-19", "-O2", "-g", "-target", "bpf", "-I/usr/include/x86_64-linux-gnu"]
+_COMPILE = ["clang-19", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-I/usr/include/x86_64-linux-gnu"]
 
 
 def cut(host: Host, folder: Path, allowed: int = 0) -> None:
