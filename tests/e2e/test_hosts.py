@@ -67,6 +67,19 @@ def test_a_replaced_host_gets_everything_once_its_new_key_is_declared(lab: Lab, 
     stack.destroy()
 
 
+def test_an_emptied_host_that_is_declared_as_before_is_found_by_a_refresh(lab: Lab, tmp_path: Path) -> None:
+    stack = stack_of(lab, tmp_path, "one")
+    stack.up()
+    lab.hosts["h1"].run(["rm", "-rf", "/var/lib/bpfleet"])
+    lab.reboot("h1")
+    stack.refresh()
+    stack.up()
+    found = hellos(lab)
+    assert found["h1"]["cluster"] == "fleet"
+    assert found["h1"]["documents_digest"] == found["h2"]["documents_digest"]
+    stack.destroy()
+
+
 def test_a_host_is_cleared_only_if_its_node_document_is_still_this_one(lab: Lab, tmp_path: Path) -> None:
     one, two = stack_of(lab, tmp_path, "one"), stack_of(lab, tmp_path, "two")
     del one.resources["fleet"]

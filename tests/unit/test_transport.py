@@ -14,7 +14,7 @@ from bpfleet.transport.channel import NEVER, Cancelled, Deadline, DialFailed, St
 from bpfleet.transport.dial import Dialler, Schedule
 from bpfleet.transport.privilege import as_root, require_root, sudo_problem
 from bpfleet.transport.target import Jump, Target
-from tests.unit.transport_support import eventually
+from tests.unit.transport_support import eventually, set_after
 
 
 def test_a_target_survives_its_metadata() -> None:
@@ -137,7 +137,7 @@ def test_work_that_is_given_up_is_discarded_when_it_ends() -> None:
         assert go_on.wait(30)
         return "late"
 
-    threading.Thread(target=lambda: (begun.wait(30), event.set())).start()
+    set_after(begun, event)
     with pytest.raises(Cancelled):
         within(Deadline(3600, Stop(event)), "answer", work, discarded.append)
     assert discarded == []

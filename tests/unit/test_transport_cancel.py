@@ -22,7 +22,7 @@ from bpfleet.transport.node import Timeouts
 from bpfleet.transport.outcome import Changes, Committed, Failed, Outcome
 from bpfleet.transport.ssh import SshConnector, SshTimeouts
 from bpfleet.transport.target import Jump, Target
-from tests.unit.transport_support import Hosts, eventually
+from tests.unit.transport_support import Hosts, eventually, set_after
 
 pytestmark = pytest.mark.root
 
@@ -103,7 +103,7 @@ def test_an_apply_is_told_to_put_itself_back(hosts: Hosts, other: Fleet, targets
         if (node, phase) == ("h1", "done"):
             done.set()
 
-    threading.Thread(target=lambda: done.wait(60) and cancelled.set()).start()
+    set_after(done, cancelled)
     with hosts.fleet(root=other.root, progress=progress, timeouts=PATIENT) as fleet:
         outcomes = transact(fleet, targets, cancelled)
     # What was done before stays done.
@@ -194,7 +194,7 @@ class TestDialling:
             target = Target("h1", "192.0.2.1", jump=Jump("127.0.0.1", target.port))
         cancelled = threading.Event()
         connector = SshConnector(SshTimeouts(FOR_EVER, FOR_EVER, FOR_EVER))
-        threading.Thread(target=lambda: accepted.wait(60) and cancelled.set()).start()
+        set_after(accepted, cancelled)
         with Hosts("ssh", tmp_path).fleet(connector=connector, schedule=Schedule(6, FOR_EVER)) as fleet:
             outcome = called_off(transact(fleet, {"h1": target}, cancelled)["h1"])
         assert "dialling" in outcome.error.what

@@ -128,7 +128,7 @@ class TestAgainstSshd:
         try:
             line = f"@cert-authority [127.0.0.*]:{server.port} {public_line(authority)}"
             target = server.target(host_key=None, known_hosts_file=self.known(tmp_path, line))
-            assert fleet.install(target)["pid"]
+            assert fleet.install(target)["artefact"]
             # Not so if the authority's own key is revoked.
             revoked = f"@revoked * {public_line(authority)}"
             target = server.target(host_key=None, known_hosts_file=self.known(tmp_path, line, revoked))
@@ -152,7 +152,7 @@ class TestAgainstSshd:
             # Whose key is known all the same is let in, as ssh does it.
             own = f"[127.0.0.1]:{server.port} {public_line(server.host_key)}"
             target = server.target(host_key=None, known_hosts_file=self.known(tmp_path, line, own))
-            assert fleet.install(target)["pid"]
+            assert fleet.install(target)["artefact"]
         finally:
             server.stop()
 
@@ -174,6 +174,6 @@ class TestAgainstSshd:
             with pytest.raises(HostKeyMismatch, match="is not known"):
                 fleet.install(server.target(host_key=None, known_hosts_file=nobody))
             # The key inside is the one that is expected: the host proved that it holds it.
-            assert fleet.install(server.target())["pid"]
+            assert fleet.install(server.target())["artefact"]
         finally:
             server.stop()

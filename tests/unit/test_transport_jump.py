@@ -71,7 +71,7 @@ def test_many_nodes_share_one_connection_to_the_jump_host(hosts: Hosts, bastion:
     server, before = hosts.sshd(), logins(bastion)
     targets = [behind(bastion, server, f"n{number}") for number in range(NODES)]
     answers = fleet.each(targets, fleet.install)
-    assert len({answer["pid"] for answer in answers.values()}) == NODES  # type: ignore[index]
+    assert len({answer["pid"] for answer in answers.values()}) == NODES  # type: ignore[index,typeddict-item]
     assert logins(bastion) == before + 1
     assert len(bastion.connections()) == 1
 
@@ -89,7 +89,7 @@ def test_a_lost_jump_host_is_dialled_anew(hosts: Hosts, bastion: Sshd, fleet: Fl
     for pid in bastion.connections():
         os.kill(pid, signal.SIGKILL)
     second = fleet.call(target, "hello")
-    assert second["pid"] != first["pid"]
+    assert second["pid"] != first["pid"]  # type: ignore[typeddict-item]
     assert fleet.counters(target).connections == 2
 
 
@@ -106,7 +106,7 @@ def test_both_host_keys_are_checked(hosts: Hosts, bastion: Sshd, fleet: Fleet, t
     known = tmp_path / "known_hosts"
     known.write_text(f"[127.0.0.1]:{bastion.port} {public_line(bastion.host_key)}\n")
     target = replace(behind(bastion, server, host_key=None, known_hosts_file=str(known)))
-    assert fleet.install(target)["pid"]
+    assert fleet.install(target)["artefact"]
 
 
 def test_both_logins_are_told_apart(hosts: Hosts, bastion: Sshd, fleet: Fleet, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ class TestSessions:
         with running(tmp_path / "server", options="MaxSessions 1") as server:
             target = server.target()
             assert fleet.installed(target) is None
-            assert fleet.install(target)["pid"]
+            assert fleet.install(target)["artefact"]
             assert fleet.counters(target).connections == 1
             with pytest.raises(Unreachable, match="MaxSessions"):
                 next(fleet.stream(target, "events", {"count": 1, "follow": True}))

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -367,3 +368,13 @@ def eventually(holds: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def set_after(first: threading.Event, then: threading.Event) -> None:
+    """Set `then` once `first` is set; a test goes on meanwhile."""
+
+    def work() -> None:
+        if first.wait(60):
+            then.set()
+
+    threading.Thread(target=work, daemon=True).start()
