@@ -66,7 +66,7 @@ sys.exit("nothing was applied")
 
 @pytest.fixture
 def lab(make_lab: Callable[..., Lab]) -> Lab:
-    return make_lab(nodes=1, workloads=1)
+    return make_lab(nodes=1, workloads=3)
 
 
 @pytest.fixture
@@ -178,12 +178,18 @@ def test_with_the_controller_killed_the_node_puts_it_back_alone(
         assert fleet.call(target, "status")["drift"] == []
 
 
-def test_an_agent_killed_while_applying_is_put_back_at_once(host: Host, target: Target, before: list[str]) -> None:
-    """Killed at whatever step it is then; the deadline is an hour away, so only its death can be the reason."""
-    changes = change(host)
+PAUSES = (0.0, 0.01, 0.02, 0.04, 0.08)
+
+
+def killed_in_turn(host: Host, target: Target, changes: Changes) -> None:
+    """Apply the change again and again, the agent killed at whatever step it is then; each time it is put back.
+
+    The deadline is an hour away, so only the death can be the reason.
+    """
     stage = {"node": "h1", "owner": changes.owner, "puts": list(changes.puts), "deletes": []}
+    before = kernel_side(host)
     reasons = []
-    for pause in (0.0, 0.01, 0.02, 0.04, 0.08):
+    for pause in PAUSES:
         with Fleet(schedule=QUICK) as fleet:
             transaction = fleet.call(target, "stage", stage)["transaction"]
             with host.popen(["python3", "-c", KILLER, str(pause)], stdout=subprocess.PIPE) as killer:
@@ -201,3 +207,36 @@ def test_an_agent_killed_while_applying_is_put_back_at_once(host: Host, target: 
     assert any("ended before it was done" in reason for reason in reasons), reasons
     with Fleet() as fleet:
         assert fleet.call(target, "status")["drift"] == []
+
+
+def test_an_agent_killed_while_applying_is_put_back_at_once(host: Host, target: Target, before: list[str]) -> None:
+    killed_in_turn(host, target, change(host))
+
+
+def test_what_both_generations_allow_never_stops(host: Host, target: Target, before: list[str]) -> None:
+    """Between two endpoints of the old generation; the change takes a policy that allows the same and a third one."""
+    addresses = [host.workload_cidrs[0].replace("0/24", last) for last in ("11", "12")]
+    puts = [item("identity", "app", {"labels": {"app": "app"}, "number": (7 << 16) + 301})]
+    for name, netns, address in zip(("one", "two"), ("w1", "w2"), addresses):
+        spec = {"node": "h1", "identity": "app", "addresses": [address], "attach": {"netns": netns}}
+        puts.append(item("endpoint", name, spec))
+    with Fleet() as fleet:
+        outcome = fleet.transact({"h1": target}, Changes(puts=puts, owner="test:watchdog"))["h1"]
+        assert isinstance(outcome, Committed), outcome
+    command = f"echo $$; exec ping -n -q -i 0.02 -w 600 {addresses[1]}"
+    ping = host.popen(["sh", "-c", command], workload="w1", stdout=subprocess.PIPE, text=True)
+    assert ping.stdout is not None
+    pid = ping.stdout.readline().strip()
+    try:
+        allowing = {"selector": {"app": "app"}, "ingress": [{"peers": [{"labels": {"app": "app"}}]}]}
+        other = {"node": "h1", "identity": "app", "addresses": [host.workload_cidrs[0].replace("0/24", "13")]}
+        more = [
+            item("policy", "allowing", allowing),
+            item("endpoint", "three", {**other, "attach": {"netns": "w3"}}),
+        ]
+        killed_in_turn(host, target, Changes(puts=more, owner="test:watchdog"))
+    finally:
+        host.run(["kill", "-INT", pid])
+        told = ping.communicate(timeout=60)[0]
+    sent, received = (int(part.split()[0]) for part in told.split("statistics ---")[1].split(",")[:2])
+    assert sent > 100 and received == sent, told
