@@ -12,7 +12,7 @@ from tests.packet import world
 from tests.packet.kernel import BUILD, Datapath, namespace
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not session: the process is in the namespace until then, and other tests must not be
 def loaded() -> Iterator[Datapath]:
     """All objects in the kernel."""
     if os.geteuid():
