@@ -47,6 +47,7 @@ async def _serve(arguments: List[str], address: str) -> None:
     provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    parent = os.getppid()  # before the port is told: from then on it may be killed at any moment
     sys.stdout.write(f"{port}\n")
     sys.stdout.flush()
 
@@ -54,19 +55,18 @@ async def _serve(arguments: List[str], address: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    watch = asyncio.create_task(_end_with_parent(stop))
+    watch = asyncio.create_task(_end_with_parent(parent, stop))
     await stop.wait()
     watch.cancel()
     await provider.cancel()
     await server.stop(grace=None)
 
 
-async def _end_with_parent(stop: asyncio.Event) -> None:
-    """Set `stop` when the starting process is gone: a killed engine tells its plugins nothing.
+async def _end_with_parent(parent: int, stop: asyncio.Event) -> None:
+    """Set `stop` when the starting process `parent` is gone: a killed engine tells its plugins nothing.
 
     (PR_SET_PDEATHSIG would fire when the starting *thread* ends, which in a Go program happens at any time.)
     """
-    parent = os.getppid()
     while os.getppid() == parent:
         await asyncio.sleep(_PARENT_CHECK_SECONDS)
     stop.set()
