@@ -1,6 +1,6 @@
 # Few targets; README names them. Everything runs as root on Debian 12.
 .DEFAULT_GOAL := help
-.PHONY: help setup objects generate lint test test-vm bench demo demo-down clean
+.PHONY: help setup objects collection generate lint test test-vm molecule bench demo demo-down clean
 
 PYTHON := .venv/bin/python
 GROUP ?=

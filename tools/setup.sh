@@ -28,6 +28,7 @@ packages=(
 	util-linux:/usr/bin/nsenter                             # lab hosts
 	python3:/usr/bin/python3                                # the agent on lab hosts
 	python3-venv:/usr/share/doc/python3-venv/copyright      # uv's own environment
+	sudo:/usr/bin/sudo                                      # tests of logins that are not root
 	git:/usr/bin/git                                        # tests of the checkout itself
 	ca-certificates:/etc/ssl/certs/ca-certificates.crt      # package downloads
 )
