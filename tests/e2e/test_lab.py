@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,14 @@ pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 MakeLab = Callable[..., Lab]
 BPFLEET = [sys.executable, "-m", "bpfleet.cli.main"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A fresh lab: what a lab looks like cannot be seen on one that other tests have provisioned."""
+    name = f"test-{os.getpid()}-fresh"
+    with Lab.up(name, 3, 2, directory=tmp_path_factory.mktemp("fresh"), guarded=True) as up:
+        yield up
 
 
 def bpfleet(*arguments: str, cwd: Path | None = None, input: str | None = None) -> subprocess.CompletedProcess[str]:
