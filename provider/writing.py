@@ -187,8 +187,12 @@ def _conclude(result: Result, key: str, outcomes: Mapping[str, Outcome]) -> None
 
 
 def _warnings(outcomes: Mapping[str, Outcome]) -> List[str]:
-    """Every warning once, whoever gives it."""
-    said = [outcome.warnings for outcome in outcomes.values() if isinstance(outcome, (Committed, Unchanged))]
+    """Every warning once, whoever gives it. A document that waits has no effect yet, which is worth one too."""
+    said = [
+        [*outcome.warnings, *(f"{item['document']}: waits: {item['reason']}" for item in outcome.waiting)]
+        for outcome in outcomes.values()
+        if isinstance(outcome, (Committed, Unchanged))
+    ]
     return list(dict.fromkeys(itertools.chain.from_iterable(said)))
 
 
@@ -206,6 +210,19 @@ def together(errors: Mapping[str, BpfleetError], key: str) -> BpfleetError:
     return cls("; ".join(str(error) for error in errors.values()), resource=key)
 
 
+def _seen_from(document: str, refusal: Refusal) -> BpfleetError:
+    """A conflict, told of the document that was changed rather than of the one that was there."""
+    error = refusal.error
+    return type(error)(
+        f"conflicts with {refusal.document}, which {error.what}",
+        resource=document,
+        field=error.field,
+        node=error.where.get("node"),
+        remedy=f"Change this one, or {refusal.document}.",
+        details={**error.details, "other": refusal.document},
+    )
+
+
 def _blamed(refusals: Sequence[Refusal], waiting: Set[str]) -> Dict[str, BpfleetError]:
     """Which of our documents a refusal stops: the one it names, the other one of a conflict, or else all."""
     blamed: Dict[str, BpfleetError] = {}
@@ -214,7 +231,7 @@ def _blamed(refusals: Sequence[Refusal], waiting: Set[str]) -> Dict[str, Bpfleet
         if refusal.document in waiting:
             blamed.setdefault(refusal.document, refusal.error)
         elif other in waiting:
-            blamed.setdefault(str(other), refusal.error)
+            blamed.setdefault(str(other), _seen_from(str(other), refusal))
     if not blamed:
         return dict.fromkeys(waiting, refusals[0].error)
     return blamed

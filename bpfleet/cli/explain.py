@@ -9,6 +9,7 @@ from typing import Any
 
 from bpfleet.cli.reach import add_arguments, colour, targets
 from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
+from bpfleet.model.resources import PROTOCOL_NUMBERS
 
 _COLOURS = {"allowed": "32", "denied": "31", "dropped": "31"}
 
@@ -53,8 +54,8 @@ def _run(options: argparse.Namespace) -> int:
 def parse_port(text: str) -> dict[str, Any]:
     """ "80/tcp" -> {"protocol": "tcp", "port": 80}; "icmp" -> {"protocol": "icmp"}; "80" means TCP."""
     number, _, protocol = text.lower().partition("/")
-    if not number.isdigit():
-        if protocol:
+    if not (number.isascii() and number.isdigit()):
+        if protocol or number not in PROTOCOL_NUMBERS:
             raise InvalidInput(f"{text!r} is no port", field="port", remedy="Write it as 80/tcp, or as icmp.")
         return {"protocol": number}
     if not 1 <= int(number) <= 65535:

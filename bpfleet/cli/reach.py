@@ -80,6 +80,8 @@ def _seed(text: str, options: argparse.Namespace) -> Target:
     match = _SEED.fullmatch(text)
     if match is None:
         raise InvalidInput(f"{text!r} is no seed", field="seed", remedy="Write it as root@192.0.2.1 or host:2222.")
+    if match["port"] and not 1 <= int(match["port"]) <= 65535:
+        raise InvalidInput(f"port {match['port']} is out of range", field="seed", remedy="Use 1 to 65535.")
     return Target(
         name=text,
         host=match["host"].strip("[]"),
