@@ -33,7 +33,10 @@ class Occupant:
 
 
 class Mechanism(Protocol):
-    """A way to have programs run at a hook. tcx is the one there is; clsact is to be the one for older kernels."""
+    """A way to have programs run at some hooks."""
+
+    hooks: Tuple[str, ...]
+    """The hooks it serves."""
 
     def read(self, hooks: Iterable[Hook], name: Callable[[int], str]) -> Dict[Hook, str]:
         """What of ours sits at these hooks and at any other that we pinned; `name` names a program by its id."""
@@ -45,8 +48,34 @@ class Mechanism(Protocol):
         """Take whatever of ours is there away."""
 
 
+class ByHook:
+    """Hands each hook to the mechanism that serves it."""
+
+    def __init__(self, mechanisms: Iterable[Mechanism]) -> None:
+        self._by_hook = {hook: mechanism for mechanism in mechanisms for hook in mechanism.hooks}
+        self.hooks = tuple(self._by_hook)
+
+    def read(self, hooks: Iterable[Hook], name: Callable[[int], str]) -> Dict[Hook, str]:
+        """As Mechanism.read."""
+        found: Dict[Hook, str] = {}
+        asked = list(hooks)
+        for mechanism in dict.fromkeys(self._by_hook.values()):
+            found.update(mechanism.read([hook for hook in asked if hook[1] in mechanism.hooks], name))
+        return found
+
+    def attach(self, device: str, hook: str, program_fd: int) -> None:
+        """As Mechanism.attach."""
+        self._by_hook[hook].attach(device, hook, program_fd)
+
+    def detach(self, device: str, hook: str) -> None:
+        """As Mechanism.detach."""
+        self._by_hook[hook].detach(device, hook)
+
+
 class Tcx:
     """tcx links. `wrote` is called once for each system call that changes something."""
+
+    hooks = tuple(syscall.ATTACH_TYPES)
 
     def __init__(self, pins: Pins, wrote: Callable[[], None]) -> None:
         self._pins = pins
@@ -55,7 +84,7 @@ class Tcx:
     def read(self, hooks: Iterable[Hook], name: Callable[[int], str]) -> Dict[Hook, str]:
         """As Mechanism.read. A name with an addition in brackets is something to be put right."""
         found: Dict[Hook, str] = {}
-        pinned = self._pins.list_links()
+        pinned = [link for link in self._pins.list_links() if link[1] in self.hooks]
         ours: Dict[int, bool] = {}
         for device, hook in sorted({*hooks, *pinned}):
             index = _index(device)

@@ -42,7 +42,7 @@ class RealKernel:
         self._pins = Pins(pins)
         self._objects = Objects(Path(objects), self._pins, Path(state))
         self._maps = Maps(self._pins, self._wrote)
-        self._hooks: links.Mechanism = links.Tcx(self._pins, self._wrote)
+        self._hooks: links.Mechanism = links.ByHook([links.Tcx(self._pins, self._wrote)])
         self._devices = Devices(self._wrote)
         self._routes = Routes(self._wrote)
         self._unused: List[Program] = []
