@@ -21,6 +21,7 @@ collection: objects ## put the Ansible collection together: build/collections, a
 
 generate: setup ## write again what is generated from the model
 	@$(PYTHON) -m bpfleet.emit
+	@tools/pulumi/sdk.sh
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .

