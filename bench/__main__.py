@@ -9,7 +9,7 @@ from typing import List
 
 from bench.report import RESULTS, Measurement, table, write
 
-GROUPS = ("spine",)
+GROUPS = ("spine", "frontends")
 """Modules bench.<group>, each with `measure() -> list[Measurement]`."""
 
 

@@ -23,7 +23,7 @@ from bpfleet.errors import HostFailed
 APPLYING = "applying"
 APPLIED = "applied"
 FORMAT = 1
-_ENTRIES_KEPT = 100
+ENTRIES_KEPT = 100
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Journal:
             "generation": head.generation,
             **more,
         }
-        return replace(self, entries=(*self.entries, entry)[-_ENTRIES_KEPT:])
+        return replace(self, entries=(*self.entries, entry)[-ENTRIES_KEPT:])
 
 
 class JournalFile:

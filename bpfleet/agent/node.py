@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Callable, Mapping, Optional
 
 from bpfleet.agent import session
 from bpfleet.agent.files import Files
@@ -45,7 +45,8 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Staged:
-    """A transaction that is ready to be applied. `revision`: of the journal that it was made against."""
+    """A transaction that is ready to be applied. `revision`: of the journal that it was made against; `changed`: how
+    many documents of each kind it puts or deletes."""
 
     head: Head
     owner: str
@@ -54,6 +55,7 @@ class Staged:
     want: NodeState
     revision: int
     guard: Guard
+    changed: Mapping[str, int]
 
 
 class Agent:
@@ -182,10 +184,8 @@ class Agent:
             owner,
             replace_all=bool(params.get("replace_all")),
         )
-        refused += store.refusals(
-            validate(contents.documents, self.kernel.facts(node)),
-            {key for key, item in contents.items.items() if base.items.get(key) != item},
-        )
+        changed = store.differing(base, contents)
+        refused += store.refusals(validate(contents.documents, self.kernel.facts(node)), changed)
         if refused:
             return {"refused": refused}
         compiled = self.compiled(contents, node)
@@ -203,7 +203,7 @@ class Agent:
         )
         answer: StageResult = {
             "transaction": None,
-            "unchanged": contents == base and not steps,
+            "unchanged": not changed and not steps,
             "steps": dict(Counter(step.kind for step in steps)),
             "describe": [step.describe() for step in steps[:DESCRIBED_STEPS]],
             "warnings": list(compiled.warnings),
@@ -223,7 +223,8 @@ class Agent:
             guard.close()
             self.kernel.release()
             raise
-        self._staged = Staged(head, owner, contents, data, want, journal.revision, guard)
+        kinds = Counter(key.partition("/")[0] for key in changed)
+        self._staged = Staged(head, owner, contents, data, want, journal.revision, guard, kinds)
         answer["transaction"] = head.transaction
         return answer
 
@@ -314,7 +315,7 @@ class Agent:
             # Planned again under the lock: the kernel may have changed since, and what another process had loaded but
             # not used may be gone.
             apply(self.kernel, plan(staged.want, self.kernel.read(staged.want)))
-            self._applied(journal)
+            self._applied(journal, staged.changed)
         except Exception as problem:
             error = problem if isinstance(problem, BpfleetError) else unexpected(problem)
             why = f"failed to {error.details.get('doing', 'apply')}: {error.what}"
@@ -330,7 +331,7 @@ class Agent:
                 )
             raise error from problem
 
-    def _applied(self, journal: Journal) -> None:
+    def _applied(self, journal: Journal, changed: Mapping[str, int]) -> None:
         transaction = journal.transaction
         assert transaction is not None
         now = session.boot_seconds()
@@ -341,7 +342,7 @@ class Agent:
             deadline=now + transaction.deadline_seconds,
         )
         journal = replace(journal, transaction=transaction)
-        self._record(journal.noting("applied", transaction.head, owner=transaction.owner))
+        self._record(journal.noting("applied", transaction.head, owner=transaction.owner, changed=dict(changed)))
 
     def confirm(self, transaction: str) -> ConfirmResult:
         """Make the applied generation the confirmed one. The connection must be newer than the apply."""

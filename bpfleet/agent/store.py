@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, cast
+from typing import Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Set, Tuple, cast
 
 from bpfleet.agent.files import Files, failed
 from bpfleet.agent.journal import Head
@@ -186,6 +186,11 @@ def change(
         (key for key in base.items if key not in items),
     )
     return Contents(items, documents), refused
+
+
+def differing(old: Contents, new: Contents) -> Set[str]:
+    """Keys of what was put, deleted or replaced between the two, be it the document, its owner or its metadata."""
+    return {key for key in {*old.items, *new.items} if old.items.get(key) != new.items.get(key)}
 
 
 def _numbers_taken(items: Mapping[str, Stored], changed: Mapping[str, Stored]) -> List[NumberTaken]:

@@ -82,6 +82,17 @@ def test_the_same_again_is_unchanged_and_writes_nothing(any_host: Host) -> None:
     assert any_host.kernel_file.stat().st_mtime_ns == kernel
 
 
+def test_the_journal_says_how_much_each_change_changed(host: Host) -> None:
+    host.commit(**quickstart())
+    more = items(
+        [fleet.policy("more", {"app": "web"}, ingress=[]), fleet.identity("web", {"app": "web", "new": "yes"})]
+    )
+    host.commit(node="h1", owner="pulumi:p/s", puts=more, deletes=["policy/db"])
+    applied = [entry for entry in host.connect().call("journal") if entry["event"] == "applied"]
+    assert applied[0]["changed"] == {"cluster": 1, "node": 2, "identity": 3, "endpoint": 4, "policy": 2}
+    assert applied[1]["changed"] == {"policy": 2, "identity": 1}
+
+
 def test_every_write_is_counted_once(host: Host) -> None:
     host.commit(**quickstart())
     first = host.connect().call("hello")["writes"]

@@ -88,10 +88,14 @@ class Controller:
             "ANSIBLE_LOCALHOST_WARNING": "0",
         }
 
-    def close(self) -> None:
+    def disconnect(self) -> None:
         """End the kept connections."""
         for socket in self._sockets.iterdir():
             subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "x"], capture_output=True, check=False)
+
+    def close(self) -> None:
+        """End the kept connections, and keep no more."""
+        self.disconnect()
         shutil.rmtree(self._sockets)
 
     def play(

@@ -53,7 +53,8 @@ def name_of(urn: str) -> str:
 class Stack:
     """One stack. `resources` is the program: change it, then call `up`."""
 
-    def __init__(self, folder: Path, cli: str, name: str = "test") -> None:
+    def __init__(self, folder: Path, cli: str, name: str = "test", parallel: int | None = 64) -> None:
+        """`parallel`: how many operations at once; None for Pulumi's own choice."""
         self.folder = folder
         self.resources: dict[str, dict[str, Any]] = {}
         (folder / "state").mkdir(parents=True)
@@ -65,9 +66,11 @@ class Stack:
             "PULUMI_BACKEND_URL": f"file://{folder}/state",
             "PULUMI_CONFIG_PASSPHRASE": "x",
             "PULUMI_SKIP_UPDATE_CHECK": "1",
-            "PULUMI_PARALLEL": "64",
         }
         self._environment.pop("SSH_AUTH_SOCK", None)
+        self._environment.pop("PULUMI_PARALLEL", None)
+        if parallel is not None:
+            self._environment["PULUMI_PARALLEL"] = str(parallel)
         self._write()
         self._run("stack", "init", name)
 
