@@ -365,6 +365,7 @@ class Agent:
                     "the confirmation came over a connection that was made before the change",
                     remedy="Confirm over a new connection (an SSH connection kept by ControlPersist is not new): it "
                     "proves that the node can still be reached.",
+                    details={"retry": "connect"},
                 )
             journal = replace(journal, confirmed=pending.head, transaction=None)
             self.store.prune(pending.head.generation)

@@ -39,12 +39,12 @@ CLUSTER_ID = 7
 AT_ONCE = 3
 
 
-@functools.lru_cache(maxsize=1)
-def colliding() -> Sequence[dict[str, str]]:
+@functools.cache
+def colliding(key: str = "app") -> Sequence[dict[str, str]]:
     """2 x AT_ONCE sets of labels whose first candidates are one and the same number."""
     found: dict[int, list[dict[str, str]]] = defaultdict(list)
     for value in range(200_000):
-        labels = {"app": f"v{value}"}
+        labels = {key: f"v{value}"}
         same = found[next(candidates(CLUSTER_ID, labels))]
         same.append(labels)
         if len(same) == 2 * AT_ONCE:

@@ -22,7 +22,7 @@ class ActionModule(AgentAction):
     def work(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Bring the agent to what is wanted."""
         if arguments["state"] == "absent":
-            return self._remove(str(arguments.get("this_node") or self.host), bool(arguments["force"]))
+            return self._remove(self.node(arguments), bool(arguments["force"]))
         channel = self.channel()
         result: dict[str, Any] = {"agent": {"digest": channel.artefact.digest}}
         try:

@@ -55,6 +55,11 @@ class AgentAction(ActionBase):
         """The host's name in the inventory."""
         return str(self.variables["inventory_hostname"])
 
+    def node(self, arguments: Mapping[str, Any]) -> str:
+        """The node that the host is: as the task says, as the inventory says, else the host's own name."""
+        known = (self.variables.get("hostvars") or {}).get(self.host, {}).get("bpfleet_this_node")
+        return str(arguments.get("this_node") or known or self.host)
+
     @property
     def scratch(self) -> Path:
         """A directory on the controller that all forks of this run share, removed when it ends."""

@@ -56,46 +56,56 @@ def allocate(
 
 
 class Table:
-    """The numbers of one run of ansible-playbook for one set of identities, shared by its forks."""
+    """The numbers of one task of a run for one set of identities, shared by its forks. name: of the task and the set.
 
-    def __init__(self, directory: Path, cluster: str, cluster_id: int, wanted: Iterable[Mapping[str, str]]) -> None:
+    What is done within `open` is done by one fork at a time while the others wait.
+    """
+
+    def __init__(self, directory: Path, name: Any, cluster_id: int, wanted: Iterable[Mapping[str, str]]) -> None:
         self._cluster_id = cluster_id
         self._wanted = [dict(labels) for labels in wanted]
         texts = sorted(canonical_json(labels) for labels in self._wanted)
-        name = hashlib.sha256(canonical_json([cluster, cluster_id, texts]).encode()).hexdigest()[:32]
-        self._path = directory / f"bpfleet-numbers-{name}.json"
+        digest = hashlib.sha256(canonical_json([name, cluster_id, texts]).encode()).hexdigest()[:32]
+        self._path = directory / f"bpfleet-numbers-{digest}.json"
 
     def numbers(self, used: Callable[[], InUse]) -> dict[str, int]:
-        """A number for each set of labels. `used` is asked once in the run, by the first to come."""
-        with self._open() as state:
-            if not state:
+        """A number for each set of labels. `used` is asked once, by the first to come."""
+        with self.open() as state:
+            if "numbers" not in state:
                 found = used()
                 state["used"] = [[number, sorted(labels)] for number, labels in found.items()]
-                state["struck"] = []
                 state["numbers"] = allocate(self._cluster_id, self._wanted, found)
             return dict(state["numbers"])
 
     def strike(self, number: int, labels: Mapping[str, str]) -> dict[str, int]:
         """A host says that others have this number: the numbers with another one for `labels`."""
-        with self._open() as state:
-            if state["numbers"].get(canonical_json(dict(labels))) == number:
-                state["struck"] = [*state["struck"], number]
-                used: InUse = {one: set(texts) for one, texts in state["used"]}
-                rest = {one: texts for one, texts in used.items() if one != number}
-                kept = {one: {text} for text, one in state["numbers"].items() if one != number}
-                state["numbers"] = allocate(self._cluster_id, self._wanted, {**rest, **kept}, state["struck"])
-            return dict(state["numbers"])
+        with self.open() as state:
+            return self.strike_in(state, number, labels)
+
+    def strike_in(self, state: dict[str, Any], number: int, labels: Mapping[str, str]) -> dict[str, int]:
+        """The same for who has it open."""
+        if state["numbers"].get(canonical_json(dict(labels))) == number:
+            state["struck"] = [*state.get("struck", ()), number]
+            state["decided"] = False
+            used: InUse = {one: set(texts) for one, texts in state["used"]}
+            rest = {one: texts for one, texts in used.items() if one != number}
+            kept = {one: {text} for text, one in state["numbers"].items() if one != number}
+            state["numbers"] = allocate(self._cluster_id, self._wanted, {**rest, **kept}, state["struck"])
+        return dict(state["numbers"])
 
     @contextmanager
-    def _open(self) -> Iterator[dict[str, Any]]:
+    def open(self) -> Iterator[dict[str, Any]]:
+        """What the forks know together, for one at a time; changes to it are kept, also when the body raises."""
         with self._path.open("a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # let go of when the file is closed
             file.seek(0)
             text = file.read()
             state: dict[str, Any] = json.loads(text) if text else {}
-            yield state
-            changed = json.dumps(state)
-            if changed != text:
-                file.seek(0)
-                file.truncate()
-                file.write(changed)
+            try:
+                yield state
+            finally:
+                changed = json.dumps(state)
+                if changed != text:
+                    file.seek(0)
+                    file.truncate()
+                    file.write(changed)

@@ -5,28 +5,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import yaml
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.action import AgentAction
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.channel import Channel
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.deciding import Decision
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.declared import PLACEHOLDER, Declared
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.numbers import InUse, Table, in_use
-from ansible_collections.bpfleet.fleet.plugins.plugin_utils.peers import survey
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.peers import reach, survey
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.transaction import (
     Change,
     Held,
+    Item,
     Refused,
     Store,
+    is_busy,
     key_of,
     make,
     must_be,
     preview,
     read,
 )
-from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.errors import InvalidInput, NumberTaken
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.errors import (
+    BpfleetError,
+    InvalidInput,
+    NumberTaken,
+)
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.model.document import canonical_json
 
 NUMBERS_TRIED = 16
@@ -51,6 +59,10 @@ class Wanted:
 class PuttingAction(AgentAction):
     """An action whose task says which documents should be there and which not."""
 
+    _ours: Sequence[Declared] = ()
+    """The identities whose numbers are allocated here."""
+    _asked: list[Held] | None = None
+
     def wanted(self, arguments: Mapping[str, Any]) -> Wanted:
         """What the task wants."""
         raise NotImplementedError
@@ -59,7 +71,7 @@ class PuttingAction(AgentAction):
         """Make the host hold what is wanted, or in check mode say what that would change."""
         self.require_renewable()
         wanted = self.wanted(arguments)
-        node = str(arguments.get("this_node") or self.host)
+        node = self.node(arguments)
         channel = self.channel()
         held = read(channel)
         must_be(node, held)
@@ -97,13 +109,73 @@ class PuttingAction(AgentAction):
         installed = not held.agent and channel.install()
         for _attempt in range(NUMBERS_TRIED):
             change = self._change(wanted, held, node)
+            own = partial(make, channel, change, self.renew, deadline)
             try:
-                answer = make(channel, change, self.renew, deadline)
+                answer = self._commit(own, held, wanted, change, deadline)
             except Refused as refused:
                 self._renumber(wanted, held, refused)
                 continue
-            return self._result(held, change, answer, installed)
+            if answer is not None:
+                made = self._made_by_others(wanted, held, node)
+                if made is None:
+                    return self._result(held, change, answer, installed)
+                before = replace(held, store=_overlaid(held.store, made["before"]))
+                change = replace(change, puts=self._new(wanted, before))
+                return self._result(before, change, {**answer, "unchanged": False}, installed or made["installed"])
         raise _no_number()
+
+    def _commit(
+        self, own: Callable[[], dict[str, Any]], held: Held, wanted: Wanted, change: Change, deadline: float
+    ) -> dict[str, Any] | None:
+        """Make the change, identities on the deciding node first; None if there are other numbers by now."""
+        if not any(item["document"]["kind"] == "identity" for item in change.puts):
+            return own()
+        with self._table(wanted, held).open() as state:
+            if "busy" in state:
+                raise BpfleetError.from_wire(state["busy"])
+            if any(state["numbers"][canonical_json(one.spec["labels"])] != one.spec[PLACEHOLDER] for one in self._ours):
+                self._forget()
+                return None
+            if not state.get("decided"):
+                answer = self._decide(state, own, held, wanted, change, deadline)
+                if answer is not None:
+                    return answer
+        return own()
+
+    def _decide(
+        self,
+        state: dict[str, Any],
+        own: Callable[[], dict[str, Any]],
+        held: Held,
+        wanted: Wanted,
+        change: Change,
+        deadline: float,
+    ) -> dict[str, Any] | None:
+        """For all hosts of the play; what became of the own change, if it was made in doing so."""
+        decision = Decision(change, partial(reach, self), own, deadline)
+        known = [held, *self._others(wanted, held)]
+        before = next(filter(None, (_stored_members(wanted.cluster, one.store) for one in known)), [])
+        try:
+            decision.decide(before, _members(wanted, held.store))
+        except BpfleetError as error:
+            if is_busy(error):
+                state["busy"] = error.to_wire()
+            raise
+        finally:
+            for name, made in decision.made.items():
+                entry = state.setdefault("made", {}).setdefault(name, {"before": {}, "installed": False})
+                entry["before"] = {**made.before, **entry["before"]}
+                entry["installed"] |= made.installed
+        state["decided"] = True
+        return decision.answer
+
+    def _made_by_others(self, wanted: Wanted, held: Held, node: str) -> dict[str, Any] | None:
+        """What another host's task did here of this host's change: told as this one's."""
+        if not self._identities(wanted):
+            return None
+        with self._table(wanted, held).open() as state:
+            made: dict[str, Any] | None = state.get("made", {}).pop(node, None)
+        return made
 
     def _change(self, wanted: Wanted, held: Held, node: str) -> Change:
         self._number(wanted, held)
@@ -113,57 +185,70 @@ class PuttingAction(AgentAction):
             deletes |= {
                 key for key, item in held.store.items() if item["owner"] == wanted.owner and key not in declared
             }
-        puts = [one.item(wanted.owner) for one in wanted.put]
-        new = [item for item in puts if held.store.get(key_of(item)) != item]
+        new = self._new(wanted, held)
         # A run that was killed before it could confirm leaves a transaction that ends by itself: outlast it.
         pending = held.hello.get("pending") or {}
         return Change(node, wanted.owner, new, sorted(deletes), _WAIT_SECONDS + float(pending.get("seconds_left", 0)))
+
+    @staticmethod
+    def _new(wanted: Wanted, held: Held) -> list[Item]:
+        puts = [one.item(wanted.owner) for one in wanted.put]
+        return [item for item in puts if held.store.get(key_of(item)) != item]
 
     # Identity numbers
 
     def _number(self, wanted: Wanted, held: Held) -> None:
         """Give every identity without a number its own."""
-        waiting = [one for one in wanted.put if one.kind == "identity" and PLACEHOLDER not in one.spec]
+        waiting = [one for one in self._identities(wanted) if PLACEHOLDER not in one.spec]
         if not waiting:
             return
-        numbers = self._table(wanted, held, waiting).numbers(lambda: self._in_use(wanted, held, waiting))
+        self._ours = waiting
+        numbers = self._table(wanted, held).numbers(lambda: self._in_use(wanted, held))
         for one in waiting:
             one.metadata = {}
             one.spec[PLACEHOLDER] = numbers[canonical_json(one.spec["labels"])]
-            self._allocated.add(one.key)
 
     def _renumber(self, wanted: Wanted, held: Held, refused: Refused) -> None:
         """After a refusal because of numbers alone: other numbers for those. Anything else is raised."""
         taken = {key for key, error in refused.errors if isinstance(error, NumberTaken)}
-        if len(taken) != len(refused.errors) or not taken <= self._allocated:
+        if len(taken) != len(refused.errors) or not taken <= {one.key for one in self._ours}:
             raise refused
-        ours = [one for one in wanted.put if one.key in self._allocated]
-        table = self._table(wanted, held, ours)
-        for one in ours:
+        table = self._table(wanted, held)
+        for one in self._ours:
             if one.key in taken:
                 table.strike(int(one.spec[PLACEHOLDER]), one.spec["labels"])
-        for one in ours:
+        self._forget()
+
+    def _forget(self) -> None:
+        for one in self._ours:
             del one.spec[PLACEHOLDER]
 
-    def _table(self, wanted: Wanted, held: Held, waiting: Sequence[Declared]) -> Table:
-        labels = [dict(one.spec["labels"]) for one in waiting]
-        return Table(self.scratch, wanted.cluster, _cluster_id(wanted, held.store), labels)
+    @staticmethod
+    def _identities(wanted: Wanted) -> list[Declared]:
+        return [one for one in wanted.put if one.kind == "identity"]
 
-    def _in_use(self, wanted: Wanted, held: Held, waiting: Sequence[Declared]) -> InUse:
+    def _table(self, wanted: Wanted, held: Held) -> Table:
+        given = sorted([one.key, one.spec[PLACEHOLDER]] for one in self._identities(wanted) if one not in self._ours)
+        cluster_id = _cluster_id(wanted, held.store) if self._ours else 0
+        name = [wanted.cluster, self._task._uuid, given]
+        return Table(self.scratch, name, cluster_id, [dict(one.spec["labels"]) for one in self._ours])
+
+    def _in_use(self, wanted: Wanted, held: Held) -> InUse:
         """Which numbers are in use: as this host knows them, and as others do where there is one to allocate."""
         own = in_use(held.store.values())
         numbered = {text for texts in own.values() if len(texts) == 1 for text in texts}
-        if all(canonical_json(one.spec["labels"]) in numbered for one in waiting):
+        if all(canonical_json(one.spec["labels"]) in numbered for one in self._ours):
             return own
-        for other in survey(self, _members(wanted, held.store), wanted.cluster):
+        for other in self._others(wanted, held):
             for number, texts in in_use(other.store.values()).items():
                 own.setdefault(number, set()).update(texts)
         return own
 
-    @property
-    def _allocated(self) -> set[str]:
-        found: set[str] = self.__dict__.setdefault("_allocated_keys", set())
-        return found
+    def _others(self, wanted: Wanted, held: Held) -> list[Held]:
+        """What others hold; asked once."""
+        if self._asked is None:
+            self._asked = list(survey(self, _members(wanted, held.store), wanted.cluster))
+        return self._asked
 
     # Reachability
 
@@ -204,8 +289,12 @@ def _members(wanted: Wanted, store: Store) -> list[str]:
     for one in wanted.put:
         if one.kind == "cluster":
             return [str(name) for name in one.spec["members"]]
-    item = store.get(f"cluster/{wanted.cluster}")
-    return list(item["document"]["spec"]["members"]) if item else []
+    return _stored_members(wanted.cluster, store)
+
+
+def _stored_members(cluster: str, store: Store) -> list[str]:
+    item = store.get(f"cluster/{cluster}")
+    return [str(name) for name in item["document"]["spec"]["members"]] if item else []
 
 
 def _must_be_member(node: str, host: str, wanted: Wanted, store: Store, members: Sequence[str]) -> None:
@@ -218,6 +307,11 @@ def _must_be_member(node: str, host: str, wanted: Wanted, store: Store, members:
         remedy=f"Add {node} to the members and declare node/{node}, take the host out of the play, or set this_node if "
         "the node has another name than the host.",
     )
+
+
+def _overlaid(store: Store, before: Mapping[str, Item | None]) -> Store:
+    """The store as it was before these items came to be what they are."""
+    return {key: item for key, item in {**store, **before}.items() if item is not None}
 
 
 def _cluster_id(wanted: Wanted, store: Store) -> int:

@@ -9,6 +9,7 @@ reached. Until it comes, the host keeps the last confirmed documents at hand and
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ CONFIRM_ATTEMPTS = 8
 _PAUSE_SECONDS = 0.5
 _MOST_PAUSE_SECONDS = 8.0
 _MARGIN_SECONDS = 3.0
+_OVERTAKEN = 6
+_OVERTAKEN_SECONDS = 0.1
 
 Item = dict[str, Any]
 Store = dict[str, Item]
@@ -127,22 +130,32 @@ def make(channel: Channel, change: Change, renew: Callable[[], None], deadline_s
     `renew` ends the connection, so that the next command makes a new one. Raises Refused; the host's own error if
     applying failed (it is then back at what was confirmed); Unreachable if it could not be reached afterwards.
     """
-    staged, applied = channel.ask(("stage", change.params()), ("apply", {"deadline_seconds": deadline_seconds}))
-    until = time.monotonic() + deadline_seconds - _MARGIN_SECONDS
-    if isinstance(staged, BpfleetError):
-        raise staged
-    if staged.get("refused"):
-        raise Refused(staged["refused"])
-    if staged["unchanged"]:
-        return dict(staged)
-    if isinstance(applied, BpfleetError):
-        raise applied
-    renew()
-    confirmed = _confirm(channel, applied["transaction"], until)
-    return {**staged, **applied, **confirmed}
+    for again in range(_OVERTAKEN + 1):
+        staged, applied = channel.ask(("stage", change.params()), ("apply", {"deadline_seconds": deadline_seconds}))
+        until = time.monotonic() + deadline_seconds - _MARGIN_SECONDS
+        failed = next((answer for answer in (staged, applied) if isinstance(answer, BpfleetError)), None)
+        if isinstance(staged, dict):
+            if staged.get("refused"):
+                raise Refused(staged["refused"])
+            if staged["unchanged"]:
+                return dict(staged)
+        if failed is None:
+            renew()
+            confirmed = _confirm(channel, applied["transaction"], renew, until)
+            return {**staged, **applied, **confirmed}
+        if not is_busy(failed) or again == _OVERTAKEN:
+            raise failed
+        # Another controller was first. Not in step with it.
+        time.sleep(_OVERTAKEN_SECONDS * (again + 1) * random.uniform(0.5, 1.5))
+    raise AssertionError("the loop returns or raises at its last round")
 
 
-def _confirm(channel: Channel, transaction: str, until: float) -> dict[str, Any]:
+def is_busy(error: BpfleetError) -> bool:
+    """Whether another transaction on the host is why, so that it may go well when staged again."""
+    return error.details.get("retry") == "stage"
+
+
+def _confirm(channel: Channel, transaction: str, renew: Callable[[], None], until: float) -> dict[str, Any]:
     """Confirm, trying again while the host cannot be reached and the time lasts. Confirming twice is no error."""
     pause, failure = _PAUSE_SECONDS, ""
     for _attempt in range(CONFIRM_ATTEMPTS):
@@ -151,10 +164,15 @@ def _confirm(channel: Channel, transaction: str, until: float) -> dict[str, Any]
         except (AnsibleConnectionFailure, HostFailed) as error:
             failure = str(error)
         else:
-            if isinstance(confirmed, BpfleetError):
+            if isinstance(confirmed, BpfleetError) and confirmed.details.get("retry") == "connect":
+                # Another fork began to connect before the change, and its connection has become the shared one.
+                failure = str(confirmed)
+                renew()
+            elif isinstance(confirmed, BpfleetError):
                 _put_back(channel, transaction, confirmed)
                 raise confirmed
-            return dict(confirmed)
+            else:
+                return dict(confirmed)
         if time.monotonic() + pause >= until:
             break
         time.sleep(pause)
