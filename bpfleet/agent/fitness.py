@@ -1,7 +1,7 @@
 """Whether a host can run bpfleet at all, told before anything is changed, every lack at once.
 
 Measuring is apart from judging, so that any host can be judged as data. What only the attempt can show (libbpf's
-symbols, tcx links) is the loader's part: Kernel.check_fitness.
+symbols) is the loader's part: Kernel.check_fitness.
 """
 
 from __future__ import annotations

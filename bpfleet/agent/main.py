@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from bpfleet.loader.kernel import Kernel
 
 PINS = "/sys/fs/bpf/bpfleet"
+NO_TCX = Path("/etc/bpfleet/no-tcx")
+"""An operator's switch: while there is such a file, programs are attached as clsact filters, tcx or not."""
 
 
 def place() -> Tuple[Path, Optional[str]]:
@@ -37,7 +39,7 @@ def real_kernel(root: Path) -> Kernel:
     require(measure())
     from bpfleet.loader.real import RealKernel
 
-    return RealKernel(place()[0], PINS, root / LOGS)
+    return RealKernel(place()[0], PINS, root / LOGS, use_tcx=not NO_TCX.exists())
 
 
 def command(root: Path) -> List[str]:

@@ -1,4 +1,4 @@
-"""Programs at device hooks: asked of the hook itself, kept by pinned links, replaced in place.
+"""Programs at hooks, by links: asked of the hook itself, kept by pinned links, replaced in place.
 
 The truth is what the kernel says sits at the hook; the pin only keeps the link alive. So a link of ours whose pin is
 lost, or is under a name that its device no longer has, is adopted, and a pin whose device is gone is replaced. Programs
@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Protocol, Tuple
 
-from bpfleet.errors import HostFailed, HostUnfit
+from bpfleet.errors import HostFailed
 from bpfleet.loader import syscall
 from bpfleet.loader.objects import PROGRAM_PREFIX
 from bpfleet.loader.pins import Pins, open_pin, unpin
 
 Hook = Tuple[str, str]  # (device, "ingress" | "egress")
-
-NOT_TCX = "the kernel has no tcx links (they came with 6.6)"
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Tcx:
         pinned = [link for link in self._pins.list_links() if link[1] in self.hooks]
         ours: Dict[int, bool] = {}
         for device, hook in sorted({*hooks, *pinned}):
-            index = _index(device)
+            index = device_index(device)
             occupants = self._ours(index, hook, ours) if index is not None else []
             link = self._pinned(device, hook) if (device, hook) in pinned else None
             renamed = self._holder(link, hook, ours) if link is not None and link.ifindex != index else None
@@ -105,7 +103,7 @@ class Tcx:
 
     def attach(self, device: str, hook: str, program_fd: int) -> None:
         """Update our link at the hook, or make one, and pin it. Raises HostFailed, HostUnfit."""
-        index = _index(device)
+        index = device_index(device)
         if index is None:
             raise HostFailed(
                 f"device {device} is not there", remedy=f"Create {device}, or remove what is declared for it."
@@ -142,22 +140,19 @@ class Tcx:
                 self._evict(one, index, hook)
 
     def detach(self, device: str, hook: str) -> None:
-        """Unpin our link, and take what is left of ours off the hook."""
+        """Take ours off the hook, and unpin our link. In this order: a link that only loses its name ends later."""
+        index = device_index(device)
+        if index is not None:
+            for one in self._ours(index, hook, {}):
+                self._evict(one, index, hook)
+                self._unpin_others(one.link_id, None)
         if unpin(self._pins.link(device, hook)):
             self._wrote()
-        index = _index(device)
-        if index is None:
-            return
-        for one in self._ours(index, hook, {}):
-            self._unpin_others(one.link_id, None)
-            self._evict(one, index, hook)
 
     def _create(self, program_fd: int, index: int, hook: str, device: str) -> int:
         try:
             link = syscall.tcx_attach(program_fd, index, syscall.ATTACH_TYPES[hook])
         except OSError as error:
-            if error.errno == errno.EINVAL and not supported():
-                raise HostUnfit(NOT_TCX, remedy="Use kernel 6.6 or later.") from error
             raise HostFailed(
                 f"cannot attach to {device} {hook}: {error.strerror}",
                 remedy="See what else is attached there: bpftool net show.",
@@ -195,7 +190,7 @@ class Tcx:
         found = []
         for program_id, link_id in there:
             if program_id not in known:
-                known[program_id] = _program_name(program_id).startswith(PROGRAM_PREFIX)
+                known[program_id] = program_name(program_id).startswith(PROGRAM_PREFIX)
             if known[program_id]:
                 found.append(Occupant(program_id, link_id))
         return found
@@ -211,7 +206,7 @@ class Tcx:
 
     def _holder(self, link: syscall.LinkInfo, hook: str, known: Dict[int, bool]) -> Optional[str]:
         """Name of the device here at whose hook the link is; the index alone may be another namespace's."""
-        name = _name(link.ifindex)
+        name = device_name(link.ifindex)
         here = name is not None and any(one.link_id == link.id for one in self._ours(link.ifindex, hook, known))
         return name if here else None
 
@@ -232,7 +227,8 @@ def supported() -> bool:
     return True
 
 
-def _program_name(program_id: int) -> str:
+def program_name(program_id: int) -> str:
+    """Name of a program, by its id; empty if it is gone."""
     try:
         fd = syscall.program_by_id(program_id)
     except OSError as error:
@@ -245,14 +241,16 @@ def _program_name(program_id: int) -> str:
         os.close(fd)
 
 
-def _index(device: str) -> Optional[int]:
+def device_index(device: str) -> Optional[int]:
+    """Index of a device, None if there is none."""
     try:
         return socket.if_nametoindex(device)
     except OSError:
         return None
 
 
-def _name(index: int) -> Optional[str]:
+def device_name(index: int) -> Optional[str]:
+    """Name of a device, None if there is none."""
     try:
         return socket.if_indextoname(index)
     except (OSError, OverflowError):

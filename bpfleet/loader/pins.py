@@ -126,7 +126,7 @@ def require_bpffs() -> None:
     """Raise HostUnfit if the kernel has no bpffs."""
     if "\tbpf" not in Path("/proc/filesystems").read_text():
         raise HostUnfit(
-            "the kernel has no bpf file system", remedy="Use a kernel with CONFIG_BPF_SYSCALL, 6.6 or later."
+            "the kernel has no bpf file system", remedy="Use a kernel with CONFIG_BPF_SYSCALL, 6.1 or later."
         )
 
 

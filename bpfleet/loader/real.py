@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from bpfleet.errors import HostFailed, HostUnfit
 from bpfleet.loader import links, steps, syscall
+from bpfleet.loader.clsact import device_hooks
 from bpfleet.loader.devices import Devices, is_ours, read_devices
 from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.maps import Maps
@@ -36,13 +37,17 @@ class RealKernel:
         objects: Union[str, os.PathLike[str]],
         pins: str = DEFAULT,
         state: Union[str, os.PathLike[str]] = "/var/lib/bpfleet/logs",
+        *,
+        use_tcx: bool = True,
     ) -> None:
-        """`objects`: directory of *.bpf.o.  `pins`: directory in a bpffs.  `state`: where verifier logs are kept."""
+        """`objects`: directory of *.bpf.o.  `pins`: directory in a bpffs.  `state`: where verifier logs are kept.
+        `use_tcx`: attach by tcx links where the kernel has them, by clsact filters otherwise."""
         self.writes = 0
         self._pins = Pins(pins)
         self._objects = Objects(Path(objects), self._pins, Path(state))
         self._maps = Maps(self._pins, self._wrote)
-        self._hooks: links.Mechanism = links.ByHook([links.Tcx(self._pins, self._wrote)])
+        self._hooks: links.Mechanism = links.ByHook([device_hooks(self._pins, self._wrote, use_tcx=use_tcx)])
+        self._use_tcx = use_tcx
         self._devices = Devices(self._wrote)
         self._routes = Routes(self._wrote)
         self._unused: List[Program] = []
@@ -53,21 +58,19 @@ class RealKernel:
     # -- fitness and facts -------------------------------------------------------------------------------------------
 
     def check_fitness(self) -> None:
-        """As Kernel.check_fitness: root, kernel, BTF, bpffs, libbpf, tcx, in this order."""
+        """As Kernel.check_fitness: root, kernel, BTF, bpffs, libbpf, in this order."""
         if os.geteuid() != 0:
             raise HostUnfit("not run as root", remedy="Connect as root.")
         release = os.uname().release
         found = re.match(r"(\d+)\.(\d+)", release)
         if found is None or (int(found[1]), int(found[2])) < MINIMUM_KERNEL:
-            raise HostUnfit(f"the kernel is {release}", remedy="Use kernel 6.6 or later.")
+            raise HostUnfit(f"the kernel is {release}", remedy="Use kernel 6.1 or later.")
         if not Path("/sys/kernel/btf/vmlinux").exists():
             raise HostUnfit(
                 "the kernel has no BTF (/sys/kernel/btf/vmlinux)", remedy="Use a kernel with CONFIG_DEBUG_INFO_BTF."
             )
         require_bpffs()
         self._objects.libbpf()
-        if not links.supported():
-            raise HostUnfit(f"{links.NOT_TCX}; this one is {release}", remedy="Use kernel 6.6 or later.")
 
     def facts(self, node: str) -> Facts:
         """As Kernel.facts. Addresses are those of global and host scope, link-local ones left out."""
@@ -81,7 +84,7 @@ class RealKernel:
             node,
             {link.name: (link.mtu, tuple(sorted(addresses.get(index, ())))) for index, link in sorted(names.items())},
             _namespaces(),
-            links.supported(),
+            self._use_tcx and links.supported(),
         )
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -142,7 +145,7 @@ class RealKernel:
         self, want: NodeState, there: Mapping[str, Link], names: Mapping[int, str]
     ) -> Dict[Tuple[str, str], str]:
         hooks = set(want.attachments)
-        hooks.update((name, hook) for name in there if is_ours(name) for hook in syscall.ATTACH_TYPES)
+        hooks.update((name, hook) for name in there if is_ours(name) for hook in ("ingress", "egress"))
         return self._hooks.read(sorted(hooks), lambda number: names.get(number, f"program {number}"))
 
     def _read_maps(self, want: NodeState) -> Tuple[Dict[str, Table], Dict[str, Dict[int, Table]]]:

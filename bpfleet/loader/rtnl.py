@@ -21,10 +21,10 @@ from bpfleet.errors import HostFailed
 NAMESPACES = Path("/run/netns")
 
 _CLONE_NEWNET = 0x40000000
-_NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
+NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _GETLINK, _GETADDR, _GETROUTE, _GETNEIGH = 18, 22, 26, 30
-_HEADER = struct.Struct("=IHHII")
+HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
@@ -168,7 +168,7 @@ class Reader:
         found = []
         for body in self._dump(_GETNEIGH, _NEIGHBOUR.pack(0, 0, 0, 0, 0)):
             family, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
-            values = _attributes(body, _NEIGHBOUR.size)
+            values = attributes(body, _NEIGHBOUR.size)
             if state & _NUD_PERMANENT and family in (socket.AF_INET, socket.AF_INET6) and 1 in values:
                 found.append(Neighbour(index, socket.inet_ntop(family, values[1]), values.get(2, b"").hex(":")))
         return found
@@ -178,7 +178,7 @@ class Reader:
         found = []
         for body in self._dump(_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
             family, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(body)
-            values = _attributes(body, _ROUTE.size)
+            values = attributes(body, _ROUTE.size)
             if 15 in values:
                 table = int.from_bytes(values[15], "little")
             if kind == 1 and table == MAIN_TABLE and family in (socket.AF_INET, socket.AF_INET6):
@@ -196,31 +196,32 @@ class Reader:
 
     def _ask(self, kind: int, body: bytes, *, dump: bool = True) -> Iterator[bytes]:
         self._sequence += 1
-        flags = _NLM_F_REQUEST | (_NLM_F_DUMP if dump else 0)
-        header = _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0)
+        flags = NLM_F_REQUEST | (_NLM_F_DUMP if dump else 0)
+        header = HEADER.pack(HEADER.size + len(body), kind, flags, self._sequence, 0)
         self._socket.send(header + body)
         while True:
             data = self._socket.recv(1 << 18)
             at = 0
             while at < len(data):
-                length, answer, flags, sequence, _ = _HEADER.unpack_from(data, at)
+                length, answer, flags, sequence, _ = HEADER.unpack_from(data, at)
                 if sequence == self._sequence:  # not what is left of a dump that was given up
                     if flags & 0x10:  # NLM_F_DUMP_INTR
                         raise InterruptedError
                     if answer == _NLMSG_DONE:
                         return
-                    if answer == _NLMSG_ERROR:
-                        code = -struct.unpack_from("=i", data, at + _HEADER.size)[0]
+                    if answer == NLMSG_ERROR:
+                        code = -struct.unpack_from("=i", data, at + HEADER.size)[0]
                         if code in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                             return  # a host without IPv6
                         raise OSError(code, os.strerror(code), "rtnetlink")
-                    yield data[at + _HEADER.size : at + length]
+                    yield data[at + HEADER.size : at + length]
                     if not dump:
                         return
                 at += (length + 3) & ~3
 
 
-def _attributes(data: bytes, at: int) -> Dict[int, bytes]:
+def attributes(data: bytes, at: int) -> Dict[int, bytes]:
+    """The attributes of a message from an offset on, by number."""
     found = {}
     while at + 4 <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)
@@ -233,8 +234,8 @@ def _attributes(data: bytes, at: int) -> Dict[int, bytes]:
 
 def _link(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    values = _attributes(body, _LINK.size)
-    info = _attributes(values.get(18, b""), 0)
+    values = attributes(body, _LINK.size)
+    info = attributes(values.get(18, b""), 0)
     return Link(
         index=index,
         name=values.get(3, b"").rstrip(b"\0").decode(),
@@ -244,13 +245,13 @@ def _link(body: bytes) -> Link:
         noarp=bool(flags & _IFF_NOARP),
         kind=info.get(1, b"").rstrip(b"\0").decode(),
         peer=int.from_bytes(values.get(5, b""), "little"),
-        data=_attributes(info.get(2, b""), 0),
+        data=attributes(info.get(2, b""), 0),
     )
 
 
 def _address(body: bytes) -> Address:
     family, prefix, _, scope, index = _ADDRESS.unpack_from(body)
-    values = _attributes(body, _ADDRESS.size)
+    values = attributes(body, _ADDRESS.size)
     return Address(index, socket.inet_ntop(family, values.get(2) or values[1]), prefix, scope)
 
 

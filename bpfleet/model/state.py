@@ -146,7 +146,8 @@ class Facts:
     """What the compiler must know of the node itself. Measured by the agent, data here.
 
     devices: name -> (MTU in bytes, addresses) of the host's own devices (not those bpfleet makes).
-    namespaces: names under /run/netns.    tcx: whether the kernel has tcx links (6.6 and later).
+    namespaces: names under /run/netns.    tcx: whether programs are attached by tcx links
+    (kernel 6.6 and later) rather than by clsact filters.
     """
 
     node: str

@@ -27,28 +27,32 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.root)])
+KERNELS = ["fake", *(pytest.param(name, marks=pytest.mark.root) for name in ("tcx", "clsact"))]
+"""The kernel in memory, and the real one in either way of attaching programs."""
+
+
+@pytest.fixture(params=KERNELS)
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     """A fresh host."""
     if request.param == "fake":
         made: Rig = FakeRig()
     else:
-        made = real(request.getfixturevalue("objects"), tmp_path)
+        made = real(request.getfixturevalue("objects"), tmp_path, request.param)
     yield made
     made.close()
 
 
 @pytest.fixture
 def real_rig(objects: Path, tmp_path: Path) -> Iterator[RealRig]:
-    """A fresh host with this machine's kernel, for what memory cannot show."""
-    made = real(objects, tmp_path)
+    """A fresh host with this machine's kernel and tcx, for what memory cannot show."""
+    made = real(objects, tmp_path, "tcx")
     yield made
     made.close()
 
 
-def real(objects: Path, scratch: Path) -> RealRig:
+def real(objects: Path, scratch: Path, mechanism: str) -> RealRig:
     """The real kernel, or a skip that proves what is missing."""
     why = missing()
     if why:
         pytest.skip(f"the real kernel cannot be tested here: {why}")
-    return RealRig(objects, scratch)
+    return RealRig(objects, scratch, use_tcx=mechanism == "tcx")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence, Set, Tuple
 
 from bpfleet.errors import HostFailed
-from bpfleet.loader import syscall
+from bpfleet.loader import syscall, tc
 from bpfleet.loader.btf import ObjectFile
 from bpfleet.loader.fake import FakeKernel
 from bpfleet.loader.kernel import Kernel
@@ -97,7 +97,7 @@ class FakeRig:
         assert self.fake.unjudged == []
 
 
-class _Inside:
+class Inside:
     """A kernel whose every call is made inside a sandbox."""
 
     def __init__(self, kernel: RealKernel, sandbox: Sandbox) -> None:
@@ -120,12 +120,13 @@ class _Inside:
 class RealRig:
     """This machine's kernel, in namespaces of its own."""
 
-    def __init__(self, objects: Path, scratch: Path) -> None:
+    def __init__(self, objects: Path, scratch: Path, *, use_tcx: bool = True) -> None:
         self.objects = scratch / "objects"
         shutil.copytree(objects, self.objects)
         self.sandbox = Sandbox()
-        self.real = RealKernel(self.objects, state=scratch / "logs")
-        self.kernel: Kernel = _Inside(self.real, self.sandbox)
+        self.use_tcx = use_tcx
+        self.real = RealKernel(self.objects, state=scratch / "logs", use_tcx=use_tcx)
+        self.kernel: Kernel = Inside(self.real, self.sandbox)
         for words in (
             f"ip link add {UNDERLAY} type veth peer name {UNDERLAY}p",
             f"ip address add 192.0.2.1/24 dev {UNDERLAY}",
@@ -141,6 +142,9 @@ class RealRig:
 
     def link_id(self, device: str, hook: str) -> int:
         def ask() -> int:
+            if not self.use_tcx:
+                (ours,) = filters(device, hook)
+                return ours.handle
             fd = syscall.get(f"/sys/fs/bpf/bpfleet/links/{device}-{hook}")
             try:
                 return syscall.link_info(fd).id
@@ -172,9 +176,11 @@ class RealRig:
 
     def _attach_foreign(self) -> None:
         index = _index(UNDERLAY)
-        program = _foreign_program(self.objects.parent)
+        program = foreign_program(self.objects.parent)
         try:
             self._foreign_fds.append(syscall.tcx_attach(program, index, syscall.TCX_INGRESS))
+            with tc.TrafficControl() as control:
+                control.do(tc.new_clsact(index), tc.put_program(index, "ingress", 7, 0, program, "somebody_else"))
         finally:
             os.close(program)
 
@@ -183,6 +189,8 @@ class RealRig:
         ours = [self.sandbox.run(_link_id, fd) for fd in self._foreign_fds]
         return (
             [link for link in attached if link in ours],
+            self.sandbox.command("tc", "qdisc", "show", "dev", UNDERLAY),
+            [one for one in self.sandbox.run(all_filters, UNDERLAY, "ingress") if one.name == "somebody_else"],
             self.sandbox.command("ip", "route", "show", "dev", "other0"),
             self.sandbox.command("ip", "-4", "-o", "addr", "show", "dev", "other0"),
             self.sandbox.command("ip", "-4", "-o", "addr", "show", "dev", UNDERLAY),
@@ -210,8 +218,9 @@ class RealRig:
     def _ours_at(self, device: str, hook: str) -> List[Tuple[str, int]]:
         foreign = [_link_id(fd) for fd in self._foreign_fds]
         index = _index(device)
-        there = syscall.tcx_query(index, syscall.ATTACH_TYPES[hook]) if index else []
-        return [(f"{device} {hook}", link) for _, link in there if link not in foreign]
+        there = [(f"{device} {hook}", one.handle) for one in filters(device, hook)]
+        linked = syscall.tcx_query(index, syscall.ATTACH_TYPES[hook])
+        return there + [(f"{device} {hook}", link) for _, link in linked if link not in foreign]
 
     def reject(self, object_name: str) -> None:
         """Turn the program's first instruction into one that reads a register nobody has set."""
@@ -237,6 +246,17 @@ def corrupted(path: Path) -> bytes:
     return bytes(data)
 
 
+def all_filters(device: str, hook: str) -> List[tc.Filter]:
+    """The filters at a hook, in their order."""
+    with tc.TrafficControl() as control:
+        return control.filters(_index(device), hook)
+
+
+def filters(device: str, hook: str) -> List[tc.Filter]:
+    """Those of ours."""
+    return [one for one in all_filters(device, hook) if one.name.startswith("bpfl_")]
+
+
 def _index(device: str) -> int:
     return socket.if_nametoindex(device)
 
@@ -245,7 +265,7 @@ def _link_id(fd: int) -> int:
     return syscall.link_info(fd).id
 
 
-def _foreign_program(scratch: Path) -> int:
+def foreign_program(scratch: Path) -> int:
     """Descriptor of somebody else's program, which passes everything."""
     source = scratch / "other.bpf.c"
     source.write_text(

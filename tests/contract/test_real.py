@@ -17,7 +17,6 @@ from bpfleet.errors import HostFailed, HostUnfit, InvalidInput, ObjectRejected
 from bpfleet.loader import libbpf, links, syscall
 from bpfleet.loader.apply import apply
 from bpfleet.loader.libbpf import Libbpf
-from bpfleet.loader.links import Tcx
 from bpfleet.loader.maps import Maps
 from bpfleet.loader.objects import Objects
 from bpfleet.loader.pins import Pins
@@ -36,7 +35,7 @@ PIN = Path(f"/sys/fs/bpf/bpfleet/links/{HOOK[0]}-{HOOK[1]}")
 
 
 def ours(device: str, hook: str = "ingress") -> list[tuple[int, int]]:
-    return syscall.tcx_query(links._index(device) or 0, syscall.ATTACH_TYPES[hook])
+    return syscall.tcx_query(links.device_index(device) or 0, syscall.ATTACH_TYPES[hook])
 
 
 # -- libbpf ------------------------------------------------------------------------------------------------------------
@@ -192,7 +191,7 @@ def test_a_second_program_of_ours_is_taken_away(real_rig: RealRig) -> None:
 
     def attach_twice() -> int:
         fd = syscall.get(str(Objects(real_rig.objects, Pins(), Path()).pin(TWO.programs["to_endpoint"])))
-        return syscall.tcx_attach(fd, links._index(HOOK[0]) or 0, syscall.TCX_INGRESS)
+        return syscall.tcx_attach(fd, links.device_index(HOOK[0]) or 0, syscall.TCX_INGRESS)
 
     second = real_rig.sandbox.run(attach_twice)
     assert len(real_rig.sandbox.run(ours, HOOK[0])) == 2
@@ -235,7 +234,7 @@ def test_a_renamed_device_is_let_go(real_rig: RealRig) -> None:
 def test_a_device_that_went_to_another_namespace(real_rig: RealRig) -> None:
     """Its index may by chance be that of a device here."""
     bring(real_rig.kernel, ONE)
-    index = real_rig.sandbox.run(links._index, UNDERLAY)
+    index = real_rig.sandbox.run(links.device_index, UNDERLAY)
     real_rig.sandbox.command("ip", "link", "set", UNDERLAY, "netns", "w2")
     real_rig.sandbox.command(
         *("ip", "link", "add", "name", "twin0", "index", str(index), "type", "veth", "peer", "name", "twin1")
@@ -243,22 +242,6 @@ def test_a_device_that_went_to_another_namespace(real_rig: RealRig) -> None:
     real_rig.sandbox.run(apply, real_rig.real, plan(EMPTY, real_rig.kernel.read(EMPTY)))
     assert real_rig.kernel.read(EMPTY) == EMPTY
     assert real_rig.sandbox.run(Pins().list_links) == []
-
-
-def test_without_tcx_the_error_names_it(real_rig: RealRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel before 6.6 answers EINVAL to both; nothing here can answer so, hence another attach type."""
-    monkeypatch.setitem(syscall.ATTACH_TYPES, "ingress", 250)
-    monkeypatch.setattr(syscall, "TCX_INGRESS", 250)
-    with pytest.raises(HostUnfit, match=r"no tcx links"):
-        real_rig.kernel.check_fitness()
-    real_rig.kernel.prepare(ONE.programs)
-
-    def attach() -> None:
-        program = syscall.get(str(Objects(real_rig.objects, Pins(), Path()).pin(ONE.programs["from_underlay"])))
-        Tcx(Pins(), lambda: None).attach(UNDERLAY, "ingress", program)
-
-    with pytest.raises(HostUnfit, match="no tcx links"):
-        real_rig.sandbox.run(attach)
 
 
 # -- maps --------------------------------------------------------------------------------------------------------------
@@ -279,7 +262,7 @@ def test_a_stray_value_is_a_difference(real_rig: RealRig) -> None:
 
 def test_a_row_of_a_lost_device_shows_its_number_and_goes(real_rig: RealRig) -> None:
     bring(real_rig.kernel, TWO)
-    index = real_rig.sandbox.run(links._index, veth(2).name)
+    index = real_rig.sandbox.run(links.device_index, veth(2).name)
     real_rig.lose_device(veth(2).name)
     assert (index,) in real_rig.kernel.read(ONE).tables["endpoints"].rows
     bring(real_rig.kernel, ONE)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from bpfleet.model.document import Document
+from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.outcome import Changes, Committed, Unchanged
 from tests.e2e.traffic import matrix, packets
-from tests.e2e.traffic.ground import FAMILIES, OPEN_PORTS, OWNER, Ground, eventually, succeeded
+from tests.e2e.traffic.ground import FAMILIES, NO_TCX, OPEN_PORTS, OWNER, Ground, eventually, succeeded
 from tests.fleet import document, identity, policy
 
 pytest_plugins = ["tests.e2e.traffic.fixtures"]
@@ -235,6 +236,46 @@ def test_programs_are_replaced_without_losing_a_packet(ground: Ground) -> None:
             assert isinstance(outcome, Committed) and outcome.steps["Attach"] >= 9, outcome
     assert streams.end() == {}
     assert ground.at("web-1").reaches(ground.flow("tcp", "db-2", 7001), 3.0)
+
+
+def filters(ground: Ground) -> int:
+    """How many clsact filters hold programs of ours, on all hosts."""
+    script = "for d in $(ls /sys/class/net); do for h in ingress egress; do tc filter show dev $d $h; done; done"
+    return sum(host.run(["sh", "-c", script]).stdout.count("name bpfl_") for host in ground.hosts.values())
+
+
+def test_the_way_programs_are_attached_changes_under_traffic(ground: Ground) -> None:
+    """From tcx links to clsact filters and back, or the other way round, when the operator turns the switch.
+
+    Nothing passes unjudged meanwhile. A packet may be lost: the kernel stops a device's queues for a moment whenever a
+    clsact qdisc comes or goes. So what is allowed is TCP here.
+    """
+    documents = [*ground.base(), db_policy(BOTH)]
+    ground.declare(*documents)
+    hooks = len(ground.hosts) * (3 + 2 * 3)
+    assert filters(ground) == (hooks if NO_TCX else 0)
+    before = ground.all_drops()
+    streams = Streams(ground, [route for route in ROUTES if route[2] == "tcp"])
+    denied = {"free-1": "db-1", "free-2": "db-3", "free-3": "db-2"}
+    for source, to in denied.items():
+        ground.at(source).do(
+            "number", stream=to, protocol="udp", address=ground.address(to, 4), port=7001, interval=0.002
+        )
+    for use_tcx in (NO_TCX, not NO_TCX):
+        ground.switch_tcx(use_tcx)
+        with Fleet() as another:  # agents that are there already keep their way
+            drifted = {name: another.call(target, "status")["drift"] for name, target in ground.targets.items()}
+            assert all(len(one) == hooks / len(ground.hosts) for one in drifted.values()), drifted
+            changes = Changes([ground.item(one) for one in documents], [], OWNER, True)
+            succeeded(another.transact(ground.targets, changes))
+            assert [another.call(target, "status")["drift"] for target in ground.targets.values()] == [[], [], []]
+        assert filters(ground) == (0 if use_tcx else hooks)
+    assert streams.end() == {}
+    for source, to in denied.items():
+        assert ground.at(source).do("enough", stream=to) > 50
+        assert ground.at(to).do("numbers", stream=to)["count"] == 0
+    for host, after in ground.all_drops().items():
+        assert set(after - before[host]) <= {"denied_by_default", "multicast"}  # a new veth says hello
 
 
 def test_applying_the_same_again_writes_nothing(ground: Ground) -> None:

@@ -23,6 +23,7 @@ ASKED = (
     "ip -6 route show table all",
     "ip rule",
     "ip -6 rule",
+    "tc qdisc",
 )
 
 libc = ctypes.CDLL(None, use_errno=True)

@@ -15,11 +15,13 @@ from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.outcome import Changes, Committed, Unchanged
 from bpfleet.transport.target import Target
 from tests.fleet import document, identity, policy
-from tests.vm.conftest import changes, snapshot, target
+from tests.vm.conftest import Machines, changes, snapshot, target
 from tools.vm.machine import Machine
+from tools.vm.recipe import RECIPES
 
 OWNER = "test:vm"
-NODE = "trixie"
+TCX_SINCE = (6, 6)
+NODE = "n1"
 TRAFFIC = Path(__file__).with_name("traffic.py")
 WEB = {"v4": "10.99.1.1", "v6": "fd99:0:0:1::1"}
 DB = {"v4": "10.99.1.2", "v6": "fd99:0:0:1::2"}
@@ -81,13 +83,14 @@ def answered(machine: Machine, flows: list[dict[str, Any]]) -> list[bool]:
     return answers
 
 
-@pytest.fixture
-def host(trixie: Machine) -> Iterator[Machine]:
-    """The machine with two bare workload namespaces."""
-    trixie.run("ip netns add w1 && ip netns add w2")
-    yield trixie
-    trixie.run("ip netns delete w1; ip netns delete w2")
-    stop_forwarding(trixie)
+@pytest.fixture(params=sorted(RECIPES))
+def host(request: pytest.FixtureRequest, machines: Machines) -> Iterator[Machine]:
+    """A machine with two bare workload namespaces."""
+    machine = machines[request.param]
+    machine.run("ip netns add w1 && ip netns add w2")
+    yield machine
+    machine.run("ip netns delete w1; ip netns delete w2")
+    stop_forwarding(machine)
 
 
 def stop_forwarding(machine: Machine) -> None:
@@ -107,6 +110,17 @@ def reached(host: Machine, fleet: Fleet) -> Iterator[Target]:
         fleet.remove_agent(one)
 
 
+def kernel_of(machine: Machine) -> tuple[int, int]:
+    major, minor = machine.run("uname -r").split(".")[:2]
+    return int(major), int(minor)
+
+
+def filters(machine: Machine) -> str:
+    """Name of the clsact filter of ours at the underlay's ingress; none where programs are attached by tcx links."""
+    words = machine.run("tc filter show dev eth0 ingress").split()
+    return next((word for word in words if word.startswith("bpfl_")), "")
+
+
 def transact(fleet: Fleet, target: Target, changes: Changes) -> Committed | Unchanged:
     outcome = fleet.transact({NODE: target}, changes)[NODE]
     assert isinstance(outcome, (Committed, Unchanged)), outcome
@@ -119,7 +133,6 @@ def test_a_node_lives_and_leaves_nothing(host: Machine, reached: Target, fleet: 
     hello = fleet.install(reached)
     assert (hello["node"], hello["generation"]) == (None, 0)
     assert hello["kernel"] == host.run("uname -r").strip()
-    assert hello["python"].startswith("3.13.")
 
     committed = transact(fleet, reached, puts(documents(host)))
     assert isinstance(committed, Committed) and committed.generation == 1
@@ -128,6 +141,7 @@ def test_a_node_lives_and_leaves_nothing(host: Machine, reached: Target, fleet: 
     assert (hello["node"], hello["cluster"], hello["generation"]) == (NODE, "fleet", 1)
     assert hello["documents_digest"] == committed.documents_digest
     assert fleet.call(reached, "status")["drift"] == []
+    assert filters(host) == ("" if kernel_of(host) >= TCX_SINCE else "bpfl_from_under+clsact")
 
     allowed = [flow("w1", "w2", DB[family], "tcp", 5432, True) for family in DB]
     allowed += [flow("w2", "w1", WEB[family], protocol, 80, True) for family in WEB for protocol in ("tcp", "udp")]

@@ -6,6 +6,7 @@ w1 is a `web`, w2 a `db`, w3 a `free` one, on every host. Endpoints are called <
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +30,9 @@ LABELS = {"web": {"app": "web", "tier": "front"}, "db": {"app": "db", "tier": "b
 OPEN_PORTS = (7001, 7002, 7003)
 FAMILIES = (4, 6)
 PROMPT_SECONDS = 5.0
+NO_TCX = bool(os.environ.get("BPFLEET_TEST_NO_TCX"))
+"""Whether the hosts' operator wants clsact filters; tools/test.sh runs the traffic tests in either way."""
+SWITCH = "/etc/bpfleet/no-tcx"
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class Ground:
 
     def start(self) -> None:
         """Install the agent everywhere and start the stations."""
+        if NO_TCX:
+            self.switch_tcx(False)
         self.fleet.each(self.targets.values(), self.fleet.install)
         places = ["world", *self.hosts]
         self.stations = {place: Station(self.lab, place) for place in places}
@@ -106,6 +112,12 @@ class Ground:
         ]
         for one in asked:
             one.get()
+
+    def switch_tcx(self, on: bool) -> None:
+        """Turn the operator's switch on every host."""
+        script = f"rm {SWITCH}" if on else f"mkdir -p $(dirname {SWITCH}) && touch {SWITCH}"
+        for host in self.hosts.values():
+            host.run(["sh", "-c", script])
 
     def close(self) -> None:
         for station in self.stations.values():
