@@ -37,7 +37,10 @@ SYNOPSES: Dict[str, Any] = {
         "The host's agent is installed, or replaced by the one that this collection carries, where needed.",
     ],
     "check_mode": ["Says what would change, without changing it; also where no agent is installed yet."],
-    "diff_mode": ["Shows the documents before and after, and the steps in the kernel."],
+    "diff_mode": [
+        "Shows the documents before and after, the agent's version and digest where it changes, and the steps in the "
+        "kernel."
+    ],
     "platform": ["Hosts that run the agent."],
 }
 
@@ -101,7 +104,7 @@ OTHERS: Dict[str, Dict[str, Any]] = {
             "Workloads there lose their network.",
         ],
         "check_mode": "full",
-        "diff_mode": "none",
+        "diff_mode": "partial",
         "returns": "agent",
         "options": {
             "state": {
@@ -169,12 +172,20 @@ def _value(description: str, kind: str, returned: str = "success", **more: Any) 
     return {"description": [description], "returned": returned, "type": kind, **more}
 
 
+_AGENT = {"version": "0.2.0", "digest": "3b1f…", "before": {"version": "0.1.0", "digest": "77c0…"}}
+
 RETURNS: Dict[str, Dict[str, Any]] = {
     "change": {
         "put": _value("Keys of the documents that are new or differ.", "list", elements="str", sample=["policy/web"]),
         "deleted": _value("Keys of the deleted documents.", "list", elements="str", sample=["policy/old"]),
         "node": _value("Which node the host is.", "str", sample="h1"),
         "agent_installed": _value("Whether the agent was (in check mode: would be) installed or replaced.", "bool"),
+        "agent": _value(
+            "The agent that was (in check mode: would be) installed, and the one before it; null if there was none.",
+            "dict",
+            "when RV(agent_installed) is true",
+            sample=_AGENT,
+        ),
         "left_behind": _value(
             "Members of the cluster that are not in this run, or failed earlier in it: they keep what they have.",
             "list",
@@ -202,7 +213,12 @@ RETURNS: Dict[str, Dict[str, Any]] = {
         "error": _value("What was wrong, where, and what to do, for programs.", "dict", "failure"),
     },
     "agent": {
-        "agent": _value("The agent that this collection carries.", "dict", sample={"digest": "3b1f…"}),
+        "agent": _value(
+            "The agent that this collection carries, and the one that was there; null if there was none.",
+            "dict",
+            "with O(state=present)",
+            sample=_AGENT,
+        ),
         "node": _value("Which node the host is; null before it holds documents.", "str", sample="h1"),
         "writes": _value("System calls and file writes that clearing the host took.", "int", "when it was cleared"),
         "error": _value("What was wrong, where, and what to do, for programs.", "dict", "failure"),

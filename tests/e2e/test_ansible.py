@@ -48,7 +48,8 @@ def test_a_check_of_fresh_hosts_shows_all_and_writes_nothing(controller: Control
     for result in played.of("documents").values():
         assert result.changed and result.result["agent_installed"]
         assert len(result.result["put"]) == 20
-        parts = [part for part in result.result["diff"] if "after" in part]
+        agent, *parts = [part for part in result.result["diff"] if "after" in part]
+        assert (agent["before_header"], agent["before"]) == ("agent", "") and "digest: " in agent["after"]
         assert [part["before"] for part in parts] == [""] * 20
         assert "".join(part["after"] for part in parts).count("\n  number: ") == 6, "numbers are known"
     assert [left_on(controller, name) for name in HOSTS] == [[]] * 3

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.bpfleet.fleet.plugins.plugin_utils.action import AgentAction
-from ansible_collections.bpfleet.fleet.plugins.plugin_utils.channel import NotInstalled
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.action import AgentAction, AgentChange
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.transaction import must_be, read
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.errors import BpfleetError, NotOwner
 
@@ -24,19 +23,19 @@ class ActionModule(AgentAction):
         if arguments["state"] == "absent":
             return self._remove(self.node(arguments), bool(arguments["force"]))
         channel = self.channel()
-        result: dict[str, Any] = {"agent": {"digest": channel.artefact.digest}}
-        try:
-            (hello,) = channel.ask(("hello", {}))
-        except NotInstalled:
+        held = read(channel, ("cluster",))
+        agent = AgentChange.of(held.hello)
+        result: dict[str, Any] = {
+            "changed": not held.agent,
+            "node": held.hello.get("node"),
+            "agent": agent.to_json(),
+        }
+        if not held.agent:
+            if self._task.diff:
+                result["diff"] = [agent.diff()]
             if not self._task.check_mode:
                 channel.install()
-                (hello,) = channel.ask(("hello", {}))
-            else:
-                hello = {}
-            result["changed"] = True
-        if isinstance(hello, BpfleetError):
-            raise hello
-        return {"changed": False, "node": hello.get("node"), **result}
+        return result
 
     def _remove(self, node: str, force: bool) -> dict[str, Any]:
         channel = self.channel()

@@ -45,9 +45,10 @@ attributes:
     description:
       - Says what would change, without changing it; also where no agent is installed yet.
   diff_mode:
-    support: none
+    support: partial
     description:
-      - Shows the documents before and after, and the steps in the kernel.
+      - Shows the documents before and after, the agent's version and digest where it changes, and the
+        steps in the kernel.
   platform:
     platforms: Linux
     support: full
@@ -72,11 +73,15 @@ RETURN = r"""
 ---
 agent:
   description:
-    - The agent that this collection carries.
-  returned: success
+    - The agent that this collection carries, and the one that was there; null if there was none.
+  returned: with O(state=present)
   type: dict
   sample:
+    version: 0.2.0
     digest: 3b1f…
+    before:
+      version: 0.1.0
+      digest: 77c0…
 node:
   description:
     - Which node the host is; null before it holds documents.

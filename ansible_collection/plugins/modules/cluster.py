@@ -86,7 +86,8 @@ attributes:
   diff_mode:
     support: full
     description:
-      - Shows the documents before and after, and the steps in the kernel.
+      - Shows the documents before and after, the agent's version and digest where it changes, and the
+        steps in the kernel.
   platform:
     platforms: Linux
     support: full
@@ -135,6 +136,18 @@ agent_installed:
     - 'Whether the agent was (in check mode: would be) installed or replaced.'
   returned: success
   type: bool
+agent:
+  description:
+    - 'The agent that was (in check mode: would be) installed, and the one before it; null if there was
+      none.'
+  returned: when RV(agent_installed) is true
+  type: dict
+  sample:
+    version: 0.2.0
+    digest: 3b1f…
+    before:
+      version: 0.1.0
+      digest: 77c0…
 left_behind:
   description:
     - 'Members of the cluster that are not in this run, or failed earlier in it: they keep what they have.'

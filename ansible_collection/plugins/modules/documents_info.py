@@ -41,7 +41,8 @@ attributes:
   diff_mode:
     support: none
     description:
-      - Shows the documents before and after, and the steps in the kernel.
+      - Shows the documents before and after, the agent's version and digest where it changes, and the
+        steps in the kernel.
   platform:
     platforms: Linux
     support: full

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,40 @@ from ansible.plugins.action import ActionBase
 from ansible.plugins.connection import ConnectionBase
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.argument_specs import ARGUMENT_SPECS
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.channel import Artefact, Channel, Executed
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet import __version__
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.errors import (
     BpfleetError,
     InvalidInput,
     Unreachable,
 )
+
+
+@dataclass(frozen=True)
+class AgentChange:
+    """The agent that this collection carries, and the one before it (None: there was none)."""
+
+    version: str
+    digest: str
+    before: dict[str, Any] | None
+
+    @staticmethod
+    def of(hello: Mapping[str, Any]) -> AgentChange:
+        """hello: what the one before it said; empty if there was none."""
+        before = {"version": hello["version"], "digest": hello["artefact"]} if hello else None
+        return AgentChange(__version__, Artefact.carried().digest, before)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": self.version, "digest": self.digest, "before": self.before}
+
+    def diff(self) -> dict[str, str]:
+        """A part of a task's diff."""
+        text = "version: {version}\ndigest: {digest}\n"
+        return {
+            "before_header": "agent",
+            "after_header": "agent",
+            "before": text.format(**self.before) if self.before else "",
+            "after": text.format(version=self.version, digest=self.digest),
+        }
 
 
 class AgentAction(ActionBase):
@@ -78,10 +108,11 @@ class AgentAction(ActionBase):
         self._connection.reset()
 
     def require_renewable(self) -> None:
-        """Refuse to change anything over a connection that cannot be renewed: the change could never be confirmed."""
-        if type(self._connection).reset is ConnectionBase.reset:
+        """Refuse to change anything over a connection that cannot be renewed: a confirmation over it proves nothing."""
+        # The reset of local does nothing: there is no connection.
+        if self._connection.transport == "local" or type(self._connection).reset is ConnectionBase.reset:
             raise InvalidInput(
                 f"connection {self._connection.transport} cannot be renewed, so a change could not be confirmed",
                 field="ansible_connection",
-                remedy="Use ansible_connection ssh (or local on the controller itself).",
+                remedy="Use ansible_connection ssh, also for the controller itself.",
             )

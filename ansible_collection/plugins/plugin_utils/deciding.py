@@ -43,10 +43,14 @@ class There:
 
 @dataclass
 class Made:
-    """What was done on another member for the task that it has itself: for that task's result."""
+    """What was done on another member for the task that it has itself: for that task's result.
+
+    before: the items as they were. replaced: what the agent said that is replaced now, empty if there was none; None if
+    it is the same.
+    """
 
     before: dict[str, Item | None] = field(default_factory=dict)
-    installed: bool = False
+    replaced: dict[str, Any] | None = None
 
 
 class Decision:
@@ -115,8 +119,8 @@ class Decision:
                 return False  # not yet a node: nobody has put anything there
             raise NotPlaying(node, [key_of(item) for item in new])
         made = self.made.setdefault(node, Made())
-        if not held.agent:
-            made.installed |= there.channel.install()
+        if not held.agent and there.channel.install():
+            made.replaced = dict(held.hello)
         change = Change(node, self._change.owner, new, [], self._change.wait_seconds)
         try:
             make(there.channel, change, there.renew, self._deadline)

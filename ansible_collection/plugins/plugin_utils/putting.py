@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 
 import yaml
-from ansible_collections.bpfleet.fleet.plugins.plugin_utils.action import AgentAction
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.action import AgentAction, AgentChange
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.channel import Channel
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.deciding import Decision
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.declared import PLACEHOLDER, Declared
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.numbers import InUse, Table, in_use
-from ansible_collections.bpfleet.fleet.plugins.plugin_utils.peers import reach, survey
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.peers import host_of, reach, survey
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.reachability import inventory_ssh
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.transaction import (
     Change,
     Held,
@@ -62,6 +63,8 @@ class PuttingAction(AgentAction):
     _ours: Sequence[Declared] = ()
     """The identities whose numbers are allocated here."""
     _asked: list[Held] | None = None
+    _replaced: Mapping[str, Any] | None = None
+    """What the agent said that another host's task replaced here; empty if there was none."""
 
     def wanted(self, arguments: Mapping[str, Any]) -> Wanted:
         """What the task wants."""
@@ -119,9 +122,11 @@ class PuttingAction(AgentAction):
                 made = self._made_by_others(wanted, held, node)
                 if made is None:
                     return self._result(held, change, answer, installed)
+                self._replaced = made["replaced"]
                 before = replace(held, store=_overlaid(held.store, made["before"]))
                 change = replace(change, puts=self._new(wanted, before))
-                return self._result(before, change, {**answer, "unchanged": False}, installed or made["installed"])
+                installed = installed or self._replaced is not None
+                return self._result(before, change, {**answer, "unchanged": False}, installed)
         raise _no_number()
 
     def _commit(
@@ -163,9 +168,9 @@ class PuttingAction(AgentAction):
             raise
         finally:
             for name, made in decision.made.items():
-                entry = state.setdefault("made", {}).setdefault(name, {"before": {}, "installed": False})
+                entry = state.setdefault("made", {}).setdefault(name, {"before": {}, "replaced": None})
                 entry["before"] = {**made.before, **entry["before"]}
-                entry["installed"] |= made.installed
+                entry["replaced"] = made.replaced if entry["replaced"] is None else entry["replaced"]
         state["decided"] = True
         return decision.answer
 
@@ -256,7 +261,12 @@ class PuttingAction(AgentAction):
         """Beside each node's document, how the inventory reaches it: any member can tell another controller."""
         for one in wanted.put:
             if one.kind == "node":
-                known = _inventory_ssh(self.variables.get("hostvars") or {}, one.name, bool(self._task.become))
+                known = inventory_ssh(
+                    self.variables.get("hostvars") or {},
+                    host_of(self, one.name) or one.name,
+                    become=bool(self._task.become),
+                    user=self._task.remote_user,
+                )
                 address = {"host": str(one.spec["address"])}
                 one.metadata = {"ssh": {**address, **known, **one.metadata.get("ssh", {})}}
 
@@ -281,6 +291,11 @@ class PuttingAction(AgentAction):
             result["warnings"] = list(answer["warnings"])
         if self._task.diff:
             result["diff"] = _diff(held, change, answer)
+        if result["agent_installed"]:
+            agent = AgentChange.of(held.hello if self._replaced is None else self._replaced)
+            result["agent"] = agent.to_json()
+            if self._task.diff:
+                result["diff"].insert(0, agent.diff())
         return result
 
 
@@ -328,27 +343,6 @@ def _cluster_id(wanted: Wanted, store: Store) -> int:
     return int(item["document"]["spec"]["id"])
 
 
-def _inventory_ssh(hostvars: Mapping[str, Any], name: str, become: bool) -> dict[str, Any]:
-    """How Ansible reaches a host, as a node's `ssh`; empty if the inventory does not have it. become: the task's."""
-    if name not in hostvars:
-        return {}
-    given = hostvars[name]
-    found = {
-        "host": given.get("ansible_host") or given.get("ansible_ssh_host"),
-        "port": given.get("ansible_port") or given.get("ansible_ssh_port"),
-        "user": given.get("ansible_user") or given.get("ansible_ssh_user"),
-        "private_key_file": given.get("ansible_ssh_private_key_file") or given.get("ansible_private_key_file"),
-        "host_key": given.get("bpfleet_host_key"),
-    }
-    ssh: dict[str, Any] = {key: str(value) for key, value in found.items() if value}
-    if "port" in ssh:
-        ssh["port"] = int(ssh["port"])
-    ssh = {"port": 22, "user": "root", **ssh}
-    if ssh["user"] != "root" and (become or given.get("ansible_become")):
-        ssh["sudo"] = True
-    return ssh
-
-
 def _no_number() -> InvalidInput:
     return InvalidInput(
         f"no free identity number was found in {NUMBERS_TRIED} attempts", remedy="Run the playbook again."
@@ -369,7 +363,7 @@ def _diff(held: Held, change: Change, answer: Mapping[str, Any]) -> list[dict[st
             }
         )
     if answer.get("agent") == "absent":
-        parts.append({"prepared": "the agent would be installed; what it then does in the kernel shows only with it\n"})
+        parts.append({"prepared": "what the new agent then does in the kernel shows only with it\n"})
     if answer.get("describe"):
         parts.append({"prepared": "steps:\n" + "".join(f"  {line}\n" for line in answer["describe"])})
     return parts
