@@ -7,13 +7,15 @@
  *     straight to it;
  *   - another node's address is reached through the tunnel, with this endpoint's identity as VNI. That includes that
  *     node's underlay address (remote-node), as its answers come back through the tunnel too;
- *   - everything else, this host and the world, is the stack's.
+ *   - everything else, this host and the world, is the stack's; where a policy selects this node, the host's ingress
+ *     policy judges what is for the host.
  *
  * Fails closed: what is not understood is dropped.
  */
 #include <bpfleet/admit.h>
 #include <bpfleet/forward.h>
 #include <bpfleet/gateway.h>
+#include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
 
 /* Traffic with the gateway that is no connection. Neighbour discovery counts only towards the link, where the stack
@@ -74,6 +76,17 @@ static __always_inline int admit_at_receiver(struct __sk_buff *skb, struct packe
 	return admit(skb, packet, found, side);
 }
 
+/* The host's own judgement, where the packet is for it. */
+static __always_inline int admit_at_host(struct __sk_buff *skb, struct packet *packet, struct found *found,
+					 struct side *side, const struct node *this_node)
+{
+	host_begin(packet, found, side, this_node, DIRECTION_INGRESS);
+	side->peer.identity = packet->source_identity;
+	side->peer.route = ROUTE_LOCAL;
+	next_hop_local(&side->peer.next_hop, skb->ifindex);
+	return host_admit(skb, packet, found, side);
+}
+
 SEC("tc")
 int bpfl_from_ep(struct __sk_buff *skb)
 {
@@ -122,8 +135,14 @@ int bpfl_from_ep(struct __sk_buff *skb)
 			return drop(skb, &packet, reason);
 	}
 
-	if (side.peer.route == ROUTE_STACK)
+	if (side.peer.route == ROUTE_STACK) {
+		if (host_policy && packet.destination_identity == IDENTITY_HOST) {
+			reason = admit_at_host(skb, &packet, &found, &side, this_node);
+			if (reason)
+				return drop(skb, &packet, reason);
+		}
 		return pass(skb, REASON_TO_STACK);
+	}
 	if (side.peer.route == ROUTE_TUNNEL) {
 		reason = hop_decrement(skb, &packet);
 		if (reason)

@@ -4,7 +4,7 @@
  *   - a packet is believed only if its outer source is a member, its inner source an address of that member, and its
  *     VNI that address's identity. Each failure has its own reason;
  *   - for an endpoint here, its ingress policy judges, and the packet goes straight to it;
- *   - for this node's own address it goes to the stack (the sender's egress policy has judged it);
+ *   - for this node's own address it goes to the stack, where a policy selects this node after its ingress judged;
  *   - anything else is dropped. Nothing is forwarded from node to node.
  *
  * An established packet needs no address look-up: its record names the member and identity that were checked, and
@@ -14,6 +14,7 @@
  */
 #include <bpfleet/admit.h>
 #include <bpfleet/forward.h>
+#include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
 
 struct outer {
@@ -110,6 +111,12 @@ int bpfl_from_tun(struct __sk_buff *skb)
 	if (destination.identity == IDENTITY_HOST) {
 		if (packet.protocol == IPPROTO_UDP && packet.flow.destination_port == bpf_htons(tunnel_port))
 			return drop(skb, &packet, REASON_OWN_TUNNEL);
+		if (host_policy) {
+			host_begin(&packet, &found, &side, this_node, DIRECTION_INGRESS);
+			reason = host_admit(skb, &packet, &found, &side);
+			if (reason)
+				return drop(skb, &packet, reason);
+		}
 		accept_any_mac(skb);
 		return pass(skb, REASON_TO_STACK);
 	}

@@ -3,21 +3,67 @@
  *
  *   - a tunnel packet whose outer source is no member's address is dropped;
  *   - a bare packet with the address of a workload as its source is dropped: workloads' packets travel in the tunnel;
- *   - all else passes, also what is not understood: the host's own traffic is not judged here, and its stack refuses
- *     what is broken. bpfl_from_tun and bpfl_to_ep check again what reaches a workload.
+ *   - where a policy selects this node, its ingress policy judges what is for the host itself (host.h), and IP for the
+ *     host that is not understood is dropped;
+ *   - all else passes: what is for others is checked again by bpfl_from_tun and bpfl_to_ep where it reaches a workload.
  */
-#include <bpfleet/identity.h>
-#include <bpfleet/outcome.h>
+#include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
+
+/* The stack takes a priority tag (VLAN 0) for none: neither must it be a way around policy. Two are the most that real
+ * equipment sends. Returns 0 or the reason to drop. */
+static __always_inline int priority_tags_remove(struct __sk_buff *skb)
+{
+	for (int i = 0; i < 2 && skb->vlan_present && !(skb->vlan_tci & 0x0fff); i++)
+		if (bpf_skb_vlan_pop(skb))
+			return REASON_REWRITE;
+	return skb->vlan_present && !(skb->vlan_tci & 0x0fff) ? REASON_UNSUPPORTED : 0;
+}
+
+/* The host's ingress policy, on a packet that may be for the host. Returns 0 or the reason to drop. */
+static __always_inline int host_receives(struct __sk_buff *skb, struct packet *packet)
+{
+	const struct node *this_node = node_find();
+	struct found found = {};
+	struct side side = {};
+
+	if (!this_node || host_is_link_traffic(packet, DIRECTION_INGRESS))
+		return 0;
+	host_begin(packet, &found, &side, this_node, DIRECTION_INGRESS);
+	if (host_is_established(packet, &found, &side))
+		return 0;
+	if (!is_for_host(skb, packet))
+		return 0;
+	packet->destination_identity = IDENTITY_HOST;
+	underlay_place(&packet->flow.source, &side.peer);
+	if (host_is_tunnel(packet, side.peer.identity))
+		return 0;
+	if (packet->kind == PACKET_RELATED)
+		underlay_place(&packet->source, &side.peer);
+	packet->source_identity = side.peer.identity;
+	if (packet->source_identity == IDENTITY_HOST)
+		return REASON_SPOOFED_SOURCE;
+	return host_admit(skb, packet, &found, &side);
+}
 
 SEC("tc")
 int bpfl_from_under(struct __sk_buff *skb)
 {
 	struct packet packet = { .hook = HOOK_FROM_UNDERLAY, .direction = DIRECTION_INGRESS };
 	struct address_record *source;
+	int reason;
 
-	if (packet_parse(skb, &packet))
+	if (host_policy) {
+		reason = priority_tags_remove(skb);
+		if (reason)
+			return drop(skb, &packet, reason);
+	}
+	reason = packet_parse(skb, &packet);
+	if (reason) {
+		if (host_policy && reason != REASON_UNSUPPORTED && is_for_host(skb, &packet))
+			return drop(skb, &packet, reason);
 		return pass(skb, REASON_UNDERLAY);
+	}
 	source = address_find(&packet.source);
 	packet.source_identity = source ? source->identity : IDENTITY_WORLD;
 	if (packet.protocol == IPPROTO_UDP && packet.kind != PACKET_FRAGMENT &&
@@ -26,6 +72,10 @@ int bpfl_from_under(struct __sk_buff *skb)
 			return drop(skb, &packet, REASON_UNDERLAY_TUNNEL);
 	} else if (packet.source_identity >= IDENTITY_LOWEST || packet.source_identity == IDENTITY_WAITING) {
 		return drop(skb, &packet, REASON_UNDERLAY_WORKLOAD);
+	} else if (host_policy) {
+		reason = host_receives(skb, &packet);
+		if (reason)
+			return drop(skb, &packet, reason);
 	}
 	return pass(skb, REASON_UNDERLAY);
 }

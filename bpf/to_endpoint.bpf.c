@@ -5,6 +5,7 @@
  *   - the peer is the host for what this host itself sends (no device it came in by), whatever its source address;
  *     for forwarded packets the source decides, and it must have come in where that address lives: a host or workload
  *     address that came from elsewhere is dropped as spoofed;
+ *   - where a policy selects this node, the host's egress policy judges what the host itself sends;
  *   - ingress policy judges. What other hooks redirected here (delivery without bpf_redirect_peer) has a record.
  *
  * Fails closed: what is not understood is dropped.
@@ -12,6 +13,7 @@
 #include <bpfleet/admit.h>
 #include <bpfleet/endpoint.h>
 #include <bpfleet/gateway.h>
+#include <bpfleet/host.h>
 #include <bpfleet/node.h>
 #include <bpfleet/vocabulary.h>
 
@@ -73,6 +75,16 @@ int bpfl_to_ep(struct __sk_buff *skb)
 		return drop(skb, &packet, reason);
 	if (!skb->ingress_ifindex && (packet_is_neighbour(&packet) || packet_is_dhcp(&packet, false)))
 		return pass(skb, REASON_NEIGHBOUR);
+
+	if (host_policy && !skb->ingress_ifindex) {
+		packet.source_identity = IDENTITY_HOST;
+		side.peer.identity = endpoint->identity;
+		side.peer.route = ROUTE_LOCAL;
+		next_hop_local(&side.peer.next_hop, skb->ifindex);
+		reason = host_sends(skb, &packet, &found, &side, this_node);
+		if (reason)
+			return drop(skb, &packet, reason);
+	}
 
 	side.policy_revision = *(const volatile __u32 *)&endpoint->policy_revision;
 	side.addresses_revision = *(const volatile __u32 *)&this_node->addresses_revision;

@@ -3,11 +3,12 @@
  *
  * Those packets get the VNI of remote-node and go to the node their destination is on. What an endpoint sends has its
  * tunnel key already and passes. A packet whose source is not this host's is dropped: the stack must not forward
- * somebody else's traffic under the node's name.
+ * somebody else's traffic under the node's name. Where a policy selects this node, the host's egress policy judges.
  *
  * Fails closed: what is not understood is dropped.
  */
 #include <bpfleet/forward.h>
+#include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
 
 SEC("tc")
@@ -17,6 +18,8 @@ int bpfl_to_tun(struct __sk_buff *skb)
 	struct address_record *source;
 	struct bpf_tunnel_key key;
 	struct place destination;
+	struct found found = {};
+	struct side side = {};
 	int reason;
 
 	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) ||
@@ -35,6 +38,16 @@ int bpfl_to_tun(struct __sk_buff *skb)
 	packet.destination_identity = destination.identity;
 	if (destination.route != ROUTE_TUNNEL)
 		return drop(skb, &packet, REASON_UNKNOWN_DESTINATION);
+	if (host_policy) {
+		const struct node *this_node = node_find();
+
+		if (!this_node)
+			return drop(skb, &packet, REASON_NO_TUNNEL_DEVICE);
+		side.peer = destination;
+		reason = host_sends(skb, &packet, &found, &side, this_node);
+		if (reason)
+			return drop(skb, &packet, reason);
+	}
 	reason = tunnel_address(skb, IDENTITY_REMOTE_NODE, &destination.next_hop);
 	if (reason)
 		return drop(skb, &packet, reason);

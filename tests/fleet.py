@@ -18,13 +18,14 @@ def cluster(members: Sequence[str], **routing: Any) -> Document:
     return document("cluster", "fleet", id=1, routing=routing, members=list(members))
 
 
-def node(index: int) -> Document:
+def node(index: int, **changed: Any) -> Document:
     return document(
         "node",
         f"h{index}",
         address=f"192.168.77.{index}",
         devices=[{"name": "eth0"}],
         workload_cidrs=[f"10.77.{index}.0/24", f"fd77:0:0:{index}::/64"],
+        **changed,
     )
 
 
@@ -46,6 +47,10 @@ def endpoint(name: str, on: int, host: int, of: Optional[str] = None, netns: Opt
 
 def policy(name: str, selector: Mapping[str, str], **directions: List[Dict[str, Any]]) -> Document:
     return document("policy", name, selector=dict(selector), **directions)
+
+
+def node_policy(name: str, selector: Mapping[str, str], **directions: List[Dict[str, Any]]) -> Document:
+    return document("policy", name, node_selector=dict(selector), **directions)
 
 
 def facts(index: int, workloads: int = 8) -> Facts:

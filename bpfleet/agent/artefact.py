@@ -27,7 +27,7 @@ from bpfleet.errors import HostFailed
 CHECKOUT = Path(bpfleet.__file__).parent.parent
 OBJECTS = CHECKOUT / "build" / "bpf"
 BUILT = CHECKOUT / "build" / "agent.pyz"
-OBJECT_NAMES = ("from_endpoint", "from_tunnel", "from_underlay", "to_endpoint", "to_tunnel")
+OBJECT_NAMES = ("from_endpoint", "from_tunnel", "from_underlay", "to_endpoint", "to_tunnel", "to_underlay")
 HOST_PACKAGES = ("model", "compile", "loader", "agent", "observe")
 CONTROLLER_ONLY = (
     "bpfleet/loader/fake.py",

@@ -81,6 +81,7 @@ class Agent:
         self.journal_file = JournalFile(self.files)
         self.lock = NodeLock(root / "lock")
         self.session_started = session.session_started(local=local)
+        self._local = local
         self._make_kernel = kernel
         self._kernel: Optional[Kernel] = None
         self._store: Optional[Store] = None
@@ -172,6 +173,7 @@ class Agent:
 
     def _stage(self, params: StageParams, node: str, owner: str, journal: Journal) -> StageResult:
         from bpfleet.agent import store
+        from bpfleet.compile.host import session_refusal
         from bpfleet.compile.validate import validate
         from bpfleet.loader.plan import plan
 
@@ -189,6 +191,9 @@ class Agent:
         if refused:
             return {"refused": refused}
         compiled = self.compiled(contents, node)
+        cut = session_refusal(contents.documents, compiled, node, session.ssh_port(local=self._local))
+        if cut is not None:
+            return {"refused": store.refusals([cut], {cut.resource or ""})}
         want = compiled.state
         state_digest = want.digest
         steps = plan(want, self.kernel.read(want))

@@ -1,4 +1,6 @@
-"""When did this connection begin? What a confirmation needs to be worth something.
+"""The connection that carries this process: when it began, where it came in.
+
+When is what a confirmation needs to be worth something.
 
 A confirmation proves that the node is still reachable after a change only if it comes over a connection that was made
 after it. Over SSH, sshd keeps one process (or two) for each connection; it is an ancestor of the agent and is as old
@@ -54,6 +56,34 @@ def session_started(*, local: bool, proc: Path = Path("/proc"), pid: Optional[in
             return process.started
         process = read_process(process.parent, proc)
     return own.started
+
+
+class Port(NamedTuple):
+    """Where an SSH connection came in: the client's address, and the TCP port of this host."""
+
+    client: str
+    port: int
+
+
+def ssh_port(*, local: bool, proc: Path = Path("/proc"), pid: Optional[int] = None) -> Optional[Port]:
+    """Where the SSH connection that carries this process came in, or None if there is none.
+
+    sshd tells its children in SSH_CONNECTION; sudo takes that away from its own, but an ancestor still has it.
+    """
+    number = os.getpid() if pid is None else pid
+    while not local and number > 1:
+        try:
+            environment = (proc / str(number) / "environ").read_bytes().split(b"\0")
+        except OSError:
+            return None
+        for entry in environment:
+            name, _, value = entry.partition(b"=")
+            words = value.decode(errors="replace").split()
+            if name == b"SSH_CONNECTION" and len(words) == 4 and words[3].isdigit():
+                return Port(words[0], int(words[3]))
+        process = read_process(number, proc)
+        number = 0 if process is None else process.parent
+    return None
 
 
 def boot_seconds() -> float:

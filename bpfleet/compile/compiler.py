@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from typing import Dict, List, Sequence, Tuple
 
-from bpfleet.compile import policy, topology
+from bpfleet.compile import host, policy, topology
 from bpfleet.compile.memo import Memo
-from bpfleet.compile.policy import Resolved, Subject
+from bpfleet.compile.policy import Nodes, Resolved, Subject
 from bpfleet.compile.selector import LabelIndex
 from bpfleet.compile.topology import Topology
 from bpfleet.model.document import Document, DocumentSet
-from bpfleet.model.identity import RESERVED_NAMES
+from bpfleet.model.identity import HOST, RESERVED_NAMES
 from bpfleet.model.state import TUNNEL_DEVICE, Compiled, Facts, NodeState, Program, Row, Table, Waiting
 
 OBJECTS = ("from_endpoint", "to_endpoint", "from_tunnel", "to_tunnel", "from_underlay")
 """One object for each hook: bpf/<name>.bpf.c."""
+HOST_OBJECTS = ("to_underlay",)
+"""Those that only a node needs which a policy selects."""
 
 ENDPOINTS_KEY = ("ifindex",)
 ENDPOINTS_VALUE = ("identity", "policy_revision", "flags", "workload_mac", "device_mac")
 PEER_DELIVERY = 1
 
 NODE_KEY = ("index",)
-NODE_VALUE = ("addresses_revision", "tunnel_ifindex")
+NODE_VALUE = ("addresses_revision", "tunnel_ifindex", "policy_revision")
 
 
 class Compiler:
@@ -53,18 +55,21 @@ class Compiler:
     def _policies(self, documents: DocumentSet, cluster: Document, own: Document, place: Topology) -> Compiled:
         identities = documents.fingerprint("identity")
         index = self._memo.get("index", identities, lambda: _index(documents))
+        members = documents.fingerprint("cluster", "node")
+        nodes = self._memo.get("nodes", (members, own.name), lambda: Nodes.of(documents, own.name))
         resolved: List[Resolved] = []
         for name, document in sorted(documents.of_kind("policy").items()):
             resolved.append(
                 self._memo.get(
                     ("policy", name),
-                    (document.hash, identities),
-                    lambda document=document: policy.resolve(document, index),  # type: ignore[misc]
+                    (document.hash, identities, nodes if "node_selector" in document.spec else None),
+                    lambda document=document: policy.resolve(document, index, nodes),  # type: ignore[misc]
                 )
             )
-        by_subject: Dict[int, List[Resolved]] = {number: [] for number in place.subjects}
+        judged = place.subjects | {HOST}
+        by_subject: Dict[int, List[Resolved]] = {number: [] for number in judged}
         for item in resolved:
-            for number in item.subjects & place.subjects:
+            for number in item.subjects & judged:
                 by_subject[number].append(item)
         ids, names = policy.number_rules(resolved, by_subject)
         subjects: Dict[int, Subject] = {}
@@ -80,6 +85,7 @@ class Compiler:
             (place, tuple(sorted(subjects.items(), key=lambda item: item[0]))),
             lambda: _state(cluster, own, place, subjects),
         )
+        warnings = [warning for item in resolved for warning in item.warnings]
         return Compiled(
             state=state,
             rules=names,
@@ -88,7 +94,7 @@ class Compiler:
                 **{document.spec["number"]: name for name, document in documents.of_kind("identity").items()},
             },
             waiting=place.waiting,
-            warnings=tuple(warning for item in resolved for warning in item.warnings),
+            warnings=(*warnings, *host.failsafe_warnings(own.name, cluster, subjects[HOST].table, names)),
         )
 
 
@@ -117,12 +123,15 @@ def _all_waiting(
 
 def _state(cluster: Document, own: Document, place: Topology, subjects: Dict[int, Subject]) -> NodeState:
     endpoint_rows: Dict[Row, Row] = {}
+    selected = subjects[HOST] is not policy.OPEN
     attachments: Dict[Tuple[str, str], str] = {
         (TUNNEL_DEVICE, "ingress"): "from_tunnel",
         (TUNNEL_DEVICE, "egress"): "to_tunnel",
     }
     for device in own.spec["devices"]:
         attachments[(device["name"], "ingress")] = "from_underlay"
+        if selected:
+            attachments[(device["name"], "egress")] = "to_underlay"
     for endpoint in place.local:
         subject = subjects.get(endpoint.number, policy.OPEN)
         endpoint_rows[(endpoint.device,)] = (
@@ -135,15 +144,21 @@ def _state(cluster: Document, own: Document, place: Topology, subjects: Dict[int
         attachments[(endpoint.device, "ingress")] = "from_endpoint"
         attachments[(endpoint.device, "egress")] = "to_endpoint"
     # All objects hold the same constants (bpf/include/bpfleet/base.h).
-    constants = {"tunnel_port": cluster.spec["routing"]["port"], "node_address": own.spec["address"]}
-    programs = {name: Program(name, constants) for name in OBJECTS}
+    constants = {
+        "tunnel_port": cluster.spec["routing"]["port"],
+        "node_address": own.spec["address"],
+        "host_policy": int(selected),
+    }
+    programs = {name: Program(name, constants) for name in (*OBJECTS, *(HOST_OBJECTS if selected else ()))}
+    revisions = (place.addresses_revision, TUNNEL_DEVICE, subjects[HOST].revision)
     return NodeState(
         programs=programs,
         attachments=attachments,
         tables={
             "addresses": place.addresses,
             "endpoints": Table(ENDPOINTS_KEY, ENDPOINTS_VALUE, endpoint_rows),
-            "node": Table(NODE_KEY, NODE_VALUE, {(0,): (place.addresses_revision, TUNNEL_DEVICE)}),
+            "failsafe": host.failsafe_table(cluster),
+            "node": Table(NODE_KEY, NODE_VALUE, {(0,): revisions}),
         },
         nested={
             "policies": {

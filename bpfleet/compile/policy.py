@@ -13,7 +13,7 @@ from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set,
 from bpfleet.compile.rules import Content, assign_ids, hash32
 from bpfleet.compile.selector import LabelIndex
 from bpfleet.model import identity
-from bpfleet.model.document import Document, canonical_json
+from bpfleet.model.document import Document, DocumentSet, canonical_json
 from bpfleet.model.resources import PORT_PROTOCOLS, PROTOCOL_NUMBERS
 from bpfleet.model.state import Row, RuleName, Table
 
@@ -49,8 +49,26 @@ class Rule:
 
 
 @dataclass(frozen=True, eq=False)
+class Nodes:
+    """The cluster's nodes by their labels, as numbers of no meaning; `own` is that of the node compiled for."""
+
+    index: LabelIndex
+    own: int
+
+    @staticmethod
+    def of(documents: DocumentSet, own: str) -> Nodes:
+        """The members that have documents."""
+        known = documents.of_kind("node")
+        members = {name for one in documents.of_kind("cluster").values() for name in one.spec["members"]}
+        names = sorted(members.intersection(known))
+        index = LabelIndex((number, known[name].spec.get("labels", {})) for number, name in enumerate(names))
+        return Nodes(index, names.index(own) if own in names else -1)
+
+
+@dataclass(frozen=True, eq=False)
 class Resolved:
-    """A policy against the identities there are: its subjects, its rules, the directions it closes, and warnings.
+    """A policy against the identities and nodes there are: its subjects (HOST for this node itself), its rules, the
+    directions it closes, and warnings.
 
     Equal only to itself, so that it can be a cheap key for what is built from it.
     """
@@ -78,13 +96,18 @@ OPEN = Subject(Table(POLICY_KEY, POLICY_VALUE), 1)
 """An identity that no policy selects: no map at all; both directions are open."""
 
 
-def resolve(document: Document, index: LabelIndex) -> Resolved:
+def resolve(document: Document, index: LabelIndex, nodes: Nodes) -> Resolved:
     """A policy's subjects and rules as numbers."""
     spec = document.spec
-    subjects = index.matching(spec["selector"])
+    field, known, noun = ("selector", index, "identity")
+    if "node_selector" in spec:
+        field, known, noun = ("node_selector", nodes.index, "node")
+    subjects = known.matching(spec[field])
     warnings: List[str] = []
     if not subjects:
-        warnings.append(_no_match(document, "selector", spec["selector"], index))
+        warnings.append(_no_match(document, field, spec[field], known, noun))
+    if known is nodes.index:
+        subjects = frozenset([identity.HOST] if nodes.own in subjects else [])
     rules: List[Rule] = []
     closes = tuple(direction for direction in DIRECTIONS if direction in spec)
     for direction in closes:
@@ -105,11 +128,13 @@ def resolve(document: Document, index: LabelIndex) -> Resolved:
     return Resolved(document.name, spec.get("description", ""), subjects, closes, tuple(rules), tuple(warnings))
 
 
-def _no_match(document: Document, field: str, selector: Mapping[str, str], index: LabelIndex) -> str:
+def _no_match(
+    document: Document, field: str, selector: Mapping[str, str], index: LabelIndex, noun: str = "identity"
+) -> str:
     wanted = ", ".join(f"{key}={value}" for key, value in sorted(selector.items())) or "{}"
     near = index.nearest(selector)
     hint = f"; the nearest label is {near}" if near else ""
-    return f"{document.key}, {field}: no identity has {wanted}{hint}"
+    return f"{document.key}, {field}: no {noun} has {wanted}{hint}"
 
 
 def _peers(
@@ -201,6 +226,26 @@ def _entries(
                     if known is None or candidate < known:
                         entries[key] = candidate
     return entries
+
+
+def judge(rows: Mapping[Row, Row], peer: int, direction: str, protocol: int, port: int) -> Tuple[str, int]:
+    """What a policy map says of a new connection, as the programs do: ("open" | "allow" | "deny" | "default deny",
+    rule id, 0 if open). Port 0 where the protocol has none."""
+    code = DIRECTION_NUMBERS[direction]
+    header = rows.get((HEADER_PEER, code, 0, 0))
+    if header is None:
+        return "open", 0
+    allowing: Optional[int] = None
+    for who in (peer, ANY):
+        for key in dict.fromkeys(((protocol, port), (protocol, ANY), (ANY, ANY))):
+            entry = rows.get((who, code, *key))
+            if entry is None:
+                continue
+            if entry[1] == DENY:
+                return "deny", entry[0]
+            if allowing is None:
+                allowing = entry[0]
+    return ("allow", allowing) if allowing is not None else (DEFAULT_DENY, header[0])
 
 
 def number_rules(

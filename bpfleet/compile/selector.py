@@ -1,4 +1,4 @@
-"""Finding identities by labels, by an index rather than by looking at each."""
+"""Finding identities, and nodes, by labels: by an index rather than by looking at each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Dict, FrozenSet, Iterable, Mapping, Optional, Set, Tuple
 
 
 class LabelIndex:
-    """Identity numbers by label. Built once for a set of identities; a query costs the size of its smallest part."""
+    """Numbers (of identities, or what stands for nodes) by label.
+
+    Built once for a set of them; a query costs the size of its smallest part.
+    """
 
     def __init__(self, identities: Iterable[Tuple[int, Mapping[str, str]]]) -> None:
         self._numbers: Dict[Tuple[str, str], Set[int]] = {}
@@ -19,7 +22,7 @@ class LabelIndex:
         self.everything: FrozenSet[int] = frozenset(everything)
 
     def matching(self, selector: Mapping[str, str]) -> FrozenSet[int]:
-        """Numbers of the identities that have every label of `selector`; all of them for an empty one."""
+        """The numbers that have every label of `selector`; all of them for an empty one."""
         if not selector:
             return self.everything
         groups = sorted((self._numbers.get(label, set()) for label in selector.items()), key=len)

@@ -135,6 +135,9 @@ def _spec(options: Options, resource: Resource | None, module: Dict[str, Any] | 
     if resource is not None:
         required = [field.name for field in declared_fields(resource) if field.required]
         entry["required_if"] = [("state", "present", required)]
+        if resource.exactly_one:
+            entry["required_if"].append(("state", "present", list(resource.exactly_one), True))
+            entry["mutually_exclusive"] = [list(resource.exactly_one)]
     for key in ("required_one_of", "mutually_exclusive"):
         if module is not None and key in module:
             entry[key] = module[key]

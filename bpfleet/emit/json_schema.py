@@ -35,7 +35,7 @@ def _document(resource: Resource) -> Dict[str, Any]:
         "properties": {
             "kind": {"const": resource.kind},
             "name": _type(NAME),
-            "spec": _object(resource.doc, resource.spec_fields),
+            "spec": _object(resource.doc, resource.spec_fields, resource.exactly_one),
         },
         "required": ["kind", "name", "spec"],
         "additionalProperties": False,

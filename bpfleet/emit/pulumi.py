@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import bpfleet
 from bpfleet.emit.shapes import SHAPES, Shape
@@ -50,7 +50,7 @@ def _resource(shape: Shape) -> Dict[str, Any]:
     owner = shape.resource.type_name
     required = [field.name for field in shape.fields if field.required or field.default is not None]
     return {
-        "description": shape.resource.doc,
+        "description": shape.resource.doc + _alternatives(shape.resource.exactly_one),
         "inputProperties": {camel(field.name): _property(owner, field) for field in shape.inputs},
         "requiredInputs": sorted(camel(field.name) for field in shape.inputs if field.required),
         "properties": {camel(field.name): _property(owner, field, output=True) for field in shape.fields},
@@ -101,7 +101,7 @@ def _types() -> Dict[str, Any]:
             owners[kind.name] = (kind.name, kind.fields)
             types[type_token(kind.name)] = {
                 "type": "object",
-                "description": kind.doc + _alternatives(kind),
+                "description": kind.doc + _alternatives(kind.exactly_one),
                 "properties": {camel(field.name): _property(kind.name, field) for field in kind.fields},
                 "required": sorted(camel(field.name) for field in kind.fields if field.required),
             }
@@ -120,7 +120,7 @@ def _enum_name(choice: str) -> str:
     return "".join(part.capitalize() for part in choice.split("-"))
 
 
-def _alternatives(kind: Object) -> str:
-    if not kind.exactly_one:
+def _alternatives(exactly_one: Sequence[str]) -> str:
+    if not exactly_one:
         return ""
-    return f" Exactly one of {', '.join(camel(name) for name in kind.exactly_one)} must be given."
+    return f" Exactly one of {', '.join(camel(name) for name in exactly_one)} must be given."

@@ -48,18 +48,20 @@ def _index() -> str:
 def _page(shape: Shape) -> str:
     lines = [_GENERATED, "", f"# {shape.resource.type_name}", "", shape.resource.doc, ""]
     lines += [f"Pulumi: `{shape.resource.token}`. Document kind: `{shape.kind}`.", ""]
-    lines += ["## Inputs", "", *_table(shape.inputs)]
+    lines += ["## Inputs", "", *_alternatives(shape.resource.exactly_one), *_table(shape.inputs)]
     lines += ["## Outputs", "", "Every input, and:", "", *_table(shape.outputs, inputs=False)]
     objects = walk_fields(shape.fields)
     if objects:
         lines += ["## Types", ""]
     for kind, _ in objects:
         lines += [f"### {kind.name}", "", kind.doc, ""]
-        if kind.exactly_one:
-            names = ", ".join(f"`{camel(name)}`" for name in kind.exactly_one)
-            lines += [f"Exactly one of {names} must be given.", ""]
-        lines += _table(kind.fields)
+        lines += [*_alternatives(kind.exactly_one), *_table(kind.fields)]
     return "\n".join(lines)
+
+
+def _alternatives(exactly_one: Sequence[str]) -> List[str]:
+    names = ", ".join(f"`{camel(name)}`" for name in exactly_one)
+    return [f"Exactly one of {names} must be given.", ""] if names else []
 
 
 def _table(fields: Sequence[Field], inputs: bool = True) -> List[str]:

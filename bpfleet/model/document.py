@@ -61,7 +61,7 @@ def parse_document(data: Mapping[str, Any]) -> Document:
     if problems:
         raise problems[0]
     kind = str(data["kind"])
-    spec, _ = check(_spec_fields(kind), data.get("spec") or {})
+    spec, _ = check(RESOURCES[kind].spec_fields, data.get("spec") or {})
     return Document(kind, str(data["name"]), spec)
 
 
@@ -81,15 +81,11 @@ def problems_of(data: Mapping[str, Any]) -> List[InvalidInput]:
         found.append(InvalidInput("must be a mapping", resource=resource, field="spec", remedy="Give the fields."))
         spec_problems: List[Problem] = []
     else:
-        _, spec_problems = check(_spec_fields(kind), spec)
+        _, spec_problems = check(RESOURCES[kind].spec_fields, spec, RESOURCES[kind].exactly_one)
     for problem in [*name_problems, *spec_problems]:
         error = UnknownField if problem.unknown_field else InvalidInput
         found.append(error(problem.what, resource=resource, field=problem.path, remedy=problem.remedy))
     return found
-
-
-def _spec_fields(kind: str) -> Tuple[Field, ...]:
-    return RESOURCES[kind].spec_fields
 
 
 class DocumentSet:

@@ -157,8 +157,9 @@ PEER = Object(
         Field(
             "entity",
             Text(choices=ENTITIES),
-            "host: the endpoint's own node. remote-node: any other node. cluster: every endpoint and node. world: "
-            "addresses that are neither endpoint nor node. all: everything. none: nothing.",
+            "host: the endpoint's own node (what a node says to itself is never judged). remote-node: any other node. "
+            "cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. "
+            "none: nothing.",
         ),
     ),
     exactly_one=("labels", "entity"),
@@ -173,6 +174,22 @@ RULE = Object(
         Field("ports", ListOf(PORT), "Destination ports. Not given: every protocol and port."),
     ),
 )
+
+FAILSAFE_PORT = Object(
+    "FailsafePort",
+    "A port of the nodes themselves that no policy can close.",
+    (
+        Field("protocol", Text(choices=("tcp", "udp")), "Protocol.", default="tcp"),
+        Field("port", Integer(1, 65535), "Port.", required=True),
+        Field(
+            "direction",
+            Text(choices=("ingress", "egress")),
+            "ingress: the node's own port, which everybody reaches. egress: a port elsewhere, which the node reaches.",
+            default="ingress",
+        ),
+    ),
+)
+DEFAULT_FAILSAFE_PORTS = ({"protocol": "tcp", "port": 22, "direction": "ingress"},)
 
 ATTACH = Object(
     "Attach",
@@ -207,6 +224,8 @@ class Resource:
     type_name: str
     doc: str
     fields: Tuple[Field, ...]
+    exactly_one: Tuple[str, ...] = ()
+    """Names of fields of which one and only one must be given."""
 
     @property
     def token(self) -> str:
@@ -244,6 +263,12 @@ CLUSTER = Resource(
             required=True,
             handles=NODE_HANDLE,
         ),
+        Field(
+            "failsafe_ports",
+            ListOf(FAILSAFE_PORT, set_like=True),
+            "Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody "
+            "out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.",
+        ),
         Field("handle", CLUSTER_HANDLE, "What the cluster's resources refer to.", metadata=True, computed=True),
     ),
 )
@@ -266,6 +291,7 @@ NODE = Resource(
             "Networks of its endpoints' addresses. No two nodes' may overlap.",
             required=True,
         ),
+        Field("labels", LABELS, "Its labels, by which policies select it."),
         Field("ssh", SSH, "How the controller reaches it.", default={}, metadata=True),
         Field(
             "on_delete_unreachable",
@@ -316,8 +342,8 @@ ENDPOINT = Resource(
 POLICY = Resource(
     "policy",
     "Policy",
-    "What the selected endpoints may receive and send. A direction without rules here stays as it is; with rules, "
-    "or an empty list of them, it is closed to all that no policy allows.",
+    "What the selected endpoints, or the selected nodes' own processes, may receive and send. A direction without "
+    "rules here stays as it is; with rules, or an empty list of them, it is closed to all that no policy allows.",
     (
         _CLUSTER,
         Field("description", Text(), "What it is for; shown beside its rules."),
@@ -325,11 +351,18 @@ POLICY = Resource(
             "selector",
             LABELS,
             "Endpoints whose identity has all these labels; {} selects every endpoint.",
-            required=True,
+        ),
+        Field(
+            "node_selector",
+            LABELS,
+            "Nodes that have all these labels; {} selects every node. What their own processes receive and send is "
+            "judged; their failsafe ports, and what a node needs to have neighbours, addresses and a tunnel, always "
+            "pass.",
         ),
         Field("ingress", ListOf(RULE), "Rules for what arrives. An empty list allows nothing."),
         Field("egress", ListOf(RULE), "Rules for what is sent. An empty list allows nothing."),
     ),
+    exactly_one=("selector", "node_selector"),
 )
 
 RESOURCES: Dict[str, Resource] = {resource.kind: resource for resource in (CLUSTER, NODE, IDENTITY, ENDPOINT, POLICY)}

@@ -125,9 +125,15 @@ class Problem:
     unknown_field: bool = False
 
 
-def check(fields: Sequence[Field], values: Mapping[str, Any]) -> Tuple[Dict[str, Any], List[Problem]]:
-    """Normalise `values` by `fields`. The result is usable only where the list of problems is empty."""
+def check(
+    fields: Sequence[Field], values: Mapping[str, Any], exactly_one: Sequence[str] = ()
+) -> Tuple[Dict[str, Any], List[Problem]]:
+    """Normalise `values` by `fields`. The result is usable only where the list of problems is empty.
+
+    exactly_one: as of an `Object`.
+    """
     problems: List[Problem] = []
+    _check_alternatives(exactly_one, values, "", problems)
     result = _check_fields(fields, values, "", problems)
     return result, problems
 
@@ -176,16 +182,22 @@ def _check_value(kind: Type, value: Any, path: str, problems: List[Problem]) -> 
         for key in value:
             _check_text(kind.key, key, f"{path}.{key}", problems)
         return {str(key): _check_value(kind.value, item, f"{path}.{key}", problems) for key, item in value.items()}
-    given = [name for name in kind.exactly_one if value.get(name) is not None]
-    if kind.exactly_one and len(given) != 1:
-        what = f"has {' and '.join(given)}" if given else "has none of its alternatives"
-        problems.append(Problem(path, what, f"Give exactly one of {', '.join(kind.exactly_one)}."))
+    _check_alternatives(kind.exactly_one, value, path, problems)
     result = _check_fields(kind.fields, value, path + ".", problems)
     for name, other, allowed in kind.only_with:
         if result.get(name) is not None and result.get(other) not in (*allowed, UNKNOWN):
             what = f"cannot be given with {other} {result.get(other)}, which has no {name}s"
             problems.append(Problem(f"{path}.{name}", what, f"Leave it out, or use {other} {_either(allowed)}."))
     return result
+
+
+def _check_alternatives(
+    alternatives: Sequence[str], value: Mapping[str, Any], path: str, problems: List[Problem]
+) -> None:
+    given = [name for name in alternatives if value.get(name) is not None]
+    if alternatives and len(given) != 1:
+        what = f"has {' and '.join(given)}" if given else "has none of its alternatives"
+        problems.append(Problem(path or alternatives[0], what, f"Give exactly one of {', '.join(alternatives)}."))
 
 
 def _check_text(kind: Text, value: Any, path: str, problems: List[Problem]) -> Any:

@@ -7,10 +7,11 @@ ingress policy of its destination, on the destination's node. Replies follow the
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from bpfleet.compile import policy
+from bpfleet.compile.host import is_failsafe
 from bpfleet.compile.selector import LabelIndex
 from bpfleet.errors import InvalidInput
 from bpfleet.model import identity
@@ -49,7 +50,7 @@ def explain(
     """wire.ExplainResult for a flow's first packet.
 
     source, destination: an endpoint's name, an address, a node's name, or "world", "host", "remote-node".
-    InvalidInput for names and protocols that do not exist, and where neither end is an endpoint.
+    InvalidInput for names and protocols that do not exist, and where neither end is an endpoint or node.
     """
     if protocol not in PROTOCOL_NUMBERS:
         choices = ", ".join(PROTOCOL_NUMBERS)
@@ -57,19 +58,26 @@ def explain(
     if protocol not in PORT_PROTOCOLS and port is not None:
         raise InvalidInput(f"{protocol} has no ports", field="port", remedy="Leave the port out.")
     ends = [_end(documents, source, "source"), _end(documents, destination, "destination")]
-    if all(end.endpoint is None for end in ends):
+    if all(end.node is None for end in ends):
         raise InvalidInput(
-            f"neither {source} nor {destination} is an endpoint",
+            f"neither {source} nor {destination} is an endpoint or a node",
             field="source",
-            remedy="Policies are about endpoints: name one at least.",
+            remedy="Policies are about endpoints and nodes: name one at least.",
         )
+    if ends[0].node == ends[1].node and all(end.endpoint is None for end in ends):
+        raise InvalidInput(
+            f"{source} and {destination} are one node",
+            field="destination",
+            remedy="What a node says to itself is never judged: name another end.",
+        )
+    ends = [_at_home(ends[0], ends[1]), _at_home(ends[1], ends[0])]
     book = _Policies(documents)
     judged: List[Dict[str, Any]] = []
     for direction, subject, peer in (("egress", ends[0], ends[1]), ("ingress", ends[1], ends[0])):
-        if subject.endpoint is None:
+        if subject.node is None:
             continue
-        numbers = subject.number, peer.number_at(subject.node)
-        answer = book.judge(numbers, direction, PROTOCOL_NUMBERS[protocol], port or 0)
+        numbers = subject.number_at(subject.node), peer.number_at(subject.node)
+        answer = book.judge(subject.node, numbers, direction, protocol, port or 0)
         judged.append({"direction": direction, "node": subject.node, "subject": subject.identity_name, **answer})
     verdicts = [entry["verdict"] for entry in judged]
     verdict = next((word for word in ("dropped", "denied") if word in verdicts), "allowed")
@@ -81,6 +89,11 @@ def explain(
         "judged": judged,
     }
     return {**answer, "port": port} if port is not None else answer
+
+
+def _at_home(end: End, other: End) -> End:
+    """`host` is the other end's own node."""
+    return replace(end, node=other.node) if end.text == "host" and other.endpoint is not None else end
 
 
 def _end(documents: DocumentSet, text: str, field: str) -> End:
@@ -130,33 +143,27 @@ class _Policies:
         index = LabelIndex(
             (document.spec["number"], document.spec["labels"]) for document in documents.of_kind("identity").values()
         )
-        self._resolved = [
-            policy.resolve(document, index) for _, document in sorted(documents.of_kind("policy").items())
-        ]
+        self._index = index
+        self._documents = documents
 
-    def judge(self, numbers: Tuple[int, int], direction: str, protocol: int, port: int) -> Dict[str, Any]:
-        """What the subject's map says of the peer in one direction, in the order of the packet path."""
+    def judge(self, node: str, numbers: Tuple[int, int], direction: str, protocol: str, port: int) -> Dict[str, Any]:
+        """What the subject's map on that node says of the peer in one direction, in the order of the packet path."""
         subject, peer = numbers
         if subject == identity.WAITING:
             return {"verdict": "dropped", "rule": "its identity has no document yet: it passes nothing"}
-        selected = [item for item in self._resolved if subject in item.subjects]
-        ids, names = policy.number_rules(self._resolved, {subject: selected})
+        clusters = self._documents.of_kind("cluster").values()
+        if subject == identity.HOST and any(is_failsafe(one, protocol, port, direction) for one in clusters):
+            return {"verdict": "allowed", "rule": "a failsafe port, which no policy closes"}
+        nodes = policy.Nodes.of(self._documents, node)
+        policies = self._documents.of_kind("policy")
+        resolved = [policy.resolve(document, self._index, nodes) for _, document in sorted(policies.items())]
+        selected = [item for item in resolved if subject in item.subjects]
+        ids, names = policy.number_rules(resolved, {subject: selected})
         rows = policy.subject_table(subject, selected, ids).table.rows
-        code = policy.DIRECTION_NUMBERS[direction]
-        header = rows.get((policy.HEADER_PEER, code, 0, 0))
-        if header is None:
+        verdict, rule_id = policy.judge(rows, peer, direction, PROTOCOL_NUMBERS[protocol], port)
+        if verdict == "open":
             return {"verdict": "allowed", "rule": "no policy selects this direction"}
-        allow: Optional[int] = None
-        for who in (peer, policy.ANY):
-            for key in dict.fromkeys(((protocol, port), (protocol, 0), (0, 0))):
-                entry = rows.get((who, code, *key))
-                if entry is None:
-                    continue
-                if entry[1] == policy.DENY:
-                    return _named("denied", entry[0], names)
-                if allow is None:
-                    allow = entry[0]
-        return _named("allowed", allow, names) if allow is not None else _named("denied", header[0], names)
+        return _named("allowed" if verdict == "allow" else "denied", rule_id, names)
 
 
 def _named(verdict: str, rule_id: int, names: Mapping[int, RuleName]) -> Dict[str, Any]:

@@ -12,7 +12,7 @@ from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.state import NodeState
 from tests.contract.rigs import RealRig
 from tests.contract.test_kernel import bring
-from tests.fleet import quickstart
+from tests.fleet import node_policy, quickstart
 
 pytestmark = pytest.mark.root
 
@@ -41,6 +41,20 @@ def test_documents_to_kernel_and_back(host: RealRig) -> None:
     again = compiled(host, quickstart())
     assert again == want, "what bpfleet makes is no fact of the host"
     assert plan(again, host.kernel.read(again)) == []
+
+
+def test_a_policy_of_the_node_comes_and_goes(host: RealRig) -> None:
+    open_to_all, closed = quickstart(), [*quickstart(), node_policy("closed", {}, ingress=[], egress=[])]
+    bring(host.kernel, compiled(host, open_to_all))
+    want = compiled(host, closed)
+    bring(host.kernel, want)
+    assert host.kernel.read(want) == want
+    assert want.attachments[("eth0", "egress")] == "to_underlay"
+    back = compiled(host, open_to_all)
+    bring(host.kernel, back)
+    assert host.kernel.read(back) == back and ("eth0", "egress") not in back.attachments
+    bring(host.kernel, NodeState())
+    assert host.left() == set()
 
 
 def test_one_document_at_a_time(host: RealRig) -> None:

@@ -29,6 +29,17 @@ CASES: Dict[str, Tuple[List[Document], Facts]] = {
     "member-missing": (_without("node/h2"), fleet.facts(1)),
     "not-a-member": ([*_without("cluster/fleet"), fleet.cluster(["h1"])], fleet.facts(2)),
     "namespace-missing": (fleet.quickstart(), fleet.facts(1, workloads=1)),
+    "node-policies": (
+        [
+            *_without("node/h1", "node/h2"),
+            fleet.node(1, labels={"rack": "a"}),
+            fleet.node(2, labels={"rack": "b"}),
+            fleet.node_policy("rack-a", {"rack": "a"}, ingress=[{"peers": [{"labels": {"app": "web"}}]}], egress=[{}]),
+            fleet.node_policy("rack-b", {"rack": "b"}, ingress=[]),
+            fleet.node_policy("rack-c", {"rack": "aa"}, egress=[]),
+        ],
+        fleet.facts(1),
+    ),
     "jumbo-and-own-mtu": (
         [*_without("cluster/fleet"), fleet.cluster(["h1", "h2"], mtu=1400, port=4789)],
         Facts("h1", {"eth0": (9000, ("192.168.77.1",))}, ("w1", "w2")),

@@ -20,6 +20,7 @@ from tests.packet.world import (
     Send,
     endpoint_record,
     icmp_of,
+    node_record,
 )
 
 Step = Union[Send, Policy, Move]
@@ -160,7 +161,7 @@ def local_cases(family: int) -> List[Case]:
                 answer,
                 Move("addresses", {"address": b}, {"identity": IDENTITIES["b"], "ifindex": DEVICES["t"], "tunnel_endpoint": ""}),
                 data,
-                Move("node", {"index": 0}, {"addresses_revision": 2, "tunnel_ifindex": DEVICES["vxlan"]}),
+                Move("node", {"index": 0}, node_record(addresses_revision=2)),
                 Send("from_endpoint", f.ether(f.tcp(a, b, PORTS, f.ACK)), "redirect", {}, "a",
                      out=f.ether(f.tcp(a, b, PORTS, f.ACK, hops=63))),
             ),
@@ -306,7 +307,7 @@ def outward_cases(family: int) -> List[Case]:
         ("to another node itself: through the tunnel", (tunnelled(
             "a", f.udp(a, x["node2"], PORTS), f.udp(a, x["node2"], PORTS, hops=63), allowed("egress", destination_identity=6)),)),
         ("the tunnel device is not known", (
-            Move("node", {"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": 0}),
+            Move("node", {"index": 0}, node_record(tunnel_ifindex=0)),
             Send("from_endpoint", f.ether(f.udp(a, c, PORTS)), "shot", {"no_tunnel_device": 1}, "a",
                  events=(allowed("egress"), *dropped("no_tunnel_device"))),
         )),

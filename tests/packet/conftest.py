@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import Iterator
+from typing import Any, Iterator, Mapping
 
 import pytest
 
@@ -13,19 +13,35 @@ from tests.packet.kernel import BUILD, Datapath, namespace
 
 
 @pytest.fixture(scope="package")  # not session: the process is in the namespace until then, and other tests must not be
-def loaded() -> Iterator[Datapath]:
-    """All objects in the kernel."""
+def devices() -> Iterator[None]:
+    """A namespace with the world's devices."""
     if os.geteuid():
         pytest.skip("loading programs needs root")
     if not (BUILD / "from_endpoint.bpf.o").exists():
         pytest.fail("the objects are not built: run `make objects`")
     with namespace():
         make_devices()
-        datapath = Datapath(world.CONSTANTS)
-        try:
-            yield datapath
-        finally:
-            datapath.close()
+        yield
+
+
+@pytest.fixture(scope="package")
+def loaded(devices: None) -> Iterator[Datapath]:
+    """All objects in the kernel, of a node that no policy selects."""
+    yield from _load(world.CONSTANTS)
+
+
+@pytest.fixture(scope="package")
+def loaded_host(devices: None) -> Iterator[Datapath]:
+    """All objects in the kernel, of a node that a policy selects."""
+    yield from _load(world.HOST_CONSTANTS)
+
+
+def _load(constants: Mapping[str, Any]) -> Iterator[Datapath]:
+    datapath = Datapath(constants)
+    try:
+        yield datapath
+    finally:
+        datapath.close()
 
 
 def make_devices() -> None:
@@ -63,6 +79,16 @@ def make_devices() -> None:
 @pytest.fixture
 def datapath(loaded: Datapath) -> Datapath:
     """The datapath with nothing in its maps but the world."""
-    loaded.reset()
-    world.build(loaded)
-    return loaded
+    return _emptied(loaded)
+
+
+@pytest.fixture
+def host_datapath(loaded_host: Datapath) -> Datapath:
+    """The same of a node that a policy selects."""
+    return _emptied(loaded_host)
+
+
+def _emptied(datapath: Datapath) -> Datapath:
+    datapath.reset()
+    world.build(datapath)
+    return datapath

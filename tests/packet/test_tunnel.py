@@ -236,7 +236,7 @@ def test_established_record_is_for_its_member_only(wire: Wire, family: int) -> N
     wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family))
     moved = {"identity": IDENTITIES["c"], "ifindex": 0, "tunnel_endpoint": UNDERLAY_6}
     wire.datapath.maps["addresses"].update({"address": x["c"]}, moved)
-    wire.datapath.maps["node"].update({"index": 0}, {"addresses_revision": 2, "tunnel_ifindex": world.DEVICES["vxlan"]})
+    wire.datapath.maps["node"].update({"index": 0}, world.node_record(addresses_revision=2))
     event = _only(wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family, flags=f.ACK)))
     assert event["reason"] == "tunnel_forged_source"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from bpfleet.loader.generated.layouts import ENUMS
-from tests.packet.frames import ICMP, ICMP6
+from tests.packet.frames import ICMP, ICMP6, TCP, UDP
 from tests.packet.kernel import Datapath
 
 TUNNEL_PORT = 8472
@@ -38,6 +38,8 @@ ADDRESSES = {
 # Where the names that are not of this node are. d is on a node with an IPv6 underlay.
 TUNNELS = {"c": UNDERLAY_2, "node2": UNDERLAY_2, "d": UNDERLAY_6}
 CONSTANTS = {"tunnel_port": TUNNEL_PORT, "node_address": UNDERLAY, "events_slots_mask": 1023}
+HOST_CONSTANTS = {**CONSTANTS, "host_policy": 1}
+"""Of a node that a policy selects."""
 DEFAULT_DENY = {"ingress": 9001, "egress": 9002}
 
 _CLASSES = ENUMS["policy_class"]
@@ -58,7 +60,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Send:
-    """A frame, where it appears, and everything that must come of it. `out` None: not looked at."""
+    """A frame, where it appears, and everything that must come of it. `out` or `events` None: not looked at."""
 
     program: str
     frame: bytes
@@ -67,7 +69,7 @@ class Send:
     at: str = ""
     via: str = ""
     out: Optional[bytes] = None
-    events: Tuple[Mapping[str, Any], ...] = ()
+    events: Optional[Tuple[Mapping[str, Any], ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,11 @@ def endpoint_record(name: str, revision: int = 1) -> Dict[str, Any]:
     }
 
 
+def node_record(**changed: int) -> Dict[str, Any]:
+    """What `node` says."""
+    return {"addresses_revision": 1, "tunnel_ifindex": DEVICES["vxlan"], "policy_revision": 1, **changed}
+
+
 def build(datapath: Datapath) -> None:
     """Put the world into empty maps."""
     maps = datapath.maps
@@ -135,7 +142,9 @@ def build(datapath: Datapath) -> None:
     maps["addresses"].update({"address": UNDERLAY_6}, {"identity": 6, "ifindex": 0, "tunnel_endpoint": UNDERLAY_6})
     for name in ("a", "b", "q", "t"):
         maps["endpoints"].update({"ifindex": DEVICES[name]}, endpoint_record(name))
-    maps["node"].update({"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": DEVICES["vxlan"]})
+    maps["node"].update({"index": 0}, node_record())
+    maps["failsafe"].update({"port": 22, "protocol": TCP, "direction": _DIRECTIONS["ingress"]}, {"listed": 1})
+    maps["failsafe"].update({"port": 53, "protocol": UDP, "direction": _DIRECTIONS["egress"]}, {"listed": 1})
 
 
 def entries(rules: Tuple[Rule, ...], selected: Tuple[str, ...]) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:
@@ -170,4 +179,7 @@ def apply(datapath: Datapath, change: Union[Policy, Move]) -> None:
         datapath.maps[change.map].update(change.key, change.value)
         return
     datapath.set_policy(IDENTITIES[change.name], entries(change.rules, change.selected))
+    if change.name == "host":
+        datapath.maps["node"].update({"index": 0}, node_record(policy_revision=change.revision))
+        return
     datapath.maps["endpoints"].update({"ifindex": DEVICES[change.name]}, endpoint_record(change.name, change.revision))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bpfleet.compile.compiler import Compiler
 from bpfleet.compile.validate import validate
 from bpfleet.model.document import Document, DocumentSet
-from bpfleet.model.identity import WAITING
+from bpfleet.model.identity import HOST, WAITING
 from bpfleet.model.state import NodeState
 from tests import fleet
 
@@ -43,13 +43,14 @@ def fleets(draw: st.DrawFn) -> List[Document]:
     """A cluster of up to four nodes with endpoints and policies, some documents missing."""
     count = draw(st.integers(1, 4))
     documents = [fleet.cluster([f"h{index}" for index in range(1, count + 1)])]
-    documents += [fleet.node(index) for index in range(1, count + 1)]
+    documents += [fleet.node(index, labels={"app": draw(st.sampled_from(NAMES))}) for index in range(1, count + 1)]
     documents += [fleet.identity(name) for name in NAMES]
     for index in range(1, count + 1):
         for host in range(1, draw(st.integers(0, 3)) + 1):
             documents.append(fleet.endpoint(f"e{index}-{host}", index, host, draw(st.sampled_from(NAMES))))
     for number, (name, spec) in enumerate(draw(st.lists(st.tuples(st.sampled_from(NAMES), directions), max_size=5))):
-        documents.append(fleet.policy(f"p{number}", {"app": name}, **spec))
+        make = draw(st.sampled_from([fleet.policy, fleet.policy, fleet.node_policy]))
+        documents.append(make(f"p{number}", {"app": name}, **spec))
     missing = draw(st.sets(st.integers(0, len(documents) - 1), max_size=3))
     return [document for position, document in enumerate(documents) if position not in missing]
 
@@ -90,6 +91,24 @@ def test_history_does_not_matter(documents: List[Document], detour: List[Documen
 @given(fleets())
 def test_a_node_outside_the_cluster_changes_nothing(documents: List[Document]) -> None:
     assert fresh([*documents, fleet.node(9)]) == fresh(documents)
+
+
+@given(fleets())
+def test_a_node_pays_for_host_policy_only_where_one_closes_a_direction(documents: List[Document]) -> None:
+    state = fresh(documents)
+    held = DocumentSet(documents)
+    if not state.programs:
+        return
+    own = held.of_kind("node")["h1"].spec["labels"]["app"]
+    closing = [
+        policy
+        for policy in held.of_kind("policy").values()
+        if policy.spec.get("node_selector") == {"app": own} and {"ingress", "egress"} & set(policy.spec)
+    ]
+    hooks = {hook for hook, name in state.attachments.items() if name == "to_underlay"}
+    assert hooks == ({("eth0", "egress")} if closing else set())
+    assert {program.constants["host_policy"] for program in state.programs.values()} == {int(bool(closing))}
+    assert (HOST in state.nested["policies"]) is bool(closing)
 
 
 @given(fleets())

@@ -141,9 +141,10 @@ def test_an_unknown_verdict_is_refused() -> None:
         ("world", "api-1", "tcp", 80, "denied", [("ingress", "api", "ingress[1]")]),
         ("192.0.2.7", "api-1", "tcp", 80, "denied", [("ingress", "api", "ingress[1]")]),
         ("api-1", "world", "tcp", 443, "denied", [("egress", "api", "default deny")]),
-        ("h1", "api-1", "icmp", None, "allowed", [("ingress", "api", "ingress[2]")]),
-        ("h2", "api-1", "icmp", None, "denied", [("ingress", "api", "default deny")]),
-        ("api-1", "node/h2", "tcp", 22, "allowed", [("egress", "api", "egress[0]")]),
+        ("h1", "api-1", "icmp", None, "allowed", [("egress", "", None), ("ingress", "api", "ingress[2]")]),
+        ("host", "api-1", "icmp", None, "allowed", [("egress", "", None), ("ingress", "api", "ingress[2]")]),
+        ("h2", "api-1", "icmp", None, "denied", [("egress", "", None), ("ingress", "api", "default deny")]),
+        ("api-1", "node/h2", "tcp", 22, "allowed", [("egress", "api", "egress[0]"), ("ingress", "", None)]),
     ],
 )
 def test_explained(source: str, destination: str, protocol: str, port: Any, verdict: str, judged: List[Any]) -> None:
@@ -205,7 +206,8 @@ def test_an_endpoint_that_waits_passes_nothing() -> None:
         ("web-1", "nobody", "tcp", 80, "destination"),
         ("web-1", "api-1", "gre", None, "protocol"),
         ("web-1", "api-1", "icmp", 80, "port"),
-        ("world", "h1", "tcp", 80, "source"),
+        ("world", "192.0.2.7", "tcp", 80, "source"),
+        ("h1", "node/h1", "tcp", 80, "destination"),
     ],
 )
 def test_what_cannot_be_explained(source: str, destination: str, protocol: str, port: Any, field: str) -> None:

@@ -68,7 +68,11 @@ def test_names_change_by_schema_and_keys_do_not() -> None:
     [
         ({"workload_cidrs": []}, "workload_cidrs", "Did you mean workloadCidrs?"),
         ({"ssh": {"hostkey": ""}}, "ssh.hostkey", "Did you mean hostKey?"),
-        ({"nonsense": 1}, "nonsense", "Known fields: name, address, devices, workloadCidrs, ssh, onDeleteUnreachable."),
+        (
+            {"nonsense": 1},
+            "nonsense",
+            "Known fields: name, address, devices, workloadCidrs, labels, ssh, onDeleteUnreachable.",
+        ),
     ],
 )
 def test_unknown_fields_are_reported_in_pulumis_names(values: dict[str, Any], path: str, remedy: str) -> None:

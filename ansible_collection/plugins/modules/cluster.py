@@ -59,6 +59,36 @@ options:
       - Names of node documents, which usually are names of inventory hosts.
     type: list
     elements: str
+  failsafe_ports:
+    description:
+      - 'Ports of the nodes themselves that no policy can close, so that a policy which selects nodes
+        locks nobody out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH
+        to the policies.'
+    type: list
+    elements: dict
+    suboptions:
+      protocol:
+        description:
+          - Protocol.
+        type: str
+        choices:
+          - tcp
+          - udp
+        default: tcp
+      port:
+        description:
+          - Port.
+        type: int
+        required: true
+      direction:
+        description:
+          - 'ingress: the node''s own port, which everybody reaches. egress: a port elsewhere, which the
+            node reaches.'
+        type: str
+        choices:
+          - ingress
+          - egress
+        default: ingress
   state:
     description:
       - Whether the document should be there.

@@ -54,6 +54,10 @@ options:
       - Required if O(state=present).
     type: list
     elements: str
+  labels:
+    description:
+      - Its labels, by which policies select it.
+    type: dict
   ssh:
     description:
       - How the controller reaches it.

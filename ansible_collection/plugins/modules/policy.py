@@ -13,8 +13,9 @@ module: policy
 short_description: Put or delete one policy document
 version_added: 0.1.0
 description:
-  - What the selected endpoints may receive and send. A direction without rules here stays as it is; with
-    rules, or an empty list of them, it is closed to all that no policy allows.
+  - What the selected endpoints, or the selected nodes' own processes, may receive and send. A direction
+    without rules here stays as it is; with rules, or an empty list of them, it is closed to all that
+    no policy allows.
   - 'Run it on every member of the cluster: every node holds all documents.'
   - Each task is a transaction on each host. For a whole cluster use M(bpfleet.fleet.documents), which
     is one.
@@ -39,7 +40,12 @@ options:
   selector:
     description:
       - Endpoints whose identity has all these labels; {} selects every endpoint.
-      - Required if O(state=present).
+    type: dict
+  node_selector:
+    description:
+      - Nodes that have all these labels; {} selects every node. What their own processes receive and
+        send is judged; their failsafe ports, and what a node needs to have neighbours, addresses and
+        a tunnel, always pass.
     type: dict
   ingress:
     description:
@@ -68,9 +74,9 @@ options:
             type: dict
           entity:
             description:
-              - 'host: the endpoint''s own node. remote-node: any other node. cluster: every endpoint
-                and node. world: addresses that are neither endpoint nor node. all: everything. none:
-                nothing.'
+              - 'host: the endpoint''s own node (what a node says to itself is never judged). remote-node:
+                any other node. cluster: every endpoint and node. world: addresses that are neither endpoint
+                nor node. all: everything. none: nothing.'
             type: str
             choices:
               - world
@@ -128,9 +134,9 @@ options:
             type: dict
           entity:
             description:
-              - 'host: the endpoint''s own node. remote-node: any other node. cluster: every endpoint
-                and node. world: addresses that are neither endpoint nor node. all: everything. none:
-                nothing.'
+              - 'host: the endpoint''s own node (what a node says to itself is never judged). remote-node:
+                any other node. cluster: every endpoint and node. world: addresses that are neither endpoint
+                nor node. all: everything. none: nothing.'
             type: str
             choices:
               - world

@@ -41,6 +41,32 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                 "type": "list",
                 "elements": "str",
             },
+            "failsafe_ports": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "protocol": {
+                        "type": "str",
+                        "choices": [
+                            "tcp",
+                            "udp",
+                        ],
+                        "default": "tcp",
+                    },
+                    "port": {
+                        "type": "int",
+                        "required": True,
+                    },
+                    "direction": {
+                        "type": "str",
+                        "choices": [
+                            "ingress",
+                            "egress",
+                        ],
+                        "default": "ingress",
+                    },
+                },
+            },
             "state": {
                 "type": "str",
                 "choices": [
@@ -94,6 +120,9 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
             "workload_cidrs": {
                 "type": "list",
                 "elements": "str",
+            },
+            "labels": {
+                "type": "dict",
             },
             "ssh": {
                 "type": "dict",
@@ -308,6 +337,9 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
             "selector": {
                 "type": "dict",
             },
+            "node_selector": {
+                "type": "dict",
+            },
             "ingress": {
                 "type": "list",
                 "elements": "dict",
@@ -462,10 +494,23 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
             (
                 "state",
                 "present",
+                [],
+            ),
+            (
+                "state",
+                "present",
                 [
                     "selector",
+                    "node_selector",
                 ],
+                True,
             ),
+        ],
+        "mutually_exclusive": [
+            [
+                "selector",
+                "node_selector",
+            ],
         ],
     },
     "documents": {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* One endpoint's judgement of one packet: its connection first, its policy where there is none or it is out of date.
+/* One endpoint's (or the host's, see host.h) judgement of one packet: its connection first, its policy where there is none or it is out of date.
  *
  * A hook first calls connection_find. What it found may be enough to pass the packet (admit_established); otherwise
  * the hook finds out the rest about both ends, fills a `side` and asks `admit`.
@@ -113,11 +113,15 @@ static __always_inline int judgement_reason(__u8 verdict)
 /* Why an admitted packet of a new connection goes on, for its event. */
 static __always_inline __u8 admitted_reason(const struct side *side)
 {
+	bool is_host = side->identity == IDENTITY_HOST;
+
 	if (side->direction == DIRECTION_INGRESS)
-		return REASON_TO_ENDPOINT;
+		return is_host ? REASON_TO_STACK : REASON_TO_ENDPOINT;
 	if (side->peer.route == ROUTE_LOCAL)
 		return REASON_TO_ENDPOINT;
-	return side->peer.route == ROUTE_TUNNEL ? REASON_TO_TUNNEL : REASON_TO_STACK;
+	if (side->peer.route == ROUTE_TUNNEL)
+		return REASON_TO_TUNNEL;
+	return is_host ? REASON_UNDERLAY : REASON_TO_STACK;
 }
 
 /* Returns 0 to let the packet pass, or the reason to drop it. The verdict, its rule and direction are left in the

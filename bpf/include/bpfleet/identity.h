@@ -41,6 +41,7 @@ enum route {
 	ROUTE_STACK = 0,  /* the host's stack: this host itself, or the world */
 	ROUTE_LOCAL = 1,  /* an endpoint here; next_hop is its ifindex (next_hop_ifindex) */
 	ROUTE_TUNNEL = 2, /* an address of another node; next_hop is that node's underlay address */
+	ROUTE_UNJUDGED = 3, /* of connection records of the host only: no policy judged it (host.h) */
 };
 
 struct place {

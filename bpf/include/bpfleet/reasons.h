@@ -12,8 +12,9 @@ enum reason {
 	REASON_TO_ENDPOINT = 1,	/* delivered to an endpoint of this node */
 	REASON_TO_TUNNEL = 2,	/* encapsulated towards another node */
 	REASON_TO_STACK = 3,	/* handed to the host's network stack: for this host, or for the world */
-	REASON_NEIGHBOUR = 4,	/* ARP, neighbour discovery or DHCP between an endpoint and its gateway */
+	REASON_NEIGHBOUR = 4,	/* ARP, neighbour discovery or DHCP of an endpoint with its gateway, or of the host */
 	REASON_UNDERLAY = 5,	/* passed at an underlay device */
+	REASON_FAILSAFE = 7,	/* of events only: a new connection to a failsafe port, which no policy can close */
 
 	REASON_DENIED_BY_RULE = 16,	/* a deny rule matched; the event names it */
 	REASON_DENIED_BY_DEFAULT = 17,	/* the direction is selected and no rule allows it */
@@ -67,4 +68,5 @@ enum hook {
 	HOOK_FROM_TUNNEL = 3,
 	HOOK_TO_TUNNEL = 4,
 	HOOK_FROM_UNDERLAY = 5,
+	HOOK_TO_UNDERLAY = 6,
 };

@@ -168,13 +168,29 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'flags': 0,
         'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {
-            'size': 8,
+            'size': 12,
             'fields': [
                 {'name': 'addresses_revision', 'offset': 0, 'size': 4, 'kind': 'u32'},
                 {'name': 'tunnel_ifindex', 'offset': 4, 'size': 4, 'kind': 'u32'},
+                {'name': 'policy_revision', 'offset': 8, 'size': 4, 'kind': 'u32'},
             ],
         },
-        'digest': '4307710576de',
+        'digest': 'a072223bc4a2',
+    },
+    'failsafe': {
+        'type': 'hash',
+        'max_entries': 256,
+        'flags': 0,
+        'key': {
+            'size': 4,
+            'fields': [
+                {'name': 'port', 'offset': 0, 'size': 2, 'kind': 'u16'},
+                {'name': 'protocol', 'offset': 2, 'size': 1, 'kind': 'u8'},
+                {'name': 'direction', 'offset': 3, 'size': 1, 'kind': 'u8'},
+            ],
+        },
+        'value': {'size': 4, 'fields': [{'name': 'listed', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'digest': 'fe38547f7585',
     },
 }
 
@@ -186,6 +202,7 @@ ENUMS: Dict[str, Dict[str, Any]] = {
         'to_stack': 3,
         'neighbour': 4,
         'underlay': 5,
+        'failsafe': 7,
         'denied_by_rule': 16,
         'denied_by_default': 17,
         'truncated': 18,
@@ -216,9 +233,16 @@ ENUMS: Dict[str, Dict[str, Any]] = {
     },
     'verdict': {'none': 0, 'allow': 1, 'deny': 2, 'default_deny': 3, 'drop': 4},
     'direction': {'ingress': 0, 'egress': 1},
-    'hook': {'from_endpoint': 1, 'to_endpoint': 2, 'from_tunnel': 3, 'to_tunnel': 4, 'from_underlay': 5},
+    'hook': {
+        'from_endpoint': 1,
+        'to_endpoint': 2,
+        'from_tunnel': 3,
+        'to_tunnel': 4,
+        'from_underlay': 5,
+        'to_underlay': 6,
+    },
     'identity': {'unknown': 0, 'host': 1, 'world': 2, 'waiting': 5, 'remote_node': 6, 'lowest': 256},
-    'route': {'stack': 0, 'local': 1, 'tunnel': 2},
+    'route': {'stack': 0, 'local': 1, 'tunnel': 2, 'unjudged': 3},
     'endpoint_flag': {'peer': 1},
     'policy_peer': {'any_peer': 0, 'header': 4294967295},
     'policy_action': {'allow': 1, 'deny': 2},
@@ -231,27 +255,38 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
     'from_endpoint': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
-        'events_slots_mask': {'offset': 24, 'size': 4, 'kind': 'u32'},
+        'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'from_tunnel': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
-        'events_slots_mask': {'offset': 24, 'size': 4, 'kind': 'u32'},
+        'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'from_underlay': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
-        'events_slots_mask': {'offset': 24, 'size': 4, 'kind': 'u32'},
+        'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'to_endpoint': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
-        'events_slots_mask': {'offset': 24, 'size': 4, 'kind': 'u32'},
+        'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'to_tunnel': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
-        'events_slots_mask': {'offset': 24, 'size': 4, 'kind': 'u32'},
+        'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+    },
+    'to_underlay': {
+        'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
+        'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
+        'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
 }
 
@@ -261,4 +296,5 @@ PROGRAMS: Dict[str, Dict[str, Any]] = {
     'from_underlay': {'bpfl_from_under': 'tc'},
     'to_endpoint': {'bpfl_to_ep': 'tc'},
     'to_tunnel': {'bpfl_to_tun': 'tc'},
+    'to_underlay': {'bpfl_to_under': 'tc'},
 }

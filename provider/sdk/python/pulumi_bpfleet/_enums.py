@@ -7,12 +7,32 @@ import pulumi
 from enum import Enum
 
 __all__ = [
+    'FailsafePortDirection',
+    'FailsafePortProtocol',
     'NodeOnDeleteUnreachable',
     'PeerEntity',
     'PortProtocol',
     'RoutingMode',
     'RuleAction',
 ]
+
+
+@pulumi.type_token("bpfleet:index:FailsafePortDirection")
+class FailsafePortDirection(_builtins.str, Enum):
+    """
+    ingress: the node's own port, which everybody reaches. egress: a port elsewhere, which the node reaches.
+    """
+    INGRESS = "ingress"
+    EGRESS = "egress"
+
+
+@pulumi.type_token("bpfleet:index:FailsafePortProtocol")
+class FailsafePortProtocol(_builtins.str, Enum):
+    """
+    Protocol.
+    """
+    TCP = "tcp"
+    UDP = "udp"
 
 
 @pulumi.type_token("bpfleet:index:NodeOnDeleteUnreachable")
@@ -27,7 +47,7 @@ class NodeOnDeleteUnreachable(_builtins.str, Enum):
 @pulumi.type_token("bpfleet:index:PeerEntity")
 class PeerEntity(_builtins.str, Enum):
     """
-    host: the endpoint's own node. remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
+    host: the endpoint's own node (what a node says to itself is never judged). remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
     """
     WORLD = "world"
     HOST = "host"

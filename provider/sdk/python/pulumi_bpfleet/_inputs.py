@@ -22,6 +22,8 @@ __all__ = [
     'ClusterHandleArgsDict',
     'DeviceArgs',
     'DeviceArgsDict',
+    'FailsafePortArgs',
+    'FailsafePortArgsDict',
     'NodeHandleArgs',
     'NodeHandleArgsDict',
     'PeerArgs',
@@ -177,6 +179,83 @@ class DeviceArgs:
         pulumi.set(self, "name", value)
 
 
+class FailsafePortArgsDict(TypedDict):
+    """
+    A port of the nodes themselves that no policy can close.
+    """
+    port: pulumi.Input[_builtins.int]
+    """
+    Port.
+    """
+    direction: NotRequired[pulumi.Input[Optional['FailsafePortDirection']]]
+    """
+    ingress: the node's own port, which everybody reaches. egress: a port elsewhere, which the node reaches.
+    """
+    protocol: NotRequired[pulumi.Input[Optional['FailsafePortProtocol']]]
+    """
+    Protocol.
+    """
+
+@pulumi.input_type
+class FailsafePortArgs:
+    def __init__(__self__, *,
+                 port: pulumi.Input[_builtins.int],
+                 direction: pulumi.Input[Optional['FailsafePortDirection']] = None,
+                 protocol: pulumi.Input[Optional['FailsafePortProtocol']] = None):
+        """
+        A port of the nodes themselves that no policy can close.
+
+        :param pulumi.Input[_builtins.int] port: Port.
+        :param pulumi.Input['FailsafePortDirection'] direction: ingress: the node's own port, which everybody reaches. egress: a port elsewhere, which the node reaches.
+        :param pulumi.Input['FailsafePortProtocol'] protocol: Protocol.
+        """
+        pulumi.set(__self__, "port", port)
+        if direction is None:
+            direction = 'ingress'
+        if direction is not None:
+            pulumi.set(__self__, "direction", direction)
+        if protocol is None:
+            protocol = 'tcp'
+        if protocol is not None:
+            pulumi.set(__self__, "protocol", protocol)
+
+    @_builtins.property
+    @pulumi.getter
+    def port(self) -> pulumi.Input[_builtins.int]:
+        """
+        Port.
+        """
+        return pulumi.get(self, "port")
+
+    @port.setter
+    def port(self, value: pulumi.Input[_builtins.int]):
+        pulumi.set(self, "port", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def direction(self) -> pulumi.Input[Optional['FailsafePortDirection']]:
+        """
+        ingress: the node's own port, which everybody reaches. egress: a port elsewhere, which the node reaches.
+        """
+        return pulumi.get(self, "direction")
+
+    @direction.setter
+    def direction(self, value: pulumi.Input[Optional['FailsafePortDirection']]):
+        pulumi.set(self, "direction", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def protocol(self) -> pulumi.Input[Optional['FailsafePortProtocol']]:
+        """
+        Protocol.
+        """
+        return pulumi.get(self, "protocol")
+
+    @protocol.setter
+    def protocol(self, value: pulumi.Input[Optional['FailsafePortProtocol']]):
+        pulumi.set(self, "protocol", value)
+
+
 class NodeHandleArgsDict(TypedDict):
     """
     A node as a cluster needs it: its name and how to reach it.
@@ -254,7 +333,7 @@ class PeerArgsDict(TypedDict):
     """
     entity: NotRequired[pulumi.Input[Optional['PeerEntity']]]
     """
-    host: the endpoint's own node. remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
+    host: the endpoint's own node (what a node says to itself is never judged). remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
     """
     labels: NotRequired[pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]]
     """
@@ -269,7 +348,7 @@ class PeerArgs:
         """
         Who is at the other end. Exactly one of labels, entity must be given.
 
-        :param pulumi.Input['PeerEntity'] entity: host: the endpoint's own node. remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
+        :param pulumi.Input['PeerEntity'] entity: host: the endpoint's own node (what a node says to itself is never judged). remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
         :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] labels: Endpoints whose identity has all these labels; {} means every endpoint.
         """
         if entity is not None:
@@ -281,7 +360,7 @@ class PeerArgs:
     @pulumi.getter
     def entity(self) -> pulumi.Input[Optional['PeerEntity']]:
         """
-        host: the endpoint's own node. remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
+        host: the endpoint's own node (what a node says to itself is never judged). remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
         """
         return pulumi.get(self, "entity")
 

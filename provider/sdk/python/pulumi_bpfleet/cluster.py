@@ -24,6 +24,7 @@ class ClusterArgs:
     def __init__(__self__, *,
                  id: pulumi.Input[_builtins.int],
                  members: pulumi.Input[Mapping[str, pulumi.Input['NodeHandleArgs']]],
+                 failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input['FailsafePortArgs']]]] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
                  routing: pulumi.Input[Optional['RoutingArgs']] = None):
         """
@@ -31,11 +32,14 @@ class ClusterArgs:
 
         :param pulumi.Input[_builtins.int] id: Number of the cluster: bits 16 to 23 of its identities' numbers.
         :param pulumi.Input[Mapping[str, pulumi.Input['NodeHandleArgs']]] members: The nodes that belong to it. A map from each one's name to its handle, at least one.
+        :param pulumi.Input[Sequence[pulumi.Input['FailsafePortArgs']]] failsafe_ports: Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
         :param pulumi.Input['RoutingArgs'] routing: How packets travel between nodes.
         """
         pulumi.set(__self__, "id", id)
         pulumi.set(__self__, "members", members)
+        if failsafe_ports is not None:
+            pulumi.set(__self__, "failsafe_ports", failsafe_ports)
         if name is not None:
             pulumi.set(__self__, "name", name)
         if routing is not None:
@@ -64,6 +68,18 @@ class ClusterArgs:
     @members.setter
     def members(self, value: pulumi.Input[Mapping[str, pulumi.Input['NodeHandleArgs']]]):
         pulumi.set(self, "members", value)
+
+    @_builtins.property
+    @pulumi.getter(name="failsafePorts")
+    def failsafe_ports(self) -> pulumi.Input[Optional[Sequence[pulumi.Input['FailsafePortArgs']]]]:
+        """
+        Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.
+        """
+        return pulumi.get(self, "failsafe_ports")
+
+    @failsafe_ports.setter
+    def failsafe_ports(self, value: pulumi.Input[Optional[Sequence[pulumi.Input['FailsafePortArgs']]]]):
+        pulumi.set(self, "failsafe_ports", value)
 
     @_builtins.property
     @pulumi.getter
@@ -96,6 +112,7 @@ class Cluster(pulumi.CustomResource):
     def __init__(__self__,
                  resource_name: str,
                  opts: Optional[pulumi.ResourceOptions] = None,
+                 failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]]] = None,
                  id: pulumi.Input[Optional[_builtins.int]] = None,
                  members: pulumi.Input[Optional[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]]] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
@@ -106,6 +123,7 @@ class Cluster(pulumi.CustomResource):
 
         :param str resource_name: The name of the resource.
         :param pulumi.ResourceOptions opts: Options for the resource.
+        :param pulumi.Input[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]] failsafe_ports: Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.
         :param pulumi.Input[_builtins.int] id: Number of the cluster: bits 16 to 23 of its identities' numbers.
         :param pulumi.Input[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]] members: The nodes that belong to it. A map from each one's name to its handle, at least one.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
@@ -135,6 +153,7 @@ class Cluster(pulumi.CustomResource):
     def _internal_init(__self__,
                  resource_name: str,
                  opts: Optional[pulumi.ResourceOptions] = None,
+                 failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]]] = None,
                  id: pulumi.Input[Optional[_builtins.int]] = None,
                  members: pulumi.Input[Optional[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]]] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
@@ -148,6 +167,7 @@ class Cluster(pulumi.CustomResource):
                 raise TypeError('__props__ is only valid when passed in combination with a valid opts.id to get an existing resource')
             __props__ = ClusterArgs.__new__(ClusterArgs)
 
+            __props__.__dict__["failsafe_ports"] = failsafe_ports
             if id is None and not opts.urn:
                 raise TypeError("Missing required property 'id'")
             __props__.__dict__["id"] = id
@@ -182,6 +202,7 @@ class Cluster(pulumi.CustomResource):
         __props__ = ClusterArgs.__new__(ClusterArgs)
 
         __props__.__dict__["drift"] = None
+        __props__.__dict__["failsafe_ports"] = None
         __props__.__dict__["handle"] = None
         __props__.__dict__["id"] = None
         __props__.__dict__["lagging_nodes"] = None
@@ -197,6 +218,14 @@ class Cluster(pulumi.CustomResource):
         How nodes differed from what is declared when last refreshed, a line for each difference. The next update repairs what is listed.
         """
         return pulumi.get(self, "drift")
+
+    @_builtins.property
+    @pulumi.getter(name="failsafePorts")
+    def failsafe_ports(self) -> pulumi.Output[Optional[Sequence['outputs.FailsafePort']]]:
+        """
+        Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.
+        """
+        return pulumi.get(self, "failsafe_ports")
 
     @_builtins.property
     @pulumi.getter

@@ -25,6 +25,7 @@ class NodeArgs:
                  address: pulumi.Input[_builtins.str],
                  devices: pulumi.Input[Sequence[pulumi.Input['DeviceArgs']]],
                  workload_cidrs: pulumi.Input[Sequence[pulumi.Input[_builtins.str]]],
+                 labels: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
                  on_delete_unreachable: pulumi.Input[Optional['NodeOnDeleteUnreachable']] = None,
                  ssh: pulumi.Input[Optional['SshArgs']] = None):
@@ -34,6 +35,7 @@ class NodeArgs:
         :param pulumi.Input[_builtins.str] address: Underlay address by which the other nodes reach it.
         :param pulumi.Input[Sequence[pulumi.Input['DeviceArgs']]] devices: Underlay devices: where the other nodes' traffic arrives.
         :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] workload_cidrs: Networks of its endpoints' addresses. No two nodes' may overlap.
+        :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] labels: Its labels, by which policies select it.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
         :param pulumi.Input['NodeOnDeleteUnreachable'] on_delete_unreachable: What deleting does when the host does not answer: fail, or forget it with a warning.
         :param pulumi.Input['SshArgs'] ssh: How the controller reaches it.
@@ -41,6 +43,8 @@ class NodeArgs:
         pulumi.set(__self__, "address", address)
         pulumi.set(__self__, "devices", devices)
         pulumi.set(__self__, "workload_cidrs", workload_cidrs)
+        if labels is not None:
+            pulumi.set(__self__, "labels", labels)
         if name is not None:
             pulumi.set(__self__, "name", name)
         if on_delete_unreachable is None:
@@ -88,6 +92,18 @@ class NodeArgs:
 
     @_builtins.property
     @pulumi.getter
+    def labels(self) -> pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]:
+        """
+        Its labels, by which policies select it.
+        """
+        return pulumi.get(self, "labels")
+
+    @labels.setter
+    def labels(self, value: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]):
+        pulumi.set(self, "labels", value)
+
+    @_builtins.property
+    @pulumi.getter
     def name(self) -> pulumi.Input[Optional[_builtins.str]]:
         """
         Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
@@ -131,6 +147,7 @@ class Node(pulumi.CustomResource):
                  opts: Optional[pulumi.ResourceOptions] = None,
                  address: pulumi.Input[Optional[_builtins.str]] = None,
                  devices: pulumi.Input[Optional[Sequence[pulumi.Input[Union['DeviceArgs', 'DeviceArgsDict']]]]] = None,
+                 labels: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
                  on_delete_unreachable: pulumi.Input[Optional['NodeOnDeleteUnreachable']] = None,
                  ssh: pulumi.Input[Optional[Union['SshArgs', 'SshArgsDict']]] = None,
@@ -143,6 +160,7 @@ class Node(pulumi.CustomResource):
         :param pulumi.ResourceOptions opts: Options for the resource.
         :param pulumi.Input[_builtins.str] address: Underlay address by which the other nodes reach it.
         :param pulumi.Input[Sequence[pulumi.Input[Union['DeviceArgs', 'DeviceArgsDict']]]] devices: Underlay devices: where the other nodes' traffic arrives.
+        :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] labels: Its labels, by which policies select it.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
         :param pulumi.Input['NodeOnDeleteUnreachable'] on_delete_unreachable: What deleting does when the host does not answer: fail, or forget it with a warning.
         :param pulumi.Input[Union['SshArgs', 'SshArgsDict']] ssh: How the controller reaches it.
@@ -174,6 +192,7 @@ class Node(pulumi.CustomResource):
                  opts: Optional[pulumi.ResourceOptions] = None,
                  address: pulumi.Input[Optional[_builtins.str]] = None,
                  devices: pulumi.Input[Optional[Sequence[pulumi.Input[Union['DeviceArgs', 'DeviceArgsDict']]]]] = None,
+                 labels: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
                  on_delete_unreachable: pulumi.Input[Optional['NodeOnDeleteUnreachable']] = None,
                  ssh: pulumi.Input[Optional[Union['SshArgs', 'SshArgsDict']]] = None,
@@ -193,6 +212,7 @@ class Node(pulumi.CustomResource):
             if devices is None and not opts.urn:
                 raise TypeError("Missing required property 'devices'")
             __props__.__dict__["devices"] = devices
+            __props__.__dict__["labels"] = labels
             __props__.__dict__["name"] = name
             if on_delete_unreachable is None:
                 on_delete_unreachable = 'fail'
@@ -232,6 +252,7 @@ class Node(pulumi.CustomResource):
         __props__.__dict__["devices"] = None
         __props__.__dict__["drift"] = None
         __props__.__dict__["handle"] = None
+        __props__.__dict__["labels"] = None
         __props__.__dict__["lagging_nodes"] = None
         __props__.__dict__["name"] = None
         __props__.__dict__["on_delete_unreachable"] = None
@@ -278,6 +299,14 @@ class Node(pulumi.CustomResource):
         What a cluster's members refer to.
         """
         return pulumi.get(self, "handle")
+
+    @_builtins.property
+    @pulumi.getter
+    def labels(self) -> pulumi.Output[Optional[Mapping[str, _builtins.str]]]:
+        """
+        Its labels, by which policies select it.
+        """
+        return pulumi.get(self, "labels")
 
     @_builtins.property
     @pulumi.getter(name="laggingNodes")

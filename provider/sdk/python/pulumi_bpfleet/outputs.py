@@ -20,6 +20,7 @@ __all__ = [
     'Attach',
     'ClusterHandle',
     'Device',
+    'FailsafePort',
     'NodeHandle',
     'Peer',
     'Port',
@@ -123,6 +124,57 @@ class Device(dict):
 
 
 @pulumi.output_type
+class FailsafePort(dict):
+    """
+    A port of the nodes themselves that no policy can close.
+    """
+    def __init__(__self__, *,
+                 port: _builtins.int,
+                 direction: Optional['FailsafePortDirection'] = None,
+                 protocol: Optional['FailsafePortProtocol'] = None):
+        """
+        A port of the nodes themselves that no policy can close.
+
+        :param _builtins.int port: Port.
+        :param 'FailsafePortDirection' direction: ingress: the node's own port, which everybody reaches. egress: a port elsewhere, which the node reaches.
+        :param 'FailsafePortProtocol' protocol: Protocol.
+        """
+        pulumi.set(__self__, "port", port)
+        if direction is None:
+            direction = 'ingress'
+        if direction is not None:
+            pulumi.set(__self__, "direction", direction)
+        if protocol is None:
+            protocol = 'tcp'
+        if protocol is not None:
+            pulumi.set(__self__, "protocol", protocol)
+
+    @_builtins.property
+    @pulumi.getter
+    def port(self) -> _builtins.int:
+        """
+        Port.
+        """
+        return pulumi.get(self, "port")
+
+    @_builtins.property
+    @pulumi.getter
+    def direction(self) -> Optional['FailsafePortDirection']:
+        """
+        ingress: the node's own port, which everybody reaches. egress: a port elsewhere, which the node reaches.
+        """
+        return pulumi.get(self, "direction")
+
+    @_builtins.property
+    @pulumi.getter
+    def protocol(self) -> Optional['FailsafePortProtocol']:
+        """
+        Protocol.
+        """
+        return pulumi.get(self, "protocol")
+
+
+@pulumi.output_type
 class NodeHandle(dict):
     """
     A node as a cluster needs it: its name and how to reach it.
@@ -178,7 +230,7 @@ class Peer(dict):
         """
         Who is at the other end. Exactly one of labels, entity must be given.
 
-        :param 'PeerEntity' entity: host: the endpoint's own node. remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
+        :param 'PeerEntity' entity: host: the endpoint's own node (what a node says to itself is never judged). remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
         :param Mapping[str, _builtins.str] labels: Endpoints whose identity has all these labels; {} means every endpoint.
         """
         if entity is not None:
@@ -190,7 +242,7 @@ class Peer(dict):
     @pulumi.getter
     def entity(self) -> Optional['PeerEntity']:
         """
-        host: the endpoint's own node. remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
+        host: the endpoint's own node (what a node says to itself is never judged). remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
         """
         return pulumi.get(self, "entity")
 

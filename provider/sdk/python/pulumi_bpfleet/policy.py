@@ -23,23 +23,24 @@ __all__ = ['PolicyArgs', 'Policy']
 class PolicyArgs:
     def __init__(__self__, *,
                  cluster: pulumi.Input['ClusterHandleArgs'],
-                 selector: pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]],
                  description: pulumi.Input[Optional[_builtins.str]] = None,
                  egress: pulumi.Input[Optional[Sequence[pulumi.Input['RuleArgs']]]] = None,
                  ingress: pulumi.Input[Optional[Sequence[pulumi.Input['RuleArgs']]]] = None,
-                 name: pulumi.Input[Optional[_builtins.str]] = None):
+                 name: pulumi.Input[Optional[_builtins.str]] = None,
+                 node_selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
+                 selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None):
         """
         The set of arguments for constructing a Policy resource.
 
         :param pulumi.Input['ClusterHandleArgs'] cluster: Handle of the cluster it belongs to.
-        :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] selector: Endpoints whose identity has all these labels; {} selects every endpoint.
         :param pulumi.Input[_builtins.str] description: What it is for; shown beside its rules.
         :param pulumi.Input[Sequence[pulumi.Input['RuleArgs']]] egress: Rules for what is sent. An empty list allows nothing.
         :param pulumi.Input[Sequence[pulumi.Input['RuleArgs']]] ingress: Rules for what arrives. An empty list allows nothing.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
+        :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] node_selector: Nodes that have all these labels; {} selects every node. What their own processes receive and send is judged; their failsafe ports, and what a node needs to have neighbours, addresses and a tunnel, always pass.
+        :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] selector: Endpoints whose identity has all these labels; {} selects every endpoint.
         """
         pulumi.set(__self__, "cluster", cluster)
-        pulumi.set(__self__, "selector", selector)
         if description is not None:
             pulumi.set(__self__, "description", description)
         if egress is not None:
@@ -48,6 +49,10 @@ class PolicyArgs:
             pulumi.set(__self__, "ingress", ingress)
         if name is not None:
             pulumi.set(__self__, "name", name)
+        if node_selector is not None:
+            pulumi.set(__self__, "node_selector", node_selector)
+        if selector is not None:
+            pulumi.set(__self__, "selector", selector)
 
     @_builtins.property
     @pulumi.getter
@@ -60,18 +65,6 @@ class PolicyArgs:
     @cluster.setter
     def cluster(self, value: pulumi.Input['ClusterHandleArgs']):
         pulumi.set(self, "cluster", value)
-
-    @_builtins.property
-    @pulumi.getter
-    def selector(self) -> pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]]:
-        """
-        Endpoints whose identity has all these labels; {} selects every endpoint.
-        """
-        return pulumi.get(self, "selector")
-
-    @selector.setter
-    def selector(self, value: pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]]):
-        pulumi.set(self, "selector", value)
 
     @_builtins.property
     @pulumi.getter
@@ -121,6 +114,30 @@ class PolicyArgs:
     def name(self, value: pulumi.Input[Optional[_builtins.str]]):
         pulumi.set(self, "name", value)
 
+    @_builtins.property
+    @pulumi.getter(name="nodeSelector")
+    def node_selector(self) -> pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]:
+        """
+        Nodes that have all these labels; {} selects every node. What their own processes receive and send is judged; their failsafe ports, and what a node needs to have neighbours, addresses and a tunnel, always pass.
+        """
+        return pulumi.get(self, "node_selector")
+
+    @node_selector.setter
+    def node_selector(self, value: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]):
+        pulumi.set(self, "node_selector", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def selector(self) -> pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]:
+        """
+        Endpoints whose identity has all these labels; {} selects every endpoint.
+        """
+        return pulumi.get(self, "selector")
+
+    @selector.setter
+    def selector(self, value: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]):
+        pulumi.set(self, "selector", value)
+
 
 @pulumi.type_token("bpfleet:index:Policy")
 class Policy(pulumi.CustomResource):
@@ -133,10 +150,11 @@ class Policy(pulumi.CustomResource):
                  egress: pulumi.Input[Optional[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]]] = None,
                  ingress: pulumi.Input[Optional[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]]] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
+                 node_selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
                  selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
                  __props__=None):
         """
-        What the selected endpoints may receive and send. A direction without rules here stays as it is; with rules, or an empty list of them, it is closed to all that no policy allows.
+        What the selected endpoints, or the selected nodes' own processes, may receive and send. A direction without rules here stays as it is; with rules, or an empty list of them, it is closed to all that no policy allows. Exactly one of selector, nodeSelector must be given.
 
         :param str resource_name: The name of the resource.
         :param pulumi.ResourceOptions opts: Options for the resource.
@@ -145,6 +163,7 @@ class Policy(pulumi.CustomResource):
         :param pulumi.Input[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]] egress: Rules for what is sent. An empty list allows nothing.
         :param pulumi.Input[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]] ingress: Rules for what arrives. An empty list allows nothing.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
+        :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] node_selector: Nodes that have all these labels; {} selects every node. What their own processes receive and send is judged; their failsafe ports, and what a node needs to have neighbours, addresses and a tunnel, always pass.
         :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] selector: Endpoints whose identity has all these labels; {} selects every endpoint.
         """
         ...
@@ -154,7 +173,7 @@ class Policy(pulumi.CustomResource):
                  args: PolicyArgs,
                  opts: Optional[pulumi.ResourceOptions] = None):
         """
-        What the selected endpoints may receive and send. A direction without rules here stays as it is; with rules, or an empty list of them, it is closed to all that no policy allows.
+        What the selected endpoints, or the selected nodes' own processes, may receive and send. A direction without rules here stays as it is; with rules, or an empty list of them, it is closed to all that no policy allows. Exactly one of selector, nodeSelector must be given.
 
         :param str resource_name: The name of the resource.
         :param PolicyArgs args: The arguments to use to populate this resource's properties.
@@ -176,6 +195,7 @@ class Policy(pulumi.CustomResource):
                  egress: pulumi.Input[Optional[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]]] = None,
                  ingress: pulumi.Input[Optional[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]]] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
+                 node_selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
                  selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
                  __props__=None):
         opts = pulumi.ResourceOptions.merge(_utilities.get_resource_opts_defaults(), opts)
@@ -193,8 +213,7 @@ class Policy(pulumi.CustomResource):
             __props__.__dict__["egress"] = egress
             __props__.__dict__["ingress"] = ingress
             __props__.__dict__["name"] = name
-            if selector is None and not opts.urn:
-                raise TypeError("Missing required property 'selector'")
+            __props__.__dict__["node_selector"] = node_selector
             __props__.__dict__["selector"] = selector
             __props__.__dict__["drift"] = None
         super(Policy, __self__).__init__(
@@ -225,6 +244,7 @@ class Policy(pulumi.CustomResource):
         __props__.__dict__["egress"] = None
         __props__.__dict__["ingress"] = None
         __props__.__dict__["name"] = None
+        __props__.__dict__["node_selector"] = None
         __props__.__dict__["selector"] = None
         return Policy(resource_name, opts=opts, __props__=__props__)
 
@@ -277,8 +297,16 @@ class Policy(pulumi.CustomResource):
         return pulumi.get(self, "name")
 
     @_builtins.property
+    @pulumi.getter(name="nodeSelector")
+    def node_selector(self) -> pulumi.Output[Optional[Mapping[str, _builtins.str]]]:
+        """
+        Nodes that have all these labels; {} selects every node. What their own processes receive and send is judged; their failsafe ports, and what a node needs to have neighbours, addresses and a tunnel, always pass.
+        """
+        return pulumi.get(self, "node_selector")
+
+    @_builtins.property
     @pulumi.getter
-    def selector(self) -> pulumi.Output[Mapping[str, _builtins.str]]:
+    def selector(self) -> pulumi.Output[Optional[Mapping[str, _builtins.str]]]:
         """
         Endpoints whose identity has all these labels; {} selects every endpoint.
         """

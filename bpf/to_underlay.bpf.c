@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* tc egress of each underlay device, where a policy selects this node: what the host sends to the network.
+ *
+ *   - what is not IP, neighbour discovery, DHCP of the host and tunnel packets to members always pass;
+ *   - what the host forwards passes; if it leaves with the host's address its connection is recorded, see host.h;
+ *   - everything else is the host's own, whatever its source address: the host's egress policy judges.
+ *
+ * Fails closed for the host's own IP packets. A VLAN-tagged frame belongs to the VLAN's own device and passes.
+ */
+#include <bpfleet/host.h>
+#include <bpfleet/vocabulary.h>
+
+SEC("tc")
+int bpfl_to_under(struct __sk_buff *skb)
+{
+	struct packet packet = { .hook = HOOK_TO_UNDERLAY, .direction = DIRECTION_EGRESS };
+	const struct node *this_node = node_find();
+	const struct address_record *source;
+	struct found found = {};
+	struct side side = {};
+	int reason;
+
+	if (!host_policy || !this_node)
+		return pass(skb, REASON_UNDERLAY);
+	reason = packet_parse(skb, &packet);
+	if (reason == REASON_UNSUPPORTED)
+		return pass(skb, REASON_UNDERLAY);
+	source = address_find(&packet.source);
+	packet.source_identity = !skb->ingress_ifindex || (source && source->identity == IDENTITY_HOST) ?
+		IDENTITY_HOST : IDENTITY_UNKNOWN;
+	if (reason)
+		return skb->ingress_ifindex ? pass(skb, REASON_UNDERLAY) : drop(skb, &packet, reason);
+	if (host_is_link_traffic(&packet, DIRECTION_EGRESS))
+		return pass(skb, REASON_NEIGHBOUR);
+	underlay_place(&packet.flow.destination, &side.peer);
+	if (host_is_tunnel(&packet, side.peer.identity))
+		return pass(skb, REASON_UNDERLAY);
+	if (packet.kind == PACKET_RELATED)
+		underlay_place(&packet.destination, &side.peer);
+	packet.destination_identity = side.peer.identity;
+	reason = host_sends(skb, &packet, &found, &side, this_node);
+	return reason ? drop(skb, &packet, reason) : pass(skb, REASON_UNDERLAY);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

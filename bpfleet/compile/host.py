@@ -1,0 +1,110 @@
+"""The node itself under policy: its failsafe ports, and what would cut the way by which it is administered.
+
+The policies that select a node are compiled like an endpoint's (see policy.py), under the identity HOST.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from bpfleet.compile import policy
+from bpfleet.errors import Conflict
+from bpfleet.model import identity
+from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.resources import DEFAULT_FAILSAFE_PORTS, PROTOCOL_NUMBERS
+from bpfleet.model.state import Compiled, Row, RuleName, Table
+
+FAILSAFE_KEY = ("port", "protocol", "direction")
+FAILSAFE_VALUE = ("listed",)
+
+_STRANGERS = (identity.WORLD, identity.REMOTE_NODE)
+
+
+def failsafe_ports(cluster: Document) -> Sequence[Mapping[str, Any]]:
+    """What the cluster declares, or the default."""
+    declared: Optional[Sequence[Mapping[str, Any]]] = cluster.spec.get("failsafe_ports")
+    return DEFAULT_FAILSAFE_PORTS if declared is None else declared
+
+
+def is_failsafe(cluster: Document, protocol: str, port: int, direction: str = "ingress") -> bool:
+    """Whether no policy can close that port of a node (or, egress, that port elsewhere to a node)."""
+    return {"protocol": protocol, "port": port, "direction": direction} in failsafe_ports(cluster)
+
+
+def failsafe_table(cluster: Document) -> Table:
+    """The map `failsafe`."""
+    rows: Dict[Row, Row] = {}
+    for entry in failsafe_ports(cluster):
+        code = policy.DIRECTION_NUMBERS[entry["direction"]]
+        rows[(entry["port"], PROTOCOL_NUMBERS[entry["protocol"]], code)] = (1,)
+    return Table(FAILSAFE_KEY, FAILSAFE_VALUE, rows)
+
+
+def failsafe_warnings(node: str, cluster: Document, table: Table, names: Mapping[int, RuleName]) -> List[str]:
+    """What the node's policies would cut if failsafe did not keep it: policy and port named."""
+    found: Dict[str, None] = {}
+    for entry in failsafe_ports(cluster):
+        for peer in _STRANGERS:
+            rule = _refusing(table, names, peer, entry["direction"], entry["protocol"], entry["port"])
+            if rule is None:
+                continue
+            what = f"{entry['protocol']} port {entry['port']}"
+            what += f" of node {node}" if entry["direction"] == "ingress" else f" elsewhere to node {node}"
+            for name in rule.policy.split(", "):
+                found[f"policy/{name}, {_path(rule)}: would close {what}, a failsafe port: it stays open"] = None
+    return list(found)
+
+
+def session_refusal(
+    documents: DocumentSet, compiled: Compiled, node: str, session: Optional[Tuple[str, int]]
+) -> Optional[Conflict]:
+    """The policy that would cut the very connection over which it comes, where no failsafe port keeps that open.
+
+    session: of an SSH connection the client's address, and the TCP port of the node that it came to.
+    """
+    table = compiled.state.nested.get("policies", {}).get(identity.HOST)
+    clusters = documents.of_kind("cluster")
+    if session is None or table is None:
+        return None
+    client, port = session
+    if is_failsafe(clusters[min(clusters)], "tcp", port):
+        return None
+    peer = _peer(compiled, client)
+    rule = _refusing(table, compiled.rules, peer, "ingress", "tcp", port)
+    if rule is None:
+        return None
+    return Conflict(
+        f"would cut the SSH connection over which it is applied: tcp port {port} of node {node}, "
+        f"from {client} ({compiled.identities.get(peer, str(peer))})",
+        resource=f"policy/{rule.policy.split(', ')[0]}",
+        field=_path(rule),
+        remedy=f"Allow it in a policy that selects the node, or list {{protocol: tcp, port: {port}}} in "
+        "failsafe_ports of the cluster.",
+        details={"policies": rule.policy.split(", "), "port": port, "client": client},
+    )
+
+
+def _refusing(
+    table: Table, names: Mapping[int, RuleName], peer: int, direction: str, protocol: str, port: int
+) -> Optional[RuleName]:
+    verdict, rule_id = policy.judge(table.rows, peer, direction, PROTOCOL_NUMBERS[protocol], port)
+    return names[rule_id] if verdict in ("deny", policy.DEFAULT_DENY) else None
+
+
+def _path(rule: RuleName) -> str:
+    return rule.direction if rule.rule == policy.DEFAULT_DENY else rule.rule
+
+
+def _peer(compiled: Compiled, client: str) -> int:
+    """The identity of a client's address as the programs see it on the underlay."""
+    try:
+        address = ipaddress.ip_address(client.partition("%")[0])
+    except ValueError:
+        return identity.WORLD
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_link_local:
+        return identity.WORLD
+    found: Tuple[Any, ...] = compiled.state.tables["addresses"].rows.get((str(address),), (identity.WORLD,))
+    return int(found[0])
