@@ -107,13 +107,18 @@ class Agent:
             self._store = Store(self.files)
         return self._store
 
-    def compiled(self, contents: Contents, node: str) -> Compiled:
-        """What the documents mean for this node as it is now."""
+    @property
+    def compiler(self) -> Compiler:
+        """The compiler, which remembers what it did."""
         if self._compiler is None:
             from bpfleet.compile.compiler import Compiler
 
             self._compiler = Compiler()
-        return self._compiler.compile(contents.documents, self.kernel.facts(node))
+        return self._compiler
+
+    def compiled(self, contents: Contents, node: str) -> Compiled:
+        """What the documents mean for this node as it is now."""
+        return self.compiler.compile(contents.documents, self.kernel.facts(node))
 
     def confirmed_state(self, head: Head) -> NodeState:
         """The state that a confirmed generation asks for; the empty one if nothing was ever confirmed."""
@@ -174,7 +179,6 @@ class Agent:
     def _stage(self, params: StageParams, node: str, owner: str, journal: Journal) -> StageResult:
         from bpfleet.agent import store
         from bpfleet.compile.host import session_refusal
-        from bpfleet.compile.validate import validate
         from bpfleet.loader.plan import plan
 
         self.kernel.check_fitness()
@@ -187,7 +191,7 @@ class Agent:
             replace_all=bool(params.get("replace_all")),
         )
         changed = store.differing(base, contents)
-        refused += store.refusals(validate(contents.documents, self.kernel.facts(node)), changed)
+        refused += store.refusals(self.compiler.conflicts(contents.documents, self.kernel.facts(node)), changed)
         if refused:
             return {"refused": refused}
         compiled = self.compiled(contents, node)

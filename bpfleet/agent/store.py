@@ -6,6 +6,7 @@ documents is as atomic as the journal's replacement, and the last confirmed gene
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ class Stored:
         """The wire and file form."""
         return {"document": self.document.to_json(), "owner": self.owner, "metadata": dict(self.metadata)}
 
+    @functools.cached_property
+    def text(self) -> str:
+        """`to_item` as it stands in a generation's file. Kept: most items are the same in the next generation."""
+        return json.dumps(self.to_item(), separators=(",", ":"), ensure_ascii=False)
+
 
 class Contents:
     """What one generation holds: the items by key, and their documents as a set. Immutable."""
@@ -43,9 +49,9 @@ class Contents:
 
     def to_bytes(self, head: Head) -> bytes:
         """The file's contents."""
-        items = [self.items[key].to_item() for key in sorted(self.items)]
-        data = {"generation": head.generation, "documents_digest": head.documents_digest, "items": items}
-        return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
+        start = json.dumps({"generation": head.generation, "documents_digest": head.documents_digest})
+        items = ",".join(self.items[key].text for key in sorted(self.items))
+        return f'{start[:-1]},"items":[{items}]}}'.encode()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Contents) and self.items == other.items
@@ -190,7 +196,10 @@ def change(
 
 def differing(old: Contents, new: Contents) -> Set[str]:
     """Keys of what was put, deleted or replaced between the two, be it the document, its owner or its metadata."""
-    return {key for key in {*old.items, *new.items} if old.items.get(key) != new.items.get(key)}
+    before, after = old.items, new.items
+    return {
+        key for key in {*before, *after} if before.get(key) is not after.get(key) and before.get(key) != after.get(key)
+    }
 
 
 def _numbers_taken(items: Mapping[str, Stored], changed: Mapping[str, Stored]) -> List[NumberTaken]:

@@ -13,6 +13,8 @@ from bpfleet.compile.memo import Memo
 from bpfleet.compile.policy import Nodes, Resolved, Subject
 from bpfleet.compile.selector import LabelIndex
 from bpfleet.compile.topology import Topology
+from bpfleet.compile.validate import validate
+from bpfleet.errors import BpfleetError
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.identity import HOST, RESERVED_NAMES
 from bpfleet.model.state import TUNNEL_DEVICE, Compiled, Facts, NodeState, Program, Row, Table, Waiting
@@ -35,6 +37,10 @@ class Compiler:
 
     def __init__(self) -> None:
         self._memo = Memo()
+
+    def conflicts(self, documents: DocumentSet, facts: Facts) -> List[BpfleetError]:
+        """What keeps the documents from being compiled on this node: see validate.py."""
+        return validate(documents, facts, self._memo)
 
     def compile(self, documents: DocumentSet, facts: Facts) -> Compiled:
         """The state of the node `facts.node`. The documents are valid together (see validate.py)."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import bisect
 import ipaddress
-from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
 
+from bpfleet.compile.memo import Memo
 from bpfleet.errors import BpfleetError, Conflict, InvalidInput, NumberTaken
 from bpfleet.model.document import Document, DocumentSet, canonical_json
 from bpfleet.model.identity import cluster_of
@@ -18,13 +19,16 @@ Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
 
-def validate(documents: DocumentSet, facts: Optional[Facts] = None) -> List[BpfleetError]:
-    """Every conflict among `documents`; with `facts`, also what this node's devices cannot satisfy."""
+def validate(documents: DocumentSet, facts: Optional[Facts] = None, memo: Optional[Memo] = None) -> List[BpfleetError]:
+    """Every conflict among `documents`; with `facts`, also what this node's devices cannot satisfy.
+
+    `memo`, kept from one call to the next, saves looking again at kinds of documents none of which changed.
+    """
+    memo = memo or Memo()
     found: List[BpfleetError] = []
-    found.extend(_clusters(documents))
-    found.extend(_identities(documents))
-    found.extend(_nodes(documents))
-    found.extend(_endpoints(documents))
+    for check, kinds in _CHECKS:
+        inputs = documents.fingerprint(*kinds)
+        found.extend(memo.get(check, inputs, lambda check=check: tuple(check(documents))))  # type: ignore[misc]
     if facts is not None:
         found.extend(_own_node(documents, facts))
     return found
@@ -186,6 +190,15 @@ def _holds(network: Network, address: str) -> bool:
 
 def _attachment(attach: Mapping[str, str]) -> str:
     return ", ".join(f"{kind} {name}" for kind, name in attach.items())
+
+
+_CHECKS: Tuple[Tuple[Callable[[DocumentSet], Iterator[BpfleetError]], Tuple[str, ...]], ...] = (
+    (_clusters, ("cluster",)),
+    (_identities, ("cluster", "identity")),
+    (_nodes, ("node",)),
+    (_endpoints, ("node", "endpoint")),
+)
+"""Checks, each with the kinds of documents that it looks at."""
 
 
 def _own_node(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError]:

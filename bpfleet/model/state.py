@@ -8,9 +8,10 @@ when the record is written.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 from bpfleet.model.document import canonical_json
 
@@ -36,6 +37,12 @@ class Table:
     def records(self) -> Dict[Row, Dict[str, Value]]:
         """Each row's value as a mapping from field name."""
         return {key: dict(zip(self.value, value)) for key, value in self.rows.items()}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of the contents. Kept: a change of one document leaves the largest tables as they are."""
+        rows = sorted(map(repr, self.rows.items()))  # rows may differ in type: a device's name, or 0
+        return hashlib.sha256("\n".join([repr((self.key, self.value)), *rows]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -109,15 +116,23 @@ class NodeState:
     sysctls: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> Dict[str, Any]:
-        """Plain, deterministic JSON data: for goldens, for people and for `digest`."""
+        """Plain, deterministic JSON data: for goldens and for people."""
+        return self._json(_table_json)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the whole state."""
+        return hashlib.sha256(canonical_json(self._json(lambda table: table.digest)).encode()).hexdigest()
+
+    def _json(self, of_table: Callable[[Table], Any]) -> Dict[str, Any]:
         return {
             "programs": {
                 name: dict(sorted(program.constants.items())) for name, program in sorted(self.programs.items())
             },
             "attachments": {f"{device} {hook}": name for (device, hook), name in sorted(self.attachments.items())},
-            "tables": {name: _table_json(table) for name, table in sorted(self.tables.items())},
+            "tables": {name: of_table(table) for name, table in sorted(self.tables.items())},
             "nested": {
-                name: {str(key): _table_json(table) for key, table in sorted(inner.items())}
+                name: {str(key): of_table(table) for key, table in sorted(inner.items())}
                 for name, inner in sorted(self.nested.items())
             },
             "devices": {
@@ -127,11 +142,6 @@ class NodeState:
             "routes": [vars(route) for _, route in sorted(self.routes.items())],
             "sysctls": dict(sorted(self.sysctls.items())),
         }
-
-    @property
-    def digest(self) -> str:
-        """Hex SHA-256 of the whole state."""
-        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
 
 
 def _table_json(table: Table) -> Any:

@@ -67,6 +67,32 @@ def test_order_does_not_matter(documents: List[Document], chance: random.Random)
     assert Compiler().compile(DocumentSet(shuffled), fleet.facts(1)) == expected
 
 
+@st.composite
+def clashing(draw: st.DrawFn) -> List[Document]:
+    """Documents of which any two may be in conflict."""
+    found = [fleet.cluster(["h1", "h2"]), fleet.node(1)]
+    place = draw(st.sampled_from([1, 2, 3]))  # 1: the address and network of h1
+    address, network = f"192.168.77.{place}", f"10.77.{place}.0/24"
+    found.append(fleet.document("node", "h2", address=address, devices=[{"name": "eth0"}], workload_cidrs=[network]))
+    for name in draw(st.sets(st.sampled_from(NAMES))):
+        found.append(fleet.identity(name, {"app": draw(st.sampled_from(NAMES))}))
+    for name in draw(st.sets(st.sampled_from(NAMES))):
+        where = st.integers(1, 2)
+        found.append(fleet.endpoint(name, draw(where), draw(where), netns=f"w{draw(where)}"))
+    return found
+
+
+@given(st.lists(clashing(), min_size=2, max_size=4))
+def test_conflicts_depend_on_the_documents_alone(steps: List[List[Document]]) -> None:
+    compiler = Compiler()
+    for documents in steps:
+        held, facts = DocumentSet(documents), fleet.facts(1)
+        told = [error.to_wire() for error in compiler.conflicts(held, facts)]
+        assert told == [error.to_wire() for error in validate(held, facts)]
+        if not told:
+            compiler.compile(held, facts)
+
+
 @settings(max_examples=60)
 @given(fleets(), fleets(), st.randoms(use_true_random=False))
 def test_history_does_not_matter(documents: List[Document], detour: List[Document], chance: random.Random) -> None:
