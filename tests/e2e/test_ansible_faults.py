@@ -199,3 +199,28 @@ def test_new_connections_that_are_cut_after_the_change_put_it_back(controller: C
         time.sleep(0.2)
     assert versions(controller) == {"h1": "new", "h2": "old"}
     assert {host for host, _ in controller.play(playbook(controller, "new")).changed} == {"h2"}
+
+
+def test_a_task_in_check_mode_asks_all_hosts_before_one_is_changed(controller: Controller) -> None:
+    """What docs/ansible.md says of changes that must not begin unless all hosts can take them."""
+    controller.play(playbook(controller, "old"))
+    (play,) = playbook(controller, "new")
+    (task,) = play["tasks"]
+    nodes = [each for each in task["bpfleet.fleet.documents"]["documents"] if each["name"] == "h2"]
+    nodes[0]["spec"]["devices"] = [{"name": "eth9"}]
+    barrier = [{**task, "check_mode": True, "changed_when": False, "name": "ask"}, {**task, "name": "change"}]
+    before = controller.hellos()
+    played = controller.play([{**play, "tasks": barrier, "any_errors_fatal": True}], ok=False)
+    assert {(result.task, result.host, result.outcome) for result in played.results} == {
+        ("ask", "h1", "ok"),
+        ("ask", "h2", "failed"),
+    }
+    assert "eth9" in played.of("documents")["h2"].message
+    assert controller.hellos() == before
+
+    nodes[0]["spec"]["devices"] = [{"name": controller.lab.host("h2").device}]
+    assert controller.play([{**play, "tasks": barrier, "any_errors_fatal": True}]).changed == {
+        ("h1", "change"),
+        ("h2", "change"),
+    }
+    assert versions(controller) == {"h1": "new", "h2": "new"}

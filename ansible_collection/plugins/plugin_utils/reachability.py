@@ -50,7 +50,7 @@ def _jump(hostvars: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -
     told = next((jump for name in _ARGUMENTS for jump in _jumps(shlex.split(str(given.get(name) or "")))), "none")
     if told.lower() == "none" or "," in told:
         return {}
-    user, _, place = told.removeprefix("ssh://").rpartition("@")
+    user, _at, place = told.removeprefix("ssh://").rpartition("@")
     host, port = _place(place)
     jump = {"host": host, **(_login(hostvars[host]) if host in hostvars else {})}
     if user:
@@ -66,7 +66,7 @@ def _jumps(arguments: Sequence[str]) -> Iterator[str]:
         if argument.startswith("-J"):
             yield argument[2:] or following
         elif argument.startswith("-o"):
-            key, _, value = (argument[2:] or following).strip().replace("=", " ", 1).partition(" ")
+            key, _sign, value = (argument[2:] or following).strip().replace("=", " ", 1).partition(" ")
             if key.lower() == "proxyjump":
                 yield value.strip()
 
@@ -74,9 +74,9 @@ def _jumps(arguments: Sequence[str]) -> Iterator[str]:
 def _place(text: str) -> tuple[str, int]:
     """host, host:port, [address]:port or an IPv6 address; port 0 if there is none."""
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
+        host, _bracket, rest = text[1:].partition("]")
         return host, int(rest.removeprefix(":") or 0)
     if text.count(":") == 1:
-        host, _, port = text.partition(":")
+        host, _colon, port = text.partition(":")
         return host, int(port)
     return text, 0
