@@ -14,7 +14,7 @@ from bpfleet.transport.target import Target
 from provider.batching import Batcher
 from provider.directory import View, handle_target
 from provider.runtime import Runtime, cancelled_error
-from provider.writing import Delete, Put, Result, Writer, is_about
+from provider.writing import Delete, Put, Result, Writer, is_about, waits_for
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Leaves:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._unsaid: Dict[Tuple[str, str], str] = {}
+        self._deleted: Dict[Tuple[str, str], str] = {}
         self._warnings: Dict[str, List[str]] = {}
         self.batcher: Batcher[Call] = Batcher(self._work)
 
@@ -72,9 +73,19 @@ class Leaves:
                     self._runtime.engine.warn(urn, warning)
         self._unsaid.clear()
 
+    def _say_who_waits(self) -> None:
+        """Tell of documents that wait for one deleted in this run. Deletes are not announced, so only the end of the
+        run knows that what waits was not to be deleted too."""
+        for (cluster, key), urn in self._deleted.items():
+            for warning in self._warnings.get(cluster, []):
+                if waits_for(warning, key):
+                    self._runtime.engine.warn(urn, f"still in use: {warning}")
+        self._deleted.clear()
+
     def cancel(self) -> None:
         """End the calls that still wait for their batch, and say what is still to be said."""
         self._say_warnings()
+        self._say_who_waits()
         for call in self.batcher.drain():
             call.done.set_result(Result(error=cancelled_error()))
 
@@ -94,8 +105,9 @@ class Leaves:
         except Exception as error:  # noqa: BLE001 - handed to every call of the batch, nothing is swallowed
             failure = error
         for key, result in results.items():
-            if result.error is None and not isinstance(by_key[key].change, Delete):
-                self._unsaid[by_key[key].cluster, key] = by_key[key].urn
+            if result.error is None:
+                deleted = isinstance(by_key[key].change, Delete)
+                (self._deleted if deleted else self._unsaid)[by_key[key].cluster, key] = by_key[key].urn
         if not self.batcher.expecting:
             self._say_warnings()
         for call in calls:

@@ -201,6 +201,12 @@ def is_about(warning: str, key: str) -> bool:
     return warning.startswith((f"{key},", f"{key}:", f"{key} "))
 
 
+def waits_for(warning: str, key: str) -> bool:
+    """Whether a node's warning says that a document waits for the one with this key."""
+    kind, _, name = key.partition("/")
+    return f": waits: {kind} {name} has " in warning
+
+
 def together(errors: Mapping[str, BpfleetError], key: str) -> BpfleetError:
     """One error for what no node took. All the same class: that class; otherwise the root."""
     if len(errors) == 1:

@@ -68,6 +68,8 @@ def _run(options: argparse.Namespace) -> int:
         for name in options.node:
             if name not in chosen:
                 raise InvalidInput(f"there is no node {name}", field="node", remedy=f"Nodes: {', '.join(chosen)}.")
+        for warning in unknown_names(fleet, chosen, params):
+            print(f"bpfleet: {warning}", file=sys.stderr)
         streams = Streams(
             fleet, [target for name, target in chosen.items() if not options.node or name in options.node]
         )
@@ -78,6 +80,27 @@ def _run(options: argparse.Namespace) -> int:
         except (KeyboardInterrupt, BrokenPipeError):
             streams.stop()
     return 1 if streams.failures else 0
+
+
+def unknown_names(fleet: Fleet, nodes: Mapping[str, Target], params: Mapping[str, Any]) -> list[str]:
+    """What the filters name and no document has. Worth a word and no more: it may come while following, and verdicts of
+    a policy that is gone are kept."""
+    from bpfleet.model.document import Document, DocumentSet
+    from bpfleet.observe.events import unknown_end, unknown_policy
+
+    ends = [params[key] for key in ("source", "destination", "any_end") if key in params]
+    if not ends and "policy" not in params:
+        return []
+    for target in nodes.values():
+        # Every member holds all documents; a node that does not answer is told of by its stream.
+        with contextlib.suppress(BpfleetError):
+            items = [item["document"] for item in fleet.call(target, "documents")["items"]]
+            documents = DocumentSet(Document(item["kind"], item["name"], item["spec"]) for item in items)
+            found = [unknown_end(documents, end) for end in ends]
+            if "policy" in params:
+                found.append(unknown_policy(documents, params["policy"]))
+            return [warning for warning in found if warning is not None]
+    return []
 
 
 class Streams:

@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def targets(options: argparse.Namespace, fleet: Fleet) -> dict[str, Target]:
     """The nodes by name. InvalidInput without lab or seed; Unreachable if no seed answers."""
+    if options.lab is not None and options.seed:
+        raise InvalidInput("--lab and --seed name different nodes", field="seed", remedy="Give one of them.")
     if options.lab is not None:
         return _of_lab(options.lab)
     if not options.seed:

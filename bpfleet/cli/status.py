@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bpfleet.transport.target import Target
 
 _SHOWN = 10
+_HEALTHY = ("ok", "waiting")
+"""A document may wait for good, such as an endpoint whose virtual machine is off: shown, but no failure."""
 
 
 def register(subparsers: Any) -> None:
@@ -24,7 +26,8 @@ def register(subparsers: Any) -> None:
         "status",
         help="what the nodes hold, and whether they agree",
         description="What every node holds, whether the nodes agree, what is loaded, and what was dropped. "
-        "Exit code 1 if a node does not answer, differs, or needs attention.",
+        "Exit code 1 if a node does not answer, differs, or needs attention. A node that is well, but has "
+        "documents that wait (for another document, or for their workload), is `waiting`, which is no failure.",
     )
     add_arguments(parser)
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="(%(default)s)")
@@ -66,7 +69,7 @@ def summarise(found: Mapping[str, Mapping[str, Any] | BpfleetError]) -> dict[str
     return {
         "nodes": nodes,
         "digest": common,
-        "healthy": bool(nodes) and all(node["state"] == "ok" for node in nodes.values()),
+        "healthy": bool(nodes) and all(node["state"] in _HEALTHY for node in nodes.values()),
     }
 
 
@@ -80,7 +83,9 @@ def _state(answer: Mapping[str, Any], agrees: bool) -> str:
         return "empty"
     if answer["drift"]:
         return "drifted"
-    return "ok" if agrees else "differs"
+    if not agrees:
+        return "differs"
+    return "waiting" if answer["waiting"] else "ok"
 
 
 def render(report: Mapping[str, Any]) -> str:

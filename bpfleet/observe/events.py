@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import ipaddress
 from typing import Any, Callable, Dict, Iterable, Mapping, Optional
 
 from bpfleet.errors import InvalidInput
+from bpfleet.model.document import DocumentSet
+from bpfleet.model.identity import RESERVED_NAMES
 from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.model.state import RuleName
 from bpfleet.observe.names import Names
@@ -82,6 +86,39 @@ def filter_of(params: Mapping[str, Any]) -> Filter:
         return any_end is None or _is(event["source"], any_end) or _is(event["destination"], any_end)
 
     return keep
+
+
+def unknown_end(documents: DocumentSet, name: str) -> Optional[str]:
+    """What is wrong with a name to filter ends by, as `_is` takes it, and names like it; None if it may match."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        pass
+    else:
+        return None
+    key, equals, value = name.partition("=")
+    if equals:
+        labels = {
+            pair for identity in documents.of_kind("identity").values() for pair in identity.spec["labels"].items()
+        }
+        if (key, value) in labels:
+            return None
+        return _unknown(f"no identity has the label {name}", name, (f"{one}={two}" for one, two in labels))
+    known = {*RESERVED_NAMES.values()}.union(*(documents.of_kind(kind) for kind in ("endpoint", "identity", "node")))
+    if name in known:
+        return None
+    return _unknown(f"{name!r} is no address, endpoint, identity, node or label", name, known)
+
+
+def unknown_policy(documents: DocumentSet, name: str) -> Optional[str]:
+    """The same for a policy's name."""
+    policies = documents.of_kind("policy")
+    return None if name in policies else _unknown(f"there is no policy {name}", name, policies)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), 1, 0.5)
+    return f"{what} (did you mean {near[0]}?)" if near else what
 
 
 def _is(end: Mapping[str, Any], name: str) -> bool:

@@ -247,7 +247,7 @@ class Transaction:
             if isinstance(error, Unreachable):
                 return Unreached(error, in_doubt=True)
             return Failed(error, rolled_back=False)
-        return Failed(error, rolled_back=True)
+        return Failed(_unconfirmed(error) if isinstance(error, Unreachable) else error, rolled_back=True)
 
     def _withdraw(self, name: str, staged: _Staged, outcome: Outcome) -> Outcome:
         """Drop what is staged only. Nothing was changed, so failing to say so costs no more than the agent's memory."""
@@ -280,6 +280,18 @@ def _cancelled(name: str, phase: str) -> TransactionFailed:
         remedy="Run the same again to make the change",
         details={"cancelled": True},
     )
+
+
+def _unconfirmed(error: Unreachable) -> TransactionFailed:
+    """Why a node that still answers over the connection that it had is back at what it was."""
+    failed = TransactionFailed(
+        f"the change was put back, because it could not be confirmed over a new connection: {error.what}",
+        remedy="See whether the change itself, or something else on the way, keeps new SSH connections from the host "
+        "(those that stand go on), then run the same again",
+        details={**error.details, "cause": error.to_wire()},
+    )
+    failed.where.update(error.where)
+    return failed
 
 
 def _in_words(outcome: Outcome) -> str:

@@ -161,6 +161,16 @@ def test_a_node_that_is_down_leaves_leaves_partially_created(story: Story) -> No
     assert not story.stack.state()["mail"].get("initErrors")
 
 
+def test_deleting_an_identity_that_endpoints_use_warns(story: Story) -> None:
+    web = story.stack.resources.pop("web")
+    run = story.stack.up()
+    assert run.ops == {"web": "delete"}
+    assert "endpoint/web-1: waits: identity web has no document" in run.warnings("web")
+    story.stack.resources["web"] = web
+    run = story.stack.up()
+    assert run.ops == {"web": "create"} and "waits" not in run.text
+
+
 def test_import_takes_a_document_over_again(story: Story, tmp_path: Path) -> None:
     host = story.lab.host("h2")
     known = tmp_path / "known_hosts"
@@ -187,7 +197,8 @@ def test_a_dead_node_can_be_taken_out(story: Story) -> None:
 
 
 def test_destroy_leaves_the_hosts_clean(story: Story) -> None:
-    story.stack.destroy()
+    run = story.stack.destroy()
+    assert "still in use" not in run.text, "identities and the endpoints that use them go together"
     assert story.stack.state() == {}
     for name in ("h1", "h2", "h3"):
         host = story.lab.host(name)

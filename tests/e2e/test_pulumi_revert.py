@@ -37,8 +37,9 @@ def test_an_update_that_cuts_new_connections_is_put_back(make_lab: Any, tmp_path
         cut(host, tmp_path, allowed=1)
         run = stack.up(ok=False)
         after = journal(host)
-    assert "node h1, resource policy/closed: root@" in run.errors("closed")
+    assert "node h1, resource policy/closed: the change was put back" in run.errors("closed")
     assert "is not reachable" in run.errors("closed")
+    assert "keeps new SSH connections from the host" in run.errors("closed")
     assert after["confirmed"] == before["confirmed"]
     assert after["transaction"] is None
     (entry,) = [entry for entry in after["entries"] if entry not in before["entries"] and entry["event"] != "applied"]

@@ -10,12 +10,13 @@ import pytest
 from bpfleet.cli import explain as explain_cli
 from bpfleet.cli import observe as observe_cli
 from bpfleet.cli import status as status_cli
+from bpfleet.cli.main import main
 from bpfleet.compile.compiler import Compiler
 from bpfleet.errors import HostUnfit, InvalidInput, Unreachable
 from bpfleet.loader.layout import layout, name_of
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import PROTOCOL_NUMBERS
-from bpfleet.observe.events import event_of, filter_of
+from bpfleet.observe.events import event_of, filter_of, unknown_end, unknown_policy
 from bpfleet.observe.explain import explain
 from bpfleet.observe.names import Names, short_end
 from tests import fleet
@@ -290,6 +291,45 @@ def test_status_of_a_healthy_fleet() -> None:
     assert lines[1].split() == ["h1", "ok", "3", "aaaaaaaaaaaa", "3", "(1", "cluster,", "2", "node)", "1", "7", "0",
                                 "addresses", "4/100"]  # fmt: skip
     assert "h2: dropped 7 packets: spoofed source" in lines
+
+
+def test_a_node_whose_documents_wait_is_not_plainly_ok_and_no_failure_either() -> None:
+    waits = [{"document": "endpoint/web-1", "reason": "identity web has no document yet: passes nothing"}]
+    report = status_cli.summarise({"h1": status(), "h2": status(waiting=waits)})
+    assert [node["state"] for node in report["nodes"].values()] == ["ok", "waiting"]
+    assert report["healthy"]
+    assert "h2: waiting: endpoint/web-1: identity web has" in status_cli.render(report)
+
+
+@pytest.mark.parametrize("command", ["status", "observe", "explain --from a --to b --port 80"])
+def test_a_lab_and_a_seed_together_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--lab", "--seed", "192.0.2.1"]) == 2
+    assert "--lab and --seed name different nodes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["web", "web-1", "h1", "tier=front", "10.9.9.9", "2001:db8::9", "world", "remote-node"]
+)
+def test_names_that_events_may_have(name: str) -> None:
+    assert unknown_end(DOCUMENTS, name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("wep-1", "did you mean web-1?"),
+        ("app=wep", "no identity has the label app=wep (did you mean app=web?)"),
+        ("10.0.0", "is no address"),
+        ("zzzzzzzz", "'zzzzzzzz' is no address, endpoint, identity, node or label"),
+    ],
+)
+def test_names_that_no_event_can_have_are_said(name: str, says: str) -> None:
+    assert says in str(unknown_end(DOCUMENTS, name))
+
+
+def test_a_policy_that_does_not_exist_is_said() -> None:
+    assert unknown_policy(DOCUMENTS, "api") is None
+    assert unknown_policy(DOCUMENTS, "apj") == "there is no policy apj (did you mean api?)"
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,11 @@ class TestUnreachable:
             failed = outcomes["h2"]
             assert isinstance(failed, Failed)
             assert failed.rolled_back
-            assert isinstance(failed.error, Unreachable)
+            # Not "unreachable": it answers, and the user has to know that nothing was changed, and why.
+            assert isinstance(failed.error, TransactionFailed)
+            assert failed.error.where["node"] == "h2"
+            assert "was put back" in failed.error.what and "not reachable" in failed.error.what
+            assert "new SSH connections" in failed.error.remedy
             assert fleet.call(targets["h2"], "state")["generation"] == 0
             assert fleet.counters(targets["h2"]).connections == 1
 
