@@ -3,7 +3,6 @@
 # ruff: noqa: E501 - a row of a table is read as one line
 from __future__ import annotations
 
-import struct
 from typing import Any, List, Mapping, Tuple
 
 from tests.packet import frames as f
@@ -344,8 +343,3 @@ def endpoint_cases(family: int) -> List[Case]:
         ("neighbour traffic of the host with an endpoint", (CLOSED, Send("to_endpoint", f.ether(bytes(28), kind=0x0806), "pass", {"neighbour": 1}, "a"))),
     ]  # fmt: skip
     return [Case(f"host, endpoint: {name}", steps, family) for name, steps in cases]
-
-
-def priority_tag(packet: bytes) -> bytes:
-    """The packet behind a VLAN tag of number 0, to be sent with type 0x8100."""
-    return struct.pack("!HH", 0, 0x86DD if packet[0] >> 4 == 6 else 0x0800) + packet
