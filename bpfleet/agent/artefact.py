@@ -4,6 +4,7 @@
     bpfleet/         what runs on hosts: errors, model, compile, loader, agent, observe
     pyroute2/        as installed here (pure Python), with its licences
     objects/         *.bpf.o
+    host/            what is put elsewhere on the host (boot script, units, udev rule), rendered from templates/host
 
 Equal inputs make equal bytes: sorted names, fixed times and modes. `python3 -m bpfleet.agent.artefact` writes it to
 build/agent.pyz and prints its path, size and digest.
@@ -18,15 +19,19 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Tuple
+from typing import Dict, Iterator, Tuple
 
 import bpfleet
+from bpfleet.agent import wire
 from bpfleet.agent.install import digest_of
 from bpfleet.errors import HostFailed
+from bpfleet.loader.rtnl import NAMESPACES
+from bpfleet.model.state import DEVICE_PREFIX, TUNNEL_DEVICE
 
 CHECKOUT = Path(bpfleet.__file__).parent.parent
 OBJECTS = CHECKOUT / "build" / "bpf"
 BUILT = CHECKOUT / "build" / "agent.pyz"
+TEMPLATES = CHECKOUT / "templates" / "host"
 OBJECT_NAMES = ("from_endpoint", "from_tunnel", "from_underlay", "to_endpoint", "to_tunnel", "to_underlay")
 HOST_PACKAGES = ("model", "compile", "loader", "agent", "observe")
 CONTROLLER_ONLY = (
@@ -37,6 +42,14 @@ CONTROLLER_ONLY = (
 )
 MOST_BYTES = 2 * 1024 * 1024
 """Largest artefact that is built; a test and a bench watch it as well."""
+
+_RENDERED = {
+    "managed": "Put here by the installation of bpfleet's agent, which writes it anew each time.",
+    "root": wire.STATE_ROOT,
+    "changed": "/run/bpfleet-changed",
+    "namespaces": str(NAMESPACES),
+    "devices": [f"{DEVICE_PREFIX}*", TUNNEL_DEVICE],
+}
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip archive can hold
 
@@ -101,11 +114,24 @@ def _entries(objects: Path) -> Iterator[Tuple[str, bytes]]:
         if name not in CONTROLLER_ONLY:
             yield name, path.read_bytes()
     yield from _pyroute2()
+    for name, text in host_files().items():
+        yield f"host/{name}", text.encode()
     for name in OBJECT_NAMES:
         path = objects / f"{name}.bpf.o"
         if not path.is_file():
             raise HostFailed(f"{path} is missing", remedy="Build the objects first: make objects.", file=str(path))
         yield f"objects/{path.name}", path.read_bytes()
+
+
+def host_files() -> Dict[str, str]:
+    """What is put elsewhere on the host, by name (bootstrap.py knows where)."""
+    import jinja2  # here, because only what makes an artefact needs it
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    names = sorted(path.name for path in TEMPLATES.glob("*.j2"))
+    return {name[: -len(".j2")]: environment.get_template(name).render(_RENDERED) for name in names}
 
 
 def _pyroute2() -> Iterator[Tuple[str, bytes]]:

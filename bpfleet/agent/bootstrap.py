@@ -3,6 +3,9 @@
 #     install ROOT DIGEST   unpack the zip archive on stdin to ROOT/agent/DIGEST, if its SHA-256 is DIGEST
 #     remove ROOT           remove ROOT/agent and what else of ours is left in ROOT
 #
+# What the archive holds below host/ is put in its place as well: the script ROOT/boot, which restores at boot with the
+# agent that was installed last (ROOT/agent/current), and where systemd is the init, the units that run it.
+#
 # It answers one JSON line on stdout (see bpfleet/agent/install.py). Its syntax is that of any Python from 2.7 on, so
 # that an old one can say what is missing instead of failing with a SyntaxError; hence no annotations, no pathlib.
 # mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, check-untyped-defs=True
@@ -14,6 +17,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 import zipfile
@@ -21,6 +25,10 @@ import zipfile
 LEAST = (3, 9)
 KEPT = 2
 UNFIT = 92
+STATE_ROOT = "/var/lib/bpfleet"  # units are for this root alone: there is one set of them on a host
+SYSTEMD = "/run/systemd/system"  # there if systemd is the init: sd_booted(3)
+UNITS = "/etc/systemd/system"
+RULES = "/etc/udev/rules.d"
 
 
 class Refused(Exception):
@@ -85,6 +93,7 @@ def install(root, digest):
         what = "the artefact arrived damaged: its SHA-256 is %s, not %s (%d bytes)" % (found, digest, len(data))
         raise Refused(error("ProtocolFailed", what, "Try again.", target))
     if os.path.exists(os.path.join(target, "__main__.py")):
+        put_in_place(root, target)
         return {"digest": digest, "installed": False, "path": target}
     agents = os.path.dirname(target)
     if not os.path.isdir(agents):
@@ -108,8 +117,89 @@ def install(root, digest):
     finally:
         shutil.rmtree(staging, True)
     sync_directory(agents)
+    put_in_place(root, target)
     prune(agents, digest)
     return {"digest": digest, "installed": True, "path": target}
+
+
+def put_in_place(root, target):
+    """Make this agent the one that restores, and have it run at boot."""
+    link = os.path.join(root, "agent", "current")
+    draft = "%s.new.%d" % (link, os.getpid())
+    os.symlink(os.path.basename(target), draft)
+    os.rename(draft, link)
+    host = os.path.join(target, "host")
+    if not os.path.isdir(host):
+        return
+    write_file(os.path.join(host, "boot"), os.path.join(root, "boot"), 0o755)
+    if root != STATE_ROOT or not os.path.isdir(SYSTEMD):
+        return
+    units = [name for name in sorted(os.listdir(host)) if name.endswith((".service", ".path"))]
+    for name in units:
+        write_file(os.path.join(host, name), os.path.join(UNITS, name), 0o644)
+    if os.path.isdir(RULES):
+        for name in sorted(os.listdir(host)):
+            if name.endswith(".rules"):
+                write_file(os.path.join(host, name), os.path.join(RULES, name), 0o644)
+        call("udevadm", "control", "--reload")
+    wanted = [name for name in units if is_wanted(os.path.join(UNITS, name))]
+    call("systemctl", "daemon-reload")
+    call("systemctl", "--quiet", "enable", *wanted)
+    call("systemctl", "--no-block", "start", *[name for name in wanted if name.endswith(".path")])
+
+
+def write_file(source, target, mode):
+    """Copy a small file, whole or not at all; one that is the same already is left alone."""
+    with io.open(source, "rb") as file:
+        data = file.read()
+    if os.path.isfile(target):
+        with io.open(target, "rb") as file:
+            if file.read() == data:
+                return
+    draft = "%s.new.%d" % (target, os.getpid())
+    with io.open(draft, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(draft, target)
+
+
+def is_wanted(unit):
+    with io.open(unit, encoding="utf-8") as file:
+        return "[Install]" in file.read()
+
+
+def call(*command):
+    """Run a tool of the host; what it says on failure becomes the error."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = process.communicate()[0].decode("utf-8", "replace").strip()
+    if process.returncode != 0:
+        what = "%s failed: %s" % (" ".join(command), said or "status %d" % process.returncode)
+        raise Refused(error("HostFailed", what, "Put right what it says, then try again."))
+
+
+def take_out_of_place(root):
+    """Remove what put_in_place made."""
+    if root == STATE_ROOT and os.path.isdir(SYSTEMD):
+        units = [name for name in sorted(os.listdir(UNITS)) if is_ours(name)]
+        if units:
+            call("systemctl", "--quiet", "disable", *units)
+            call("systemctl", "stop", *[name for name in units if name.endswith(".path")])
+            for name in units:
+                os.unlink(os.path.join(UNITS, name))
+            call("systemctl", "daemon-reload")
+        rule = os.path.join(RULES, "90-bpfleet.rules")
+        if os.path.exists(rule):
+            os.unlink(rule)
+            call("udevadm", "control", "--reload")
+    boot = os.path.join(root, "boot")
+    if os.path.exists(boot):
+        os.unlink(boot)
+
+
+def is_ours(name):
+    return name.startswith("bpfleet-") and name.endswith((".service", ".path"))
 
 
 def sync_directory(path):
@@ -134,14 +224,23 @@ def prune(agents, digest):
     others = []
     for name in os.listdir(agents):
         path = os.path.join(agents, name)
+        if name == "current":
+            continue
         if ".new." in name:
-            if time.time() - os.stat(path).st_mtime > 3600:
-                shutil.rmtree(path, True)
+            if time.time() - os.lstat(path).st_mtime > 3600:
+                remove_path(path)
         elif name != digest:
             others.append((os.stat(path).st_mtime, path))
     for _, path in sorted(others)[: -(KEPT - 1)]:
         if unused(path):
             shutil.rmtree(path, True)
+
+
+def remove_path(path):
+    if os.path.islink(path):
+        os.unlink(path)
+    else:
+        shutil.rmtree(path, True)
 
 
 def unused(path):
@@ -160,6 +259,7 @@ def remove(root):
     """Remove the agents, and the state root if `wipe` left nothing but the log and the lock in it."""
     agents = os.path.join(root, "agent")
     there = os.path.isdir(agents)
+    take_out_of_place(root)
     shutil.rmtree(agents, True)
     for name in ("agent.log", "agent.log.1", "lock"):
         path = os.path.join(root, name)

@@ -1,6 +1,7 @@
 """The agent's command line.
 
 serve [--root DIRECTORY] [--local]                     run by install.launch_command
+restore [--root DIRECTORY]                             run at boot and when devices appear: the script `boot` in ROOT
 watchdog --root DIRECTORY --transaction T --socket NAME [--patience SECONDS] [--detach]     run by guard.Guard
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 from bpfleet.agent import wire
-from bpfleet.errors import InvalidInput
+from bpfleet.errors import BpfleetError, InvalidInput
 
 if TYPE_CHECKING:
     from bpfleet.agent.guard import Guard
@@ -26,7 +27,7 @@ NO_TCX = Path("/etc/bpfleet/no-tcx")
 
 def place() -> Tuple[Path, Optional[str]]:
     """Directory of the objects that belong to this code, and the artefact's digest (None in a checkout)."""
-    top = Path(__file__).parent.parent.parent
+    top = Path(__file__).resolve().parent.parent.parent  # the boot script comes by a link
     objects = top / "objects"
     return (objects, top.name) if objects.is_dir() else (top / "build" / "bpf", None)
 
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
         return serve(options)
     if options[:1] == ["watchdog"]:
         return watchdog(options)
+    if options[:1] == ["restore"]:
+        return restore(options)
     raise InvalidInput(f"usage:\n{__doc__}")
 
 
@@ -80,6 +83,26 @@ def serve(options: List[str]) -> int:
 
     agent = Agent(root, lambda: real_kernel(root), local="--local" in options, pins=PINS, arm=arm)
     return serve(agent, 0, target, place()[1])
+
+
+def restore(options: List[str]) -> int:
+    """Bring what is in force into the kernel again; exit status 1 if something could not be done."""
+    from bpfleet.agent.node import Agent
+    from bpfleet.agent.restore import restore
+    from bpfleet.agent.serve import Log
+
+    root = Path(_value(options, "--root") or wire.STATE_ROOT)
+    log = Log(root / "agent.log")
+    try:
+        done, failures = restore(Agent(root, lambda: real_kernel(root), local=True))
+    except (BpfleetError, OSError) as problem:
+        log.write(f"what is confirmed could not be restored: {problem}")
+        return 1
+    for failure in failures:
+        log.write(f"not restored: {failure}")
+    if done:
+        log.write(done)
+    return 1 if failures else 0
 
 
 def watchdog(options: List[str]) -> int:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from bpfleet.agent.store import Contents, Store
     from bpfleet.compile.compiler import Compiler
     from bpfleet.loader.kernel import Kernel
-    from bpfleet.model.state import Compiled, NodeState
+    from bpfleet.model.state import Compiled, Facts, NodeState
 
 DEFAULT_WAIT_SECONDS = 10.0
 DEFAULT_DEADLINE_SECONDS = 60.0
@@ -116,17 +116,17 @@ class Agent:
             self._compiler = Compiler()
         return self._compiler
 
-    def compiled(self, contents: Contents, node: str) -> Compiled:
-        """What the documents mean for this node as it is now."""
-        return self.compiler.compile(contents.documents, self.kernel.facts(node))
+    def compiled(self, contents: Contents, node: str, seen: Callable[[Facts], Facts] = lambda facts: facts) -> Compiled:
+        """What the documents mean for this node as it is now; `seen` may take something away from the facts."""
+        return self.compiler.compile(contents.documents, seen(self.kernel.facts(node)))
 
-    def confirmed_state(self, head: Head) -> NodeState:
-        """The state that a confirmed generation asks for; the empty one if nothing was ever confirmed."""
+    def confirmed_state(self, head: Head, seen: Callable[[Facts], Facts] = lambda facts: facts) -> NodeState:
+        """The state that a generation on disk asks for; the empty one if nothing was ever confirmed."""
         from bpfleet.model.state import NodeState
 
         if head.node is None:
             return NodeState()
-        return self.compiled(self.store.load(head), head.node).state
+        return self.compiled(self.store.load(head), head.node, seen).state
 
     # Reading.
 
@@ -138,7 +138,7 @@ class Agent:
         """Writes of this process so far, of every kind."""
         return self.files.writes + self.lock.writes + (self._kernel.writes if self._kernel is not None else 0)
 
-    def _record(self, journal: Journal) -> Journal:
+    def record(self, journal: Journal) -> Journal:
         """Write the journal with the total of writes brought up to date, its own included.
 
         The total is never written on its own, so that what writes nothing else leaves it alone.
@@ -310,7 +310,7 @@ class Agent:
             deadline_seconds=deadline_seconds,
         )
         try:
-            return self._record(replace(journal, transaction=begun))
+            return self.record(replace(journal, transaction=begun))
         except DiskFull:
             self.files.remove(self.store.path(staged.head.generation))
             raise
@@ -331,7 +331,7 @@ class Agent:
             error.details["rolled_back"] = True
             error.remedy = f"{error.remedy} The last confirmed generation was put back.".strip()
             try:
-                self._put_back(journal, why)
+                self.put_back(journal, why)
             except BpfleetError as worse:
                 error.details.update({"rolled_back": False, "put_back_error": worse.to_wire()})
                 error.remedy = (
@@ -351,7 +351,7 @@ class Agent:
             deadline=now + transaction.deadline_seconds,
         )
         journal = replace(journal, transaction=transaction)
-        self._record(journal.noting("applied", transaction.head, owner=transaction.owner, changed=dict(changed)))
+        self.record(journal.noting("applied", transaction.head, owner=transaction.owner, changed=dict(changed)))
 
     def confirm(self, transaction: str) -> ConfirmResult:
         """Make the applied generation the confirmed one. The connection must be newer than the apply."""
@@ -378,7 +378,7 @@ class Agent:
                 )
             journal = replace(journal, confirmed=pending.head, transaction=None)
             self.store.prune(pending.head.generation)
-            journal = self._record(journal.noting("committed", pending.head, owner=pending.owner))
+            journal = self.record(journal.noting("committed", pending.head, owner=pending.owner))
             return confirmed(journal.confirmed)
 
     def rollback(self, transaction: Optional[str] = None) -> RollbackResult:
@@ -392,7 +392,7 @@ class Agent:
             pending = journal.transaction
             if pending is None or transaction not in (None, pending.id):
                 return self._rolled_back(None, journal)
-            return self._rolled_back(pending.id, self._put_back(journal, "asked"))
+            return self._rolled_back(pending.id, self.put_back(journal, "asked"))
 
     @staticmethod
     def _rolled_back(transaction: Optional[str], journal: Journal) -> RollbackResult:
@@ -419,27 +419,31 @@ class Agent:
                 why = unfinished(journal.transaction)
                 if journal.transaction is None or why is None:
                     return None
-                self._put_back(journal, why)
+                self.put_back(journal, why)
                 return f"transaction {journal.transaction.id} was rolled back: {why}"
         except TransactionFailed:  # the lock is held: somebody is at work
             return None
 
-    def _put_back(self, journal: Journal, why: str) -> Journal:
+    def put_back(self, journal: Journal, why: str) -> Journal:
         """Bring the last confirmed generation back into the kernel, and end the transaction in the journal."""
         from bpfleet.loader.apply import apply
         from bpfleet.loader.plan import plan
 
-        pending = journal.transaction
-        assert pending is not None
         want = self.confirmed_state(journal.confirmed)
         steps = plan(want, self.kernel.read(want))
         if steps:
             self.kernel.prepare(want.programs)
             apply(self.kernel, steps)
         self.kernel.release()
+        return self.ended(journal, why)
+
+    def ended(self, journal: Journal, why: str) -> Journal:
+        """End the transaction in the journal; the kernel holds the last confirmed generation again."""
+        pending = journal.transaction
+        assert pending is not None
         self.files.remove(self.store.path(pending.head.generation))
         journal = replace(journal, transaction=None)
-        return self._record(journal.noting("rolled back", pending.head, owner=pending.owner, reason=why))
+        return self.record(journal.noting("rolled back", pending.head, owner=pending.owner, reason=why))
 
     def wipe(self, node: Optional[str]) -> WipeResult:
         """Remove everything of ours from the kernel and the disk, except the installed agents, the log and the lock."""

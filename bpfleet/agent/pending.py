@@ -27,6 +27,12 @@ def pending(journal: Journal) -> Optional[Pending]:
     }
 
 
+def in_force(journal: Journal) -> Head:
+    """The generation that the kernel holds now, while nothing is being applied."""
+    transaction = journal.transaction
+    return transaction.head if transaction is not None and transaction.state == APPLIED else journal.confirmed
+
+
 def confirmed(head: Head) -> ConfirmResult:
     """The answer to a confirmation."""
     return {

@@ -9,9 +9,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional
 
 from bpfleet import __version__
-from bpfleet.agent.journal import APPLIED, Head, Journal
 from bpfleet.agent.node import DESCRIBED_STEPS, Agent
-from bpfleet.agent.pending import pending
+from bpfleet.agent.pending import in_force, pending
 from bpfleet.errors import HostUnfit, InvalidInput
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ class _Book:
 
         journal = self._agent.journal()
         if self._names is None or journal.revision != self._revision:
-            head = _in_force(journal)
+            head = in_force(journal)
             contents = self._agent.store.load(head)
             rules = self._agent.compiled(contents, head.node).rules if head.node is not None else {}
             self._names = Names(contents.documents, rules, head.node)
@@ -180,14 +179,8 @@ class _Book:
         """Rules of the older generations that are kept: events outlive the policies that made them."""
         if self._older is None:
             self._older = []
-            head = _in_force(self._agent.journal())
+            head = in_force(self._agent.journal())
             for contents in self._agent.store.older(head.generation):
                 if head.node is not None:
                     self._older.append(self._agent.compiled(contents, head.node).rules)
         return self._older
-
-
-def _in_force(journal: Journal) -> Head:
-    """The generation that the kernel holds now."""
-    transaction = journal.transaction
-    return transaction.head if transaction is not None and transaction.state == APPLIED else journal.confirmed

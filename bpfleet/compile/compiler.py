@@ -159,7 +159,7 @@ def _state(cluster: Document, own: Document, place: Topology, subjects: Dict[int
     revisions = (place.addresses_revision, TUNNEL_DEVICE, subjects[HOST].revision)
     return NodeState(
         programs=programs,
-        attachments=attachments,
+        attachments={hook: name for hook, name in attachments.items() if hook[0] in place.present},
         tables={
             "addresses": place.addresses,
             "endpoints": Table(ENDPOINTS_KEY, ENDPOINTS_VALUE, endpoint_rows),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
 from bpfleet.compile.rules import hash32
 from bpfleet.compile.validate import workload_mtu
@@ -27,6 +27,12 @@ WORKLOAD_DEVICE = "eth0"
 GATEWAY_IPV4 = "169.254.1.1"
 GATEWAY_IPV6 = "fe80::1"
 """Next hops inside a workload's namespace: link-local, the same everywhere, with a fixed neighbour entry."""
+
+HOST_PLACE = "/"
+"""Stands for a device where a hook is one of the host itself: its root cgroup."""
+
+UNKNOWN_MTU = 1500 - 70
+"""For workloads while the underlay device is not there yet; put right as soon as it is."""
 
 NO_TUNNEL = ""
 NO_DEVICE = 0
@@ -60,6 +66,8 @@ class Topology:
     devices: Mapping[str, Any]
     routes: Mapping[Tuple[str, str], Route]
     sysctls: Mapping[str, str]
+    present: FrozenSet[str]
+    """Devices that are there, or will be when `devices` are made: hooks of others wait."""
     waiting: Tuple[Waiting, ...]
 
 
@@ -91,15 +99,24 @@ def build(documents: DocumentSet, cluster: Document, own: Document, facts: Facts
         else:
             address = member.spec["address"]
             rows[(address,)] = (identity.REMOTE_NODE, NO_DEVICE, address)
-    mtu = cluster.spec["routing"].get("mtu") or workload_mtu(own, facts) or 0
+    waiting.extend(
+        Waiting(own.key, f"no device {device['name']} on the node yet")
+        for device in own.spec["devices"]
+        if device["name"] not in facts.devices
+    )
+    if own.spec["address"] not in _held(facts):
+        waiting.append(Waiting(own.key, f"the node does not have its address {own.spec['address']} yet"))
+    mtu = cluster.spec["routing"].get("mtu") or workload_mtu(own, facts) or UNKNOWN_MTU
+    devices = _devices(cluster, own, local, mtu)
     return Topology(
         addresses=Table(ADDRESSES_KEY, ADDRESSES_VALUE, rows),
         addresses_revision=hash32((repr(sorted(rows.items())),)) or 1,
         local=tuple(local),
         subjects=frozenset(endpoint.number for endpoint in local) - {identity.WAITING},
-        devices=_devices(cluster, own, local, mtu),
-        routes=_routes(own, members, local),
+        devices=devices,
+        routes=_routes(own, members, local, facts),
         sysctls=_sysctls(own, facts),
+        present=frozenset({HOST_PLACE, *facts.devices, *devices}),
         waiting=tuple(waiting),
     )
 
@@ -193,8 +210,14 @@ def _devices(cluster: Document, own: Document, local: Sequence[LocalEndpoint], m
     return devices
 
 
-def _routes(own: Document, members: Sequence[Document], local: Sequence[LocalEndpoint]) -> Dict[Tuple[str, str], Route]:
-    """Routes for the host's own traffic; workloads' packets are forwarded by the programs."""
+def _routes(
+    own: Document, members: Sequence[Document], local: Sequence[LocalEndpoint], facts: Facts
+) -> Dict[Tuple[str, str], Route]:
+    """Routes for the host's own traffic; workloads' packets are forwarded by the programs.
+
+    A route with the node's address as its source waits for that address: at boot it comes after the device.
+    """
+    held = _held(facts)
     routes = []
     for endpoint in local:
         for address in endpoint.addresses:
@@ -202,7 +225,13 @@ def _routes(own: Document, members: Sequence[Document], local: Sequence[LocalEnd
     for member in members:
         if member is not own:
             routes.extend(_tunnel_route(own, cidr) for cidr in member.spec["workload_cidrs"])
-    return {(route.destination, route.device): route for route in routes}
+    return {
+        (route.destination, route.device): route for route in routes if route.source is None or route.source in held
+    }
+
+
+def _held(facts: Facts) -> Set[str]:
+    return {address for _, addresses in facts.devices.values() for address in addresses}
 
 
 def _tunnel_route(own: Document, cidr: str) -> Route:

@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
 
-from bpfleet.agent.artefact import BUILT, CHECKOUT, HOST_PACKAGES, OBJECTS, Artefact, build
+from bpfleet.agent.artefact import BUILT, CHECKOUT, HOST_PACKAGES, OBJECTS, TEMPLATES, Artefact, build
 from bpfleet.agent.install import digest_of
 
 __all__ = ["Artefact", "current", "of_bytes"]
@@ -38,4 +38,5 @@ def _inputs() -> Iterator[Path]:
         yield package / name  # a removed file shows in its folder
         yield from (path for path in (package / name).rglob("*") if path.suffix == ".py" or path.is_dir())
     yield from OBJECTS.glob("*.bpf.o")
+    yield from (TEMPLATES, *TEMPLATES.glob("*.j2"))
     yield Path(str(importlib.metadata.distribution("pyroute2").locate_file("pyroute2/__init__.py")))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
@@ -63,6 +63,14 @@ class Host:
         return self.run(launch_command(digest, root=str(self.root), local=True), wire.request(1, "hello", {}))
 
 
+def agents(host: Host) -> List[str]:
+    """The agents that are installed, after making sure that the boot script has the one installed last."""
+    names = sorted(path.name for path in (host.root / "agent").iterdir())
+    names.remove("current")
+    assert (host.root / "boot").stat().st_mode & 0o777 == 0o755
+    return names
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     return Host(tmp_path, sys.executable)
@@ -96,7 +104,7 @@ def test_a_missing_object_is_named(tmp_path: Path) -> None:
 def test_it_holds_what_hosts_need_and_nothing_of_the_controller(made: artefact.Artefact) -> None:
     names = zipfile.ZipFile(io.BytesIO(made.data)).namelist()
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"__main__.py", "bpfleet", "objects", "pyroute2"}
+    assert tops == {"__main__.py", "bpfleet", "host", "objects", "pyroute2"}
     packages = {name.split("/")[1] for name in names if name.startswith("bpfleet/")}
     assert packages == {"__init__.py", "errors.py", *artefact.HOST_PACKAGES}
     assert not [name for name in names if name.endswith((".pyc", ".so"))]
@@ -119,7 +127,7 @@ def test_installed_once_then_found(tmp_path: Path, made: artefact.Artefact, name
     assert status == 0
     assert answer["result"]["artefact"] == made.digest
     assert answer["result"]["generation"] == 0
-    assert [path.name for path in (host.root / "agent").iterdir()] == [made.digest]
+    assert agents(host) == [made.digest]
 
 
 def test_modules_are_compiled_for_the_host(host: Host, made: artefact.Artefact) -> None:
@@ -165,27 +173,27 @@ def test_damaged_bytes_are_refused(host: Host, made: artefact.Artefact) -> None:
 
 
 def test_the_one_before_is_kept_and_older_ones_go(host: Host, objects: Path, made: artefact.Artefact) -> None:
-    agents = host.root / "agent"
+    folder = host.root / "agent"
     for age, name in enumerate(("old", "older", "oldest")):
-        (agents / name).mkdir(parents=True)
-        os.utime(agents / name, (1000 - age, 1000 - age))
+        (folder / name).mkdir(parents=True)
+        os.utime(folder / name, (1000 - age, 1000 - age))
     host.install(made)
-    assert sorted(path.name for path in agents.iterdir()) == sorted([made.digest, "old"])
+    assert agents(host) == sorted([made.digest, "old"])
 
 
 def test_one_that_runs_a_watchdog_is_kept(host: Host, made: artefact.Artefact) -> None:
-    agents = host.root / "agent"
+    folder = host.root / "agent"
     for age, name in enumerate(("old", "older", "oldest")):
-        (agents / name).mkdir(parents=True)
-        os.utime(agents / name, (1000 - age, 1000 - age))
-    held = watchdog.keep(agents / "oldest")
+        (folder / name).mkdir(parents=True)
+        os.utime(folder / name, (1000 - age, 1000 - age))
+    held = watchdog.keep(folder / "oldest")
     assert held is not None
     host.install(made)
-    assert sorted(path.name for path in agents.iterdir()) == sorted([made.digest, "old", "oldest"])
+    assert agents(host) == sorted([made.digest, "old", "oldest"])
     os.close(held)
     other = artefact.Artefact(digest_of(made.data + b"."), made.data + b".")
     host.install(other)
-    assert sorted(path.name for path in agents.iterdir()) == sorted([made.digest, other.digest])
+    assert agents(host) == sorted([made.digest, other.digest])
 
 
 def test_many_installers_at_once_leave_one_whole_agent(host: Host, made: artefact.Artefact) -> None:
@@ -196,7 +204,7 @@ def test_many_installers_at_once_leave_one_whole_agent(host: Host, made: artefac
         running.append(process)
     answers = [json.loads(process.communicate(made.data)[0]) for process in running]
     assert all("result" in answer for answer in answers), answers
-    assert [path.name for path in (host.root / "agent").iterdir()] == [made.digest]
+    assert agents(host) == [made.digest]
     assert host.hello(made.digest)[0] == 0
 
 

@@ -148,7 +148,7 @@ def test_a_nodes_life(node: Node) -> None:
     assert (kept["policy"], kept["gone"]) == ("api", "yes")
 
     assert connection.call("wipe", node="h1")["wiped"]
-    assert sorted(path.name for path in node.root.iterdir()) == ["agent", "lock"]
+    assert sorted(path.name for path in node.root.iterdir()) == ["agent", "boot", "lock"]
     left = node.sandbox.command("sh", "-c", "ls -A /sys/fs/bpf; ip -o link; ip route; ip -6 route")
     assert "bpf" not in left
 
