@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
 """Stands between Ansible and ssh: at one point of what a task says to a host it cuts the host off, or stops for good.
 
-The folder in SSH_POINTS holds `plan.json`: {address: {"at": [method or "reset", when], "then": "cut" or "hold"}}. The
-methods are those of bpfleet/agent/wire.py; stage and apply travel together. when:
+The folder in SSH_POINTS holds `plan.json`: {address: {"at": [method or "reset", when], "then": what}}. The methods are
+those of bpfleet/agent/wire.py; stage and apply travel together. when:
 
     before    the request is not sent
     sent      it is sent, and the connection is gone before the answer
     answered  the answer was on its way (of the first request that was sent with it), and is lost
 
-Cut off: that command and each one after it fails as when the host does not answer. Held: a file of the address's name
-in `reached` says that the point is reached, and nothing goes on.
+what:
+
+    cut       that command and each one after it fails as when the host does not answer
+    hold      nothing goes on
+    wait      of "before": nothing goes on until there is a file `go`
+
+A file of the address's name in `reached` says that the point is reached.
 """
 
 from __future__ import annotations
@@ -62,6 +67,8 @@ def main() -> int:
         os.execvp("ssh", ["ssh", *arguments])
     address, plan = found
     if (FOLDER / "reached" / address).exists():
+        if plan["then"] == "wait":
+            os.execvp("ssh", ["ssh", *arguments])
         return UNREACHABLE
     method, when = plan["at"]
     if "-O" in arguments:
@@ -72,7 +79,12 @@ def main() -> int:
         return end(address, plan["then"])
     data = b"" if "-tt" in arguments else sys.stdin.buffer.read()
     methods = methods_in(data)
-    if method not in methods:
+    if plan["then"] == "wait" and method in methods:
+        (FOLDER / "reached" / address).touch()
+        end_at = time.monotonic() + HELD_SECONDS
+        while not (FOLDER / "go").exists() and time.monotonic() < end_at:
+            time.sleep(0.05)
+    if method not in methods or plan["then"] == "wait":
         done = subprocess.run(["ssh", *arguments], input=data, check=False)
         return done.returncode
     if when == "before":

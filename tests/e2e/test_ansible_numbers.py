@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,6 +145,39 @@ def test_a_playbook_and_a_second_controller_at_once(controller: Controller) -> N
     assert {result.outcome for result in played.results} == {"ok"}
     assert not [result.error for result in results if result.error is not None or result.lagging]
     assert_one_number_for_one(controller, [*colliding()[:5], *more])
+
+
+def test_a_number_that_another_takes_between_allocation_and_stage(controller: Controller, tmp_path: Path) -> None:
+    """The playbook has chosen the number, and is held before the deciding node is offered it: so is every host."""
+    mine, other = colliding("race")[:2]
+    first = controller.lab.host(min(controller.lab.hosts))
+    (tmp_path / "reached").mkdir()
+    plan = {first.address: {"at": ["stage", "before"], "then": "wait"}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    environment = {
+        "ANSIBLE_SSH_EXECUTABLE": str(Path(__file__).with_name("ssh_points.py")),
+        "SSH_POINTS": str(tmp_path),
+    }
+    put = tasks(("identity", {"cluster": "prod", "name": "mine", "labels": mine}))
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(controller.play, put, environment=environment)
+        try:
+            until = time.monotonic() + 120
+            while not (tmp_path / "reached" / first.address).exists():
+                assert time.monotonic() < until and not run.done(), "the run never came there"
+                time.sleep(0.05)
+            with Fleet() as fleet, ThreadPoolExecutor(8) as workers:
+                directory = Directory(lambda: fleet, workers)
+                view = directory.view("prod", {first.name: controller.target(first.name)})
+                assert view is not None
+                writer = Writer(fleet, directory, view, "pulumi:other/stack", threading.Event())
+                (result,) = writer.write([Put("identity", "other", {"labels": other})], []).values()
+        finally:
+            (tmp_path / "go").touch()
+        played = run.result(300)
+    assert result.error is None and not result.lagging
+    assert {task.outcome for task in played.results} == {"ok"}
+    assert_one_number_for_one(controller, [*colliding()[:5], *colliding("more"), mine, other])
 
 
 def test_a_run_without_the_deciding_node_gives_no_number(controller: Controller) -> None:
