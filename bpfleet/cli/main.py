@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from bpfleet import __version__
 from bpfleet.errors import BpfleetError, InvalidInput
 
-COMMANDS = ("lab", "status", "observe", "explain")
+COMMANDS = ("lab", "status", "repair", "observe", "explain")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -104,6 +104,23 @@ def test_killed_while_applying_the_old_one_is_put_back(killed: Host, case: Case,
     assert (entry["event"], entry["transaction"]) == ("rolled back", transaction)
 
 
+def test_killed_at_every_step_the_old_one_is_put_back_and_the_next_change_works(case: Case, tmp_path: Path) -> None:
+    """Before and after each single step, the watchdog dead as well; the same host goes on from one to the next."""
+    host = case.copy(tmp_path / "host")
+    try:
+        for step in range(case.steps):
+            for place in (f"step:{step}", f"done:{step}"):
+                applied_until_killed(host, place)
+                connection, words = resolved(host)
+                assert "was rolled back" in words, place
+                assert host.digests()[0] == case.old, place
+                connection.close()
+        host.commit(**CHANGE)
+        assert host.digests()[0] == case.new
+    finally:
+        host.close()
+
+
 def test_killed_after_it_is_applied_it_can_still_be_confirmed(killed: Host, case: Case) -> None:
     transaction = applied_until_killed(killed, "written:2")
     connection, words = resolved(killed)
