@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* tc ingress of each underlay device: what the network sends to this host.
  *
+ *   - a packet from a blocked network is dropped, unless XDP has seen to that;
  *   - a tunnel packet whose outer source is no member's address is dropped;
  *   - a bare packet with the address of a workload as its source is dropped: workloads' packets travel in the tunnel;
  *   - where a policy selects this node, its ingress policy judges what is for the host itself (host.h), and IP for the
  *     host that is not understood is dropped;
  *   - all else passes: what is for others is checked again by bpfl_from_tun and bpfl_to_ep where it reaches a workload.
  */
+#include <bpfleet/blocked.h>
 #include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
 
@@ -51,14 +53,20 @@ int bpfl_from_under(struct __sk_buff *skb)
 {
 	struct packet packet = { .hook = HOOK_FROM_UNDERLAY, .direction = DIRECTION_INGRESS };
 	struct address_record *source;
+	bool has_source;
 	int reason;
 
-	if (host_policy) {
+	if (host_policy || blocked_at_tc) {
 		reason = priority_tags_remove(skb);
 		if (reason)
 			return drop(skb, &packet, reason);
 	}
 	reason = packet_parse(skb, &packet);
+	has_source = packet.is_v6 || address_is_v4(&packet.source); /* broken headers may come behind good ones */
+	if (blocked_at_tc && has_source && is_blocked(&packet.source)) {
+		packet.source_identity = IDENTITY_WORLD;
+		return drop(skb, &packet, REASON_BLOCKED);
+	}
 	if (reason) {
 		if (host_policy && reason != REASON_UNSUPPORTED && is_for_host(skb, &packet))
 			return drop(skb, &packet, reason);

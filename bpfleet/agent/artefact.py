@@ -32,7 +32,15 @@ CHECKOUT = Path(bpfleet.__file__).parent.parent
 OBJECTS = CHECKOUT / "build" / "bpf"
 BUILT = CHECKOUT / "build" / "agent.pyz"
 TEMPLATES = CHECKOUT / "templates" / "host"
-OBJECT_NAMES = ("from_endpoint", "from_tunnel", "from_underlay", "to_endpoint", "to_tunnel", "to_underlay")
+OBJECT_NAMES = (
+    "from_endpoint",
+    "from_tunnel",
+    "from_underlay",
+    "to_endpoint",
+    "to_tunnel",
+    "to_underlay",
+    "xdp_underlay",
+)
 HOST_PACKAGES = ("model", "compile", "loader", "agent", "observe")
 CONTROLLER_ONLY = (
     "bpfleet/loader/fake.py",

@@ -191,7 +191,9 @@ class Agent:
             replace_all=bool(params.get("replace_all")),
         )
         changed = store.differing(base, contents)
-        refused += store.refusals(self.compiler.conflicts(contents.documents, self.kernel.facts(node)), changed)
+        came = session.ssh_port(local=self._local)
+        facts = replace(self.kernel.facts(node), controller=came.client if came else "")
+        refused += store.refusals(self.compiler.conflicts(contents.documents, facts), changed)
         if refused:
             return {"refused": refused}
         compiled = self.compiled(contents, node)

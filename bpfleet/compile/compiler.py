@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Dict, List, Sequence, Tuple
 
-from bpfleet.compile import host, policy, topology
+from bpfleet.compile import blocklist, host, policy, topology
+from bpfleet.compile.blocklist import blocked_row
 from bpfleet.compile.memo import Memo
 from bpfleet.compile.policy import Nodes, Resolved, Subject
 from bpfleet.compile.selector import LabelIndex
@@ -23,10 +24,15 @@ OBJECTS = ("from_endpoint", "to_endpoint", "from_tunnel", "to_tunnel", "from_und
 """One object for each hook: bpf/<name>.bpf.c."""
 HOST_OBJECTS = ("to_underlay",)
 """Those that only a node needs which a policy selects."""
+XDP_OBJECT = "xdp_underlay"
+"""Only where a device has XDP."""
 
 ENDPOINTS_KEY = ("ifindex",)
 ENDPOINTS_VALUE = ("identity", "policy_revision", "flags", "workload_mac", "device_mac")
 PEER_DELIVERY = 1
+
+BLOCKED_KEY = ("prefix_length", "address")
+BLOCKED_VALUE = ("blocked",)
 
 NODE_KEY = ("index",)
 NODE_VALUE = ("addresses_revision", "tunnel_ifindex", "policy_revision")
@@ -100,7 +106,11 @@ class Compiler:
                 **{document.spec["number"]: name for name, document in documents.of_kind("identity").items()},
             },
             waiting=place.waiting,
-            warnings=(*warnings, *host.failsafe_warnings(own.name, cluster, subjects[HOST].table, names)),
+            warnings=(
+                *blocklist.warnings(documents, cluster),
+                *warnings,
+                *host.failsafe_warnings(own.name, cluster, subjects[HOST].table, names),
+            ),
         )
 
 
@@ -134,10 +144,13 @@ def _state(cluster: Document, own: Document, place: Topology, subjects: Dict[int
         (TUNNEL_DEVICE, "ingress"): "from_tunnel",
         (TUNNEL_DEVICE, "egress"): "to_tunnel",
     }
-    for device in own.spec["devices"]:
-        attachments[(device["name"], "ingress")] = "from_underlay"
+    modes = {device["name"]: device.get("xdp", "off") for device in own.spec["devices"]}
+    for device, mode in modes.items():
+        attachments[(device, "ingress")] = "from_underlay"
         if selected:
-            attachments[(device["name"], "egress")] = "to_underlay"
+            attachments[(device, "egress")] = "to_underlay"
+        if mode != "off":
+            attachments[(device, f"xdp-{mode}")] = XDP_OBJECT
     for endpoint in place.local:
         subject = subjects.get(endpoint.number, policy.OPEN)
         endpoint_rows[(endpoint.device,)] = (
@@ -156,12 +169,18 @@ def _state(cluster: Document, own: Document, place: Topology, subjects: Dict[int
         "host_policy": int(selected),
     }
     programs = {name: Program(name, constants) for name in (*OBJECTS, *(HOST_OBJECTS if selected else ()))}
+    blocked = cluster.spec.get("blocked_cidrs", ())
+    if blocked and "off" in modes.values():
+        programs["from_underlay"] = Program("from_underlay", {**constants, "blocked_at_tc": 1})
+    if set(modes.values()) != {"off"}:
+        programs[XDP_OBJECT] = Program(XDP_OBJECT, constants)
     revisions = (place.addresses_revision, TUNNEL_DEVICE, subjects[HOST].revision)
     return NodeState(
         programs=programs,
         attachments={hook: name for hook, name in attachments.items() if hook[0] in place.present},
         tables={
             "addresses": place.addresses,
+            "blocked": Table(BLOCKED_KEY, BLOCKED_VALUE, {blocked_row(cidr): (1,) for cidr in blocked}),
             "endpoints": Table(ENDPOINTS_KEY, ENDPOINTS_VALUE, endpoint_rows),
             "failsafe": host.failsafe_table(cluster),
             "node": Table(NODE_KEY, NODE_VALUE, {(0,): revisions}),

@@ -9,6 +9,7 @@ import bisect
 import ipaddress
 from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
 
+from bpfleet.compile import blocklist
 from bpfleet.compile.memo import Memo
 from bpfleet.errors import BpfleetError, Conflict, InvalidInput, NumberTaken
 from bpfleet.model.document import Document, DocumentSet, canonical_json
@@ -30,6 +31,7 @@ def validate(documents: DocumentSet, facts: Optional[Facts] = None, memo: Option
         inputs = documents.fingerprint(*kinds)
         found.extend(memo.get(check, inputs, lambda check=check: tuple(check(documents))))  # type: ignore[misc]
     if facts is not None:
+        found.extend(blocklist.unreachable(documents, facts))
         found.extend(_own_node(documents, facts))
     return found
 
@@ -197,6 +199,7 @@ _CHECKS: Tuple[Tuple[Callable[[DocumentSet], Iterator[BpfleetError]], Tuple[str,
     (_identities, ("cluster", "identity")),
     (_nodes, ("node",)),
     (_endpoints, ("node", "endpoint")),
+    (blocklist.conflicts, ("cluster", "node")),
 )
 """Checks, each with the kinds of documents that it looks at."""
 

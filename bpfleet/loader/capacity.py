@@ -8,6 +8,7 @@ from bpfleet.model.state import NodeState
 
 _REMEDY = {
     "addresses": "Declare fewer endpoints, or split the cluster.",
+    "blocked": "Block fewer, larger networks.",
     "failsafe": "List fewer failsafe ports.",
     "endpoints": "Move endpoints to other nodes.",
     "policies": "Use fewer different identities on this node.",

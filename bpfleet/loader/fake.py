@@ -21,6 +21,8 @@ from bpfleet.model.state import Adopted, Facts, NodeState, Program, Route, Row, 
 _INNER = {described["inner"] for described in MAPS.values() if "inner" in described}
 MAP_NAMES = tuple(sorted(name for name in MAPS if name not in _INNER))
 
+XDP_HOOKS = {"xdp-native", "xdp-generic"}
+
 Record = Tuple[Tuple[str, Any], ...]
 
 
@@ -203,6 +205,9 @@ class FakeKernel:
         index = self._device(step.device).index
         if step.program not in self._programs:
             raise HostFailed(f"program {step.program.object} is not loaded", remedy="Load it first.")
+        if step.hook in XDP_HOOKS:  # a device has one of them
+            for other in XDP_HOOKS - {step.hook}:
+                self.links.pop((step.device, other), None)
         link = self.links.get((step.device, step.hook))
         if link is None or link.index != index:
             self._link_ids += 1

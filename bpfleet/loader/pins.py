@@ -99,6 +99,9 @@ class Pins:
         found = []
         for name in _names(self.links):
             device, _, hook = name.rpartition("-")
+            if hook in ("native", "generic"):  # xdp-native, xdp-generic: the only hooks with a dash
+                device, _, kind = device.rpartition("-")
+                hook = f"{kind}-{hook}"
             found.append((device.replace("%2e", ".").replace("%25", "%"), hook))
         return found
 

@@ -12,7 +12,8 @@ The order, and why:
  5. Programs, then routes, that are no longer wanted go; then rows: of `endpoints` first, then the rest; then the
     inner maps of identities that have no endpoint here any more (earlier, those endpoints would stand open).
  6. `node`: its addresses_revision may change only when all addresses are as they shall be, removals included.
- 7. Programs are attached, or replaced in place: all that they read is there. Then devices are set up, then routes.
+ 7. Programs are attached, or replaced in place: all that they read is there. XDP comes first and goes last, as the
+    program behind it looks for blocked networks only where XDP does not. Then devices are set up, then routes.
  8. What nothing uses any more goes: programs, devices, maps.
 """
 
@@ -63,6 +64,7 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
         steps += _take_away(have, rebuilt)
         have = _without(have, rebuilt)
     rows = _row_steps(want, have)
+    unwanted = [Detach(*hook) for hook in sorted(have.attachments) if hook not in want.attachments]
     steps += _devices_down(want, have)
     steps += _devices(want, have)
     steps += _sysctls(want, have)
@@ -71,12 +73,13 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
     steps += _swaps(want, have)
     steps += _inner_removals(want, have, in_use=True)
     steps += rows.put_endpoints
-    steps += [Detach(*hook) for hook in sorted(have.attachments) if hook not in want.attachments]
+    steps += [hook for hook in unwanted if not is_xdp(hook.hook)]
     steps += [RemoveRoute(route) for key, route in sorted(have.routes.items()) if key not in want.routes]
     steps += rows.delete
     steps += _inner_removals(want, have, in_use=False)
     steps += rows.put_last
     steps += _attachments(want, have)
+    steps += [hook for hook in unwanted if is_xdp(hook.hook)]
     steps += _devices_up(want, have)
     steps += [PutRoute(route) for key, route in sorted(want.routes.items()) if have.routes.get(key) != route]
     steps += [DropProgram(name) for name in sorted(have.programs) if name not in want.programs]
@@ -177,9 +180,14 @@ def _sysctls(want: NodeState, have: NodeState) -> List[Step]:
 # -- programs ----------------------------------------------------------------------------------------------------------
 
 
+def is_xdp(hook: str) -> bool:
+    """Whether a hook is one of XDP's."""
+    return hook.startswith("xdp-")
+
+
 def _attachments(want: NodeState, have: NodeState) -> List[Step]:
     steps: List[Step] = []
-    for (device, hook), name in sorted(want.attachments.items()):
+    for (device, hook), name in sorted(want.attachments.items(), key=lambda item: (not is_xdp(item[0][1]), item[0])):
         found = have.attachments.get((device, hook))
         if found != name or have.programs.get(name) != want.programs[name]:
             steps.append(Attach(device, hook, want.programs[name], found))

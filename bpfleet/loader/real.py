@@ -22,6 +22,7 @@ from bpfleet.loader.pins import DEFAULT, Pins, open_pin, require_bpffs, unpin
 from bpfleet.loader.routes import Routes, read_routes
 from bpfleet.loader.rows import Missing, device_index, salt
 from bpfleet.loader.rtnl import NAMESPACES, Link, Reader
+from bpfleet.loader.xdp import Xdp
 from bpfleet.model.state import Facts, NodeState, Program, Table
 
 MINIMUM_KERNEL = (6, 1)
@@ -46,7 +47,9 @@ class RealKernel:
         self._pins = Pins(pins)
         self._objects = Objects(Path(objects), self._pins, Path(state))
         self._maps = Maps(self._pins, self._wrote)
-        self._hooks: links.Mechanism = links.ByHook([device_hooks(self._pins, self._wrote, use_tcx=use_tcx)])
+        self._hooks: links.Mechanism = links.ByHook(
+            [device_hooks(self._pins, self._wrote, use_tcx=use_tcx), Xdp(self._pins, self._wrote)]
+        )
         self._use_tcx = use_tcx
         self._devices = Devices(self._wrote)
         self._routes = Routes(self._wrote)
@@ -80,11 +83,15 @@ class RealKernel:
             for item in reader.addresses():
                 if item.scope != _LINK_SCOPE:
                     addresses.setdefault(item.index, []).append(item.address)
+            gateways = {
+                route.gateway for route in reader.routes() if route.gateway and route.destination.endswith("/0")
+            }
         return Facts(
             node,
             {link.name: (link.mtu, tuple(sorted(addresses.get(index, ())))) for index, link in sorted(names.items())},
             _namespaces(),
             self._use_tcx and links.supported(),
+            tuple(sorted(gateways)),
         )
 
     # -- reading -----------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _ATTRIBUTE = struct.Struct("=HH")
 _IFF_UP, _IFF_NOARP = 1, 0x80
 _NUD_PERMANENT = 0x80
+_XDP_PROGRAM = {"xdp-native": 5, "xdp-generic": 6}  # IFLA_XDP_DRV_PROG_ID, IFLA_XDP_SKB_PROG_ID
 MAIN_TABLE = 254
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -40,7 +41,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 @dataclass(frozen=True)
 class Link:
     """A network device. `peer` is the index of a veth's other end, in whichever namespace that is; `data` holds the
-    attributes of its kind by number."""
+    attributes of its kind by number. `xdp`: hook ("xdp-native", "xdp-generic") -> id of the program there."""
 
     index: int
     name: str
@@ -51,6 +52,7 @@ class Link:
     kind: str
     peer: int
     data: Dict[int, bytes]
+    xdp: Dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,7 @@ def _link(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
     values = attributes(body, _LINK.size)
     info = attributes(values.get(18, b""), 0)
+    xdp = attributes(values.get(43, b""), 0)
     return Link(
         index=index,
         name=values.get(3, b"").rstrip(b"\0").decode(),
@@ -246,6 +249,7 @@ def _link(body: bytes) -> Link:
         kind=info.get(1, b"").rstrip(b"\0").decode(),
         peer=int.from_bytes(values.get(5, b""), "little"),
         data=attributes(info.get(2, b""), 0),
+        xdp={hook: int.from_bytes(xdp[kind], "little") for hook, kind in _XDP_PROGRAM.items() if kind in xdp},
     )
 
 

@@ -15,7 +15,7 @@ import errno
 import os
 import platform
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 from bpfleet.errors import HostUnfit
 
@@ -28,12 +28,13 @@ ATTACH_TYPES = {"ingress": TCX_INGRESS, "egress": TCX_EGRESS}
 _BEFORE = 1 << 3  # BPF_F_BEFORE, with nothing named: before all
 
 MAP_HASH, MAP_ARRAY, MAP_HASH_OF_MAPS = 1, 2, 13
-LINK_TCX = 11
+LINK_XDP, LINK_TCX = 6, 11
+XDP = 37  # attach type BPF_XDP
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PIN, _GET = 0, 1, 2, 3, 4, 6, 7
 _DETACH, _PROG_FD, _MAP_FD, _INFO, _QUERY = 9, 13, 14, 15, 16
 _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
-_LINK_CREATE, _LINK_UPDATE, _LINK_FD, _LINK_DETACH = 28, 29, 30, 34
+_LINK_CREATE, _LINK_UPDATE, _LINK_FD, _LINK_NEXT, _LINK_DETACH = 28, 29, 30, 31, 34
 
 _u32, _u64 = ctypes.c_uint32, ctypes.c_uint64
 
@@ -180,7 +181,7 @@ class ProgramInfo:
 
 @dataclass(frozen=True)
 class LinkInfo:
-    """What the kernel says of a link. A tcx link whose device is gone has `ifindex` 0."""
+    """What the kernel says of a link. A link whose device is gone has `ifindex` 0."""
 
     id: int
     type: int
@@ -395,6 +396,24 @@ def link_by_id(number: int) -> int:
     return _by_id(_LINK_FD, number)
 
 
+def links() -> Iterator[int]:
+    """A descriptor of every link of the kernel, one after the other, for the caller to close."""
+    number = 0
+    while True:
+        attr = _ById(id=number)
+        try:
+            _call(_LINK_NEXT, attr)
+            number = int(attr.next_id)
+            fd = link_by_id(number)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            if attr.next_id == 0:
+                return  # the last one; else this one ended since
+            continue
+        yield fd
+
+
 def tcx_query(ifindex: int, attach_type: int) -> List[Tuple[int, int]]:
     """(program id, link id) of what sits at a device's tcx hook, in the order it runs; link id 0: no link."""
     room = 64  # the kernel allows BPF_MPROG_MAX = 64 programs a hook
@@ -408,8 +427,12 @@ def tcx_query(ifindex: int, attach_type: int) -> List[Tuple[int, int]]:
 
 def tcx_attach(program_fd: int, ifindex: int, attach_type: int) -> int:
     """A new tcx link, first in the hook's order: behind another program, that one's "pass" would be the last word."""
-    attr = _LinkCreate(prog_fd=program_fd, target=ifindex, attach_type=attach_type, flags=_BEFORE)
-    return _call(_LINK_CREATE, attr)
+    return link_create(program_fd, ifindex, attach_type, _BEFORE)
+
+
+def link_create(program_fd: int, ifindex: int, attach_type: int, flags: int) -> int:
+    """A new link of a program to a device; what `flags` mean depends on the attach type."""
+    return _call(_LINK_CREATE, _LinkCreate(prog_fd=program_fd, target=ifindex, attach_type=attach_type, flags=flags))
 
 
 def tcx_detach_program(program_fd: int, ifindex: int, attach_type: int) -> None:

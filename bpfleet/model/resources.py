@@ -112,7 +112,16 @@ SSH = Object(
 DEVICE = Object(
     "Device",
     "A network device of a node.",
-    (Field("name", DEVICE_NAME, "Its name on the node.", required=True),),
+    (
+        Field("name", DEVICE_NAME, "Its name on the node.", required=True),
+        Field(
+            "xdp",
+            Text(choices=("native", "generic", "off")),
+            "Where packets of the cluster's blocked_cidrs are dropped: by XDP in the device's driver, by XDP right "
+            "behind the driver (any device can), or at tc (off).",
+            default="off",
+        ),
+    ),
 )
 
 NODE_HANDLE = Object(
@@ -268,6 +277,12 @@ CLUSTER = Resource(
             ListOf(FAILSAFE_PORT, set_like=True),
             "Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody "
             "out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.",
+        ),
+        Field(
+            "blocked_cidrs",
+            ListOf(Cidr(), set_like=True),
+            "Networks from which the nodes' devices take nothing. None may hold a member, a gateway or the controller. "
+            "What workloads send to each other travels between members, so it is not blocked by its own addresses.",
         ),
         Field("handle", CLUSTER_HANDLE, "What the cluster's resources refer to.", metadata=True, computed=True),
     ),

@@ -102,7 +102,8 @@ class Route:
 class NodeState:
     """Everything of ours on a node.
 
-    programs: object name -> Program.      attachments: (device, "ingress" | "egress") -> object name.
+    programs: object name -> Program.      attachments: (device, hook) -> object name; hooks of a
+    device are "ingress", "egress", "xdp-native" and "xdp-generic".
     tables: map name -> Table.             nested: outer map name -> {outer key: Table of the inner map}.
     devices: device name -> its kind.      routes: (destination, device) -> Route.      sysctls: dotted name -> value.
     """
@@ -158,12 +159,15 @@ class Facts:
     devices: name -> (MTU in bytes, addresses) of the host's own devices (not those bpfleet makes).
     namespaces: names under /run/netns.    tcx: whether programs are attached by tcx links
     (kernel 6.6 and later) rather than by clsact filters.
+    gateways: next hops of default routes.    controller: whence the change under way comes, empty if from here.
     """
 
     node: str
     devices: Mapping[str, Tuple[int, Tuple[str, ...]]] = field(default_factory=dict)
     namespaces: Tuple[str, ...] = ()
     tcx: bool = True
+    gateways: Tuple[str, ...] = ()
+    controller: str = ""
 
 
 @dataclass(frozen=True)

@@ -142,9 +142,15 @@ class RealRig:
 
     def link_id(self, device: str, hook: str) -> int:
         def ask() -> int:
-            if not self.use_tcx:
-                (ours,) = filters(device, hook)
-                return ours.handle
+            (ours,) = filters(device, hook)
+            return ours.handle
+
+        return self.link_id_pinned(device, hook) if self.use_tcx else self.sandbox.run(ask)
+
+    def link_id_pinned(self, device: str, hook: str) -> int:
+        """Id of the link pinned for a hook."""
+
+        def ask() -> int:
             fd = syscall.get(f"/sys/fs/bpf/bpfleet/links/{device}-{hook}")
             try:
                 return syscall.link_info(fd).id

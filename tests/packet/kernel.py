@@ -22,6 +22,7 @@ CPUS = os.sysconf("SC_NPROCESSORS_CONF")
 SLOTS = 1024
 
 TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT = 0xFFFFFFFF, 2, 7
+XDP_ACTIONS = {1: "drop", 2: "pass"}
 ACTIONS = {TC_ACT_UNSPEC: "pass", TC_ACT_SHOT: "shot", TC_ACT_REDIRECT: "redirect"}
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN = 0, 1, 2, 3, 4, 10
@@ -220,6 +221,12 @@ class Datapath:
         finally:
             os.close(fd)
 
+    def run_xdp(self, frame: bytes) -> Result:
+        """Feed one frame to the XDP program, as if at the loopback device (there is no saying where)."""
+        counters, written = self.counters(), self._written()
+        code, out = self.run_raw("xdp_underlay", frame, b"")
+        return Result(XDP_ACTIONS.get(code, str(code)), out, self._moved(counters), self._events_since(written))
+
     def run(self, program: str, frame: bytes, ifindex: int = 0, ingress_ifindex: int = 0) -> Result:
         """Feed one frame to a program, as if at that device."""
         counters, written = self.counters(), self._written()
@@ -230,7 +237,7 @@ class Datapath:
 
     def run_raw(self, program: str, frame: bytes, context: bytes) -> tuple[int, bytes]:
         """BPF_PROG_TEST_RUN: (return code, the frame afterwards)."""
-        data, out, ctx = buffer(frame), buffer(bytes(len(frame) + 256)), buffer(context)
+        data, out, ctx = buffer(frame), buffer(bytes(len(frame) + 256)), buffer(context) if context else None
         attributes = struct.pack(
             "<IIIIQQIIIIQQ",
             self.programs[program], 0, len(frame), len(frame) + 256, pointer(data), pointer(out),

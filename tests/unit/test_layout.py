@@ -155,7 +155,7 @@ def test_reasons_are_never_renumbered() -> None:
         "no_connection": 27, "connection_insert": 28, "hop_limit": 29, "own_tunnel": 30, "no_tunnel_device": 31,
         "tunnel_key": 32, "tunnel_reserved": 33, "tunnel_unknown_node": 34, "tunnel_forged_source": 35,
         "tunnel_forged_identity": 36, "unknown_destination": 37, "not_host_source": 38, "underlay_tunnel": 39,
-        "underlay_workload": 40, "rewrite": 41, "limit": 64,
+        "underlay_workload": 40, "rewrite": 41, "blocked": 47, "limit": 64,
     }  # fmt: skip
     assert layouts.MAPS["counters"]["max_entries"] == reasons["limit"]
 

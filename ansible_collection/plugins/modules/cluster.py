@@ -89,6 +89,13 @@ options:
           - ingress
           - egress
         default: ingress
+  blocked_cidrs:
+    description:
+      - Networks from which the nodes' devices take nothing. None may hold a member, a gateway or the
+        controller. What workloads send to each other travels between members, so it is not blocked by
+        its own addresses.
+    type: list
+    elements: str
   state:
     description:
       - Whether the document should be there.

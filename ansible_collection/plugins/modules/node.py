@@ -48,6 +48,16 @@ options:
           - Its name on the node.
         type: str
         required: true
+      xdp:
+        description:
+          - 'Where packets of the cluster''s blocked_cidrs are dropped: by XDP in the device''s driver,
+            by XDP right behind the driver (any device can), or at tc (off).'
+        type: str
+        choices:
+          - native
+          - generic
+          - 'off'
+        default: 'off'
   workload_cidrs:
     description:
       - Networks of its endpoints' addresses. No two nodes' may overlap.

@@ -67,6 +67,10 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                     },
                 },
             },
+            "blocked_cidrs": {
+                "type": "list",
+                "elements": "str",
+            },
             "state": {
                 "type": "str",
                 "choices": [
@@ -114,6 +118,15 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                     "name": {
                         "type": "str",
                         "required": True,
+                    },
+                    "xdp": {
+                        "type": "str",
+                        "choices": [
+                            "native",
+                            "generic",
+                            "off",
+                        ],
+                        "default": "off",
                     },
                 },
             },

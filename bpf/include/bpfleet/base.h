@@ -31,5 +31,8 @@ const volatile struct address node_address = {};
 /* Whether a policy selects this node itself: then the host's own traffic is judged (host.h), and costs that. */
 const volatile __u8 host_policy = 0;
 
+/* Whether bpfl_from_under looks for blocked sources: there are some, and a device without XDP. */
+const volatile __u8 blocked_at_tc = 0;
+
 /* Slots of one CPU in `events`, less one; slots are a power of two, and `events` holds possible CPUs x slots. */
 const volatile __u32 events_slots_mask = 255;

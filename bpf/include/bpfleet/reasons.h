@@ -42,6 +42,7 @@ enum reason {
 	REASON_UNDERLAY_TUNNEL = 39,	/* a tunnel packet whose outer source is no member */
 	REASON_UNDERLAY_WORKLOAD = 40,	/* a bare packet on the underlay with a workload's source */
 	REASON_REWRITE = 41,		/* the kernel refused to change the packet */
+	REASON_BLOCKED = 47,		/* from a network that the cluster blocks */
 
 	REASON_LIMIT = 64,
 };
@@ -69,4 +70,5 @@ enum hook {
 	HOOK_TO_TUNNEL = 4,
 	HOOK_FROM_UNDERLAY = 5,
 	HOOK_TO_UNDERLAY = 6,
+	HOOK_XDP_UNDERLAY = 7,
 };

@@ -192,6 +192,20 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'value': {'size': 4, 'fields': [{'name': 'listed', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'digest': 'fe38547f7585',
     },
+    'blocked': {
+        'type': 'lpm_trie',
+        'max_entries': 65536,
+        'flags': 1,
+        'key': {
+            'size': 20,
+            'fields': [
+                {'name': 'prefix_length', 'offset': 0, 'size': 4, 'kind': 'u32'},
+                {'name': 'address', 'offset': 4, 'size': 16, 'kind': 'address'},
+            ],
+        },
+        'value': {'size': 4, 'fields': [{'name': 'blocked', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'digest': 'afdab9153112',
+    },
 }
 
 ENUMS: Dict[str, Dict[str, Any]] = {
@@ -229,6 +243,7 @@ ENUMS: Dict[str, Dict[str, Any]] = {
         'underlay_tunnel': 39,
         'underlay_workload': 40,
         'rewrite': 41,
+        'blocked': 47,
         'limit': 64,
     },
     'verdict': {'none': 0, 'allow': 1, 'deny': 2, 'default_deny': 3, 'drop': 4},
@@ -240,6 +255,7 @@ ENUMS: Dict[str, Dict[str, Any]] = {
         'to_tunnel': 4,
         'from_underlay': 5,
         'to_underlay': 6,
+        'xdp_underlay': 7,
     },
     'identity': {'unknown': 0, 'host': 1, 'world': 2, 'waiting': 5, 'remote_node': 6, 'lowest': 256},
     'route': {'stack': 0, 'local': 1, 'tunnel': 2, 'unjudged': 3},
@@ -256,36 +272,49 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'from_tunnel': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'from_underlay': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'to_endpoint': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'to_tunnel': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'to_underlay': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+    },
+    'xdp_underlay': {
+        'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
+        'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
+        'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
+        'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
 }
@@ -297,4 +326,5 @@ PROGRAMS: Dict[str, Dict[str, Any]] = {
     'to_endpoint': {'bpfl_to_ep': 'tc'},
     'to_tunnel': {'bpfl_to_tun': 'tc'},
     'to_underlay': {'bpfl_to_under': 'tc'},
+    'xdp_underlay': {'bpfl_xdp_under': 'xdp.frags'},
 }

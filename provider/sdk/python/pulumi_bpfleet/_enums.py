@@ -7,6 +7,7 @@ import pulumi
 from enum import Enum
 
 __all__ = [
+    'DeviceXdp',
     'FailsafePortDirection',
     'FailsafePortProtocol',
     'NodeOnDeleteUnreachable',
@@ -15,6 +16,16 @@ __all__ = [
     'RoutingMode',
     'RuleAction',
 ]
+
+
+@pulumi.type_token("bpfleet:index:DeviceXdp")
+class DeviceXdp(_builtins.str, Enum):
+    """
+    Where packets of the cluster's blocked_cidrs are dropped: by XDP in the device's driver, by XDP right behind the driver (any device can), or at tc (off).
+    """
+    NATIVE = "native"
+    GENERIC = "generic"
+    OFF = "off"
 
 
 @pulumi.type_token("bpfleet:index:FailsafePortDirection")

@@ -154,17 +154,27 @@ class DeviceArgsDict(TypedDict):
     """
     Its name on the node.
     """
+    xdp: NotRequired[pulumi.Input[Optional['DeviceXdp']]]
+    """
+    Where packets of the cluster's blocked_cidrs are dropped: by XDP in the device's driver, by XDP right behind the driver (any device can), or at tc (off).
+    """
 
 @pulumi.input_type
 class DeviceArgs:
     def __init__(__self__, *,
-                 name: pulumi.Input[_builtins.str]):
+                 name: pulumi.Input[_builtins.str],
+                 xdp: pulumi.Input[Optional['DeviceXdp']] = None):
         """
         A network device of a node.
 
         :param pulumi.Input[_builtins.str] name: Its name on the node.
+        :param pulumi.Input['DeviceXdp'] xdp: Where packets of the cluster's blocked_cidrs are dropped: by XDP in the device's driver, by XDP right behind the driver (any device can), or at tc (off).
         """
         pulumi.set(__self__, "name", name)
+        if xdp is None:
+            xdp = 'off'
+        if xdp is not None:
+            pulumi.set(__self__, "xdp", xdp)
 
     @_builtins.property
     @pulumi.getter
@@ -177,6 +187,18 @@ class DeviceArgs:
     @name.setter
     def name(self, value: pulumi.Input[_builtins.str]):
         pulumi.set(self, "name", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def xdp(self) -> pulumi.Input[Optional['DeviceXdp']]:
+        """
+        Where packets of the cluster's blocked_cidrs are dropped: by XDP in the device's driver, by XDP right behind the driver (any device can), or at tc (off).
+        """
+        return pulumi.get(self, "xdp")
+
+    @xdp.setter
+    def xdp(self, value: pulumi.Input[Optional['DeviceXdp']]):
+        pulumi.set(self, "xdp", value)
 
 
 class FailsafePortArgsDict(TypedDict):

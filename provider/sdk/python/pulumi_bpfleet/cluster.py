@@ -24,6 +24,7 @@ class ClusterArgs:
     def __init__(__self__, *,
                  id: pulumi.Input[_builtins.int],
                  members: pulumi.Input[Mapping[str, pulumi.Input['NodeHandleArgs']]],
+                 blocked_cidrs: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None,
                  failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input['FailsafePortArgs']]]] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
                  routing: pulumi.Input[Optional['RoutingArgs']] = None):
@@ -32,12 +33,15 @@ class ClusterArgs:
 
         :param pulumi.Input[_builtins.int] id: Number of the cluster: bits 16 to 23 of its identities' numbers.
         :param pulumi.Input[Mapping[str, pulumi.Input['NodeHandleArgs']]] members: The nodes that belong to it. A map from each one's name to its handle, at least one.
+        :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] blocked_cidrs: Networks from which the nodes' devices take nothing. None may hold a member, a gateway or the controller. What workloads send to each other travels between members, so it is not blocked by its own addresses.
         :param pulumi.Input[Sequence[pulumi.Input['FailsafePortArgs']]] failsafe_ports: Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
         :param pulumi.Input['RoutingArgs'] routing: How packets travel between nodes.
         """
         pulumi.set(__self__, "id", id)
         pulumi.set(__self__, "members", members)
+        if blocked_cidrs is not None:
+            pulumi.set(__self__, "blocked_cidrs", blocked_cidrs)
         if failsafe_ports is not None:
             pulumi.set(__self__, "failsafe_ports", failsafe_ports)
         if name is not None:
@@ -68,6 +72,18 @@ class ClusterArgs:
     @members.setter
     def members(self, value: pulumi.Input[Mapping[str, pulumi.Input['NodeHandleArgs']]]):
         pulumi.set(self, "members", value)
+
+    @_builtins.property
+    @pulumi.getter(name="blockedCidrs")
+    def blocked_cidrs(self) -> pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]:
+        """
+        Networks from which the nodes' devices take nothing. None may hold a member, a gateway or the controller. What workloads send to each other travels between members, so it is not blocked by its own addresses.
+        """
+        return pulumi.get(self, "blocked_cidrs")
+
+    @blocked_cidrs.setter
+    def blocked_cidrs(self, value: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]):
+        pulumi.set(self, "blocked_cidrs", value)
 
     @_builtins.property
     @pulumi.getter(name="failsafePorts")
@@ -112,6 +128,7 @@ class Cluster(pulumi.CustomResource):
     def __init__(__self__,
                  resource_name: str,
                  opts: Optional[pulumi.ResourceOptions] = None,
+                 blocked_cidrs: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None,
                  failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]]] = None,
                  id: pulumi.Input[Optional[_builtins.int]] = None,
                  members: pulumi.Input[Optional[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]]] = None,
@@ -123,6 +140,7 @@ class Cluster(pulumi.CustomResource):
 
         :param str resource_name: The name of the resource.
         :param pulumi.ResourceOptions opts: Options for the resource.
+        :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] blocked_cidrs: Networks from which the nodes' devices take nothing. None may hold a member, a gateway or the controller. What workloads send to each other travels between members, so it is not blocked by its own addresses.
         :param pulumi.Input[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]] failsafe_ports: Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.
         :param pulumi.Input[_builtins.int] id: Number of the cluster: bits 16 to 23 of its identities' numbers.
         :param pulumi.Input[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]] members: The nodes that belong to it. A map from each one's name to its handle, at least one.
@@ -153,6 +171,7 @@ class Cluster(pulumi.CustomResource):
     def _internal_init(__self__,
                  resource_name: str,
                  opts: Optional[pulumi.ResourceOptions] = None,
+                 blocked_cidrs: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None,
                  failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]]] = None,
                  id: pulumi.Input[Optional[_builtins.int]] = None,
                  members: pulumi.Input[Optional[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]]] = None,
@@ -167,6 +186,7 @@ class Cluster(pulumi.CustomResource):
                 raise TypeError('__props__ is only valid when passed in combination with a valid opts.id to get an existing resource')
             __props__ = ClusterArgs.__new__(ClusterArgs)
 
+            __props__.__dict__["blocked_cidrs"] = blocked_cidrs
             __props__.__dict__["failsafe_ports"] = failsafe_ports
             if id is None and not opts.urn:
                 raise TypeError("Missing required property 'id'")
@@ -201,6 +221,7 @@ class Cluster(pulumi.CustomResource):
 
         __props__ = ClusterArgs.__new__(ClusterArgs)
 
+        __props__.__dict__["blocked_cidrs"] = None
         __props__.__dict__["drift"] = None
         __props__.__dict__["failsafe_ports"] = None
         __props__.__dict__["handle"] = None
@@ -210,6 +231,14 @@ class Cluster(pulumi.CustomResource):
         __props__.__dict__["name"] = None
         __props__.__dict__["routing"] = None
         return Cluster(resource_name, opts=opts, __props__=__props__)
+
+    @_builtins.property
+    @pulumi.getter(name="blockedCidrs")
+    def blocked_cidrs(self) -> pulumi.Output[Optional[Sequence[_builtins.str]]]:
+        """
+        Networks from which the nodes' devices take nothing. None may hold a member, a gateway or the controller. What workloads send to each other travels between members, so it is not blocked by its own addresses.
+        """
+        return pulumi.get(self, "blocked_cidrs")
 
     @_builtins.property
     @pulumi.getter

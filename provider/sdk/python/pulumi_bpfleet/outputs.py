@@ -106,13 +106,19 @@ class Device(dict):
     A network device of a node.
     """
     def __init__(__self__, *,
-                 name: _builtins.str):
+                 name: _builtins.str,
+                 xdp: Optional['DeviceXdp'] = None):
         """
         A network device of a node.
 
         :param _builtins.str name: Its name on the node.
+        :param 'DeviceXdp' xdp: Where packets of the cluster's blocked_cidrs are dropped: by XDP in the device's driver, by XDP right behind the driver (any device can), or at tc (off).
         """
         pulumi.set(__self__, "name", name)
+        if xdp is None:
+            xdp = 'off'
+        if xdp is not None:
+            pulumi.set(__self__, "xdp", xdp)
 
     @_builtins.property
     @pulumi.getter
@@ -121,6 +127,14 @@ class Device(dict):
         Its name on the node.
         """
         return pulumi.get(self, "name")
+
+    @_builtins.property
+    @pulumi.getter
+    def xdp(self) -> Optional['DeviceXdp']:
+        """
+        Where packets of the cluster's blocked_cidrs are dropped: by XDP in the device's driver, by XDP right behind the driver (any device can), or at tc (off).
+        """
+        return pulumi.get(self, "xdp")
 
 
 @pulumi.output_type
