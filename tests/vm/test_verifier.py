@@ -20,12 +20,13 @@ INSTRUCTION_LIMIT = 1_000_000
 
 
 def programs() -> list[tuple[str, dict[str, object]]]:
-    """Every program of a node, without constants (as the object has them) and with a node's."""
+    """Every program of a node that uses everything, without constants (as the object has them) and with a node's."""
     documents = [one for one in fleet.quickstart() if one.key not in ("node/h1", "cluster/fleet")]
     devices = [{"name": "eth0", "xdp": "native"}, {"name": "eth1"}]
     documents.append(fleet.document("node", "h1", **{**fleet.node(1).spec, "devices": devices}))
     spec = {**fleet.cluster(["h1", "h2"]).spec, "blocked_cidrs": ["198.51.100.0/24"]}
     documents.append(fleet.document("cluster", "fleet", **spec))
+    documents.append(fleet.document("policy", "nodes", node_selector={}, ingress=[{"peers": [{"entity": "cluster"}]}]))
     state = Compiler().compile(DocumentSet(documents), fleet.facts(1)).state
     built = Path(__file__).parents[2] / "build/bpf"
     assert {f"{name}.bpf.o" for name in state.programs} == {path.name for path in built.glob("*.bpf.o")}
