@@ -56,6 +56,8 @@ def main() -> int:
     parser.add_argument("--stack", default="lab", metavar="NAME", help="(%(default)s)")
     parser.add_argument("--batch-to-db", choices=("deny", "allow"), default="deny", help="(%(default)s)")
     arguments = parser.parse_args()
+    if not arguments.hosts.is_file():
+        parser.error(f"there is no {arguments.hosts}: bring up a lab, or name your own hosts with --hosts (README.md)")
     stack = stack_of(arguments.stack, hosts_of(arguments.hosts), arguments.batch_to_db)
     try:
         if arguments.command == "preview":

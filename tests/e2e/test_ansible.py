@@ -52,6 +52,9 @@ def test_a_check_of_fresh_hosts_shows_all_and_writes_nothing(controller: Control
         assert (agent["before_header"], agent["before"]) == ("agent", "") and "digest: " in agent["after"]
         assert [part["before"] for part in parts] == [""] * 20
         assert "".join(part["after"] for part in parts).count("\n  number: ") == 6, "numbers are known"
+    whole = controller.play(QUICKSTART / "playbook.yml", "--check", "--diff")
+    assert "changed: [h1] => (item=/etc/modules-load.d/bpfleet.conf)" in whole.text, "files of other services too"
+    assert "[WARNING]" not in whole.text, "a service that is not installed is nothing to warn of"
     assert [left_on(controller, name) for name in HOSTS] == [[]] * 3
 
 

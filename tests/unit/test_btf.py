@@ -148,9 +148,15 @@ def test_cut_short_anywhere(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not CLANG, reason="clang-19 is not installed")
 def test_committed_layouts_are_those_of_the_headers(tmp_path: Path) -> None:
-    """Compiles all objects anew; the same sources give the same bytes."""
-    for folder in ("one", "two"):
-        command = [sys.executable, str(ROOT / "tools/build_objects.py"), "--check", "--no-verify"]
+    """Compiles all objects anew; the same sources give the same bytes, also in another checkout.
+
+    Otherwise two controllers with the same code would replace each other's agent for ever.
+    """
+    elsewhere = tmp_path / "another checkout"
+    for part in ("bpf", "bpfleet", "tools"):
+        shutil.copytree(ROOT / part, elsewhere / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder, checkout in (("one", ROOT), ("two", elsewhere)):
+        command = [sys.executable, str(checkout / "tools/build_objects.py"), "--check", "--no-verify"]
         done = subprocess.run([*command, "--out", str(tmp_path / folder)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     objects = sorted((tmp_path / "one").glob("*.bpf.o"))

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pulumi_bpfleet
@@ -58,3 +59,13 @@ def test_the_installed_sdk_declares_every_resource_under_the_plugins_version() -
         resource = getattr(pulumi_bpfleet, shape.resource.type_name)
         assert resource.pulumi_type == token
         assert all(hasattr(resource, field.name) for field in shape.fields)
+
+
+def test_the_quickstart_without_hosts_says_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples/quickstart-python/run.py"), "preview"]
+    done = subprocess.run(
+        [*command, "--hosts", str(tmp_path / "lab.json")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert f"there is no {tmp_path}/lab.json" in done.stderr and "--hosts" in done.stderr
+    assert "Traceback" not in done.stderr
