@@ -1,6 +1,6 @@
 # Few targets; README names them. Everything runs as root on Debian 12.
 .DEFAULT_GOAL := help
-.PHONY: help setup objects collection generate lint test test-vm molecule bench demo demo-down clean
+.PHONY: help setup objects collection generate lint test kills test-vm molecule bench demo demo-down clean
 
 PYTHON := .venv/bin/python
 GROUP ?=
@@ -30,6 +30,9 @@ lint: setup ## ruff and mypy
 
 test: objects lint ## every test
 	@tools/test.sh
+
+kills: objects ## agent, watchdog and both killed at every step of a change, each at each
+	@BPFLEET_KILLS=all .venv/bin/pytest -q tests/e2e/test_kills.py
 
 test-vm: objects ## tests on virtual machines, kernels 6.1 and 6.12; the first run builds their images
 	@.venv/bin/pytest -q tests/vm

@@ -116,7 +116,7 @@ class FakeKernel:
 
     def read(self, want: NodeState) -> NodeState:
         """As Kernel.read."""
-        programs = {self._name(program, want): program for program in self._programs if program not in self._unused}
+        programs = {self._name(program, want): program for program in self._programs}
         tables = {name: self._read_table(name, table) for name, table in want.tables.items() if name in self.maps}
         nested = {name: dict(self._nested.get(name, {})) for name in want.nested if name in self.maps}
         if not want.programs:
@@ -133,7 +133,7 @@ class FakeKernel:
 
     def prepare(self, programs: Mapping[str, Program]) -> None:
         """As Kernel.prepare; refuses what `rejects` names."""
-        new = [program for program in programs.values() if program not in self._programs]
+        new = [program for program in programs.values() if program not in [*self._programs, *self._unused]]
         for program in new:
             if program.object in self.rejects:
                 raise ObjectRejected(
@@ -142,14 +142,10 @@ class FakeKernel:
                     details={"object": program.object, "log": ["R0 !read_ok"], "log_path": ""},
                 )
         for program in new:
-            self._load(program)
-        self._unused += new
+            self._load(program, self._unused)
 
     def release(self) -> None:
         """As Kernel.release."""
-        for program in self._unused:
-            self._programs.remove(program)
-            self.writes += 1
         self._unused = []
         if not self._programs and not self.links:
             self.maps.clear()
@@ -193,10 +189,13 @@ class FakeKernel:
         self.sysctls[step.name] = step.value
 
     def _do_LoadProgram(self, step: s.LoadProgram) -> None:
-        if step.program in self._unused:
-            self._unused.remove(step.program)
-        if step.program not in self._programs:
-            self._load(step.program)
+        if step.program in self._programs:
+            return
+        if step.program not in self._unused:
+            self._load(step.program, self._unused)
+        self._unused.remove(step.program)
+        self._programs.append(step.program)
+        self.writes += 1
 
     def _do_DropProgram(self, step: s.DropProgram) -> None:
         self._programs = [item for item in self._programs if step.name not in (item.object, _versioned(item))]
@@ -269,8 +268,8 @@ class FakeKernel:
         links = [self.links.get((name, hook)) for hook in ("ingress", "egress")]
         return all(link is not None and link.index == index for link in links)
 
-    def _load(self, program: Program) -> None:
-        self._programs.append(program)
+    def _load(self, program: Program, to: List[Program]) -> None:
+        to.append(program)
         self.maps.update(MAP_NAMES)
         self.writes += 1
 

@@ -52,8 +52,8 @@ class Objects:
         """Where this very program is pinned once it is loaded."""
         return self._pins.program(program.object, self.digest(program))
 
-    def load(self, program: Program) -> None:
-        """Load, verify and pin one program. The pin directories exist. On an error nothing new stays pinned.
+    def load(self, program: Program) -> int:
+        """Load and verify one program; a descriptor of it, which alone keeps it. The pin directories exist.
 
         Raises ObjectRejected (the end of the log and the path of all of it in details), HostFailed for an object that
         was not built together with this Python, InvalidInput for an unknown constant.
@@ -66,17 +66,18 @@ class Objects:
             with libbpf.open(str(path)) as opened:
                 name, item = self._configure(opened, program)
                 opened.load()
-                syscall.pin(opened.program_fd(item), str(self.pin(program)))
+                loaded = os.dup(opened.program_fd(item))
         except OSError as error:
             raise self._rejected(program, path, error, list(libbpf.messages)) from error
         del libbpf.messages[:]
         if not name.startswith(PROGRAM_PREFIX):
-            self.pin(program).unlink()
+            os.close(loaded)
             raise HostFailed(
                 f"program {name} does not begin with {PROGRAM_PREFIX} and could not be recognised at a hook",
                 file=str(path),
                 remedy="Rename the function in the C source.",
             )
+        return loaded
 
     def _configure(self, opened: Object, program: Program) -> Tuple[str, int]:
         programs = opened.programs()

@@ -53,7 +53,8 @@ class RealKernel:
         self._use_tcx = use_tcx
         self._devices = Devices(self._wrote)
         self._routes = Routes(self._wrote)
-        self._unused: List[Program] = []
+        # By where they will be pinned: descriptors alone keep them, so that a process that dies leaves none behind.
+        self._unused: Dict[Path, int] = {}
 
     def _wrote(self, count: int = 1) -> None:
         self.writes += count
@@ -121,11 +122,9 @@ class RealKernel:
         pinned = self._pins.list_programs()
         digests = {name: self._objects.digest(program) for name, program in want.programs.items()} if pinned else {}
         shared = self._map_ids() if pinned else set()
-        unused = {self._objects.pin(program) for program in self._unused}
         for object_name, digest in pinned:
-            path = self._pins.program(object_name, digest)
-            info = _program(path)
-            if info is None or path in unused:
+            info = _program(self._pins.program(object_name, digest))
+            if info is None:
                 continue
             name, program = f"{object_name}@{digest}", Program(object_name)
             if digests.get(object_name) == digest:
@@ -184,26 +183,21 @@ class RealKernel:
             return
         self._wrote(self._pins.ensure())
         maps_before = set(self._pins.list_maps())
-        done: List[Program] = []
         try:
             for program in missing:
                 self._load(program)
-                done.append(program)
         except BaseException:
-            for program in done:
-                unpin(self._objects.pin(program))
+            for program in missing:
+                self._forget(self._objects.pin(program))
             for name in set(self._pins.list_maps()) - maps_before:
                 unpin(self._pins.maps / name)
             self._pins.remove_empty()
             raise
-        self._unused += done
 
     def release(self) -> None:
         """As Kernel.release."""
-        for program in self._unused:
-            if unpin(self._objects.pin(program)):
-                self._wrote()
-        self._unused = []
+        for path in list(self._unused):
+            self._forget(path)
         if self._pins.list_programs() or self._pins.list_links():
             return
         for name in self._pins.list_maps():
@@ -212,14 +206,40 @@ class RealKernel:
         self._wrote(self._pins.remove_empty())
 
     def _is_loaded(self, program: Program) -> bool:
-        info = _program(self._objects.pin(program))
+        path = self._objects.pin(program)
+        held = self._unused.get(path)
+        return self._is_current(syscall.program_info(held) if held is not None else _program(path))
+
+    def _is_current(self, info: Optional[syscall.ProgramInfo]) -> bool:
+        """Whether there is such a program, with the maps that are pinned now."""
         return info is not None and _own_maps_only(info, self._map_ids())
 
     def _load(self, program: Program) -> None:
-        if unpin(self._objects.pin(program)):  # it was loaded, but its maps are no longer the pinned ones
-            self._wrote()
-        self._objects.load(program)
+        path = self._objects.pin(program)
+        self._forget(path)
+        self._unused[path] = self._objects.load(program)
         self._wrote()
+
+    def _forget(self, path: Path) -> None:
+        """Let go of what was loaded to be pinned there."""
+        held = self._unused.pop(path, None)
+        if held is not None:
+            os.close(held)
+
+    def _use(self, program: Program) -> None:
+        """Pin a program, loaded before or now; nothing if that very one is pinned already."""
+        self.prepare({program.object: program})
+        path = self._objects.pin(program)
+        held = self._unused.get(path)
+        if held is None:
+            return
+        if not self._is_current(_program(path)):  # another process may have pinned it meanwhile
+            self._wrote(self._pins.ensure())
+            if unpin(path):  # its maps are no longer the pinned ones
+                self._wrote()
+            syscall.pin(held, str(path))
+            self._wrote()
+        self._forget(path)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -244,9 +264,7 @@ class RealKernel:
 
     def _do_bpf(self, step: steps.Step) -> None:
         if isinstance(step, steps.LoadProgram):
-            self.prepare({step.program.object: step.program})
-            if step.program in self._unused:
-                self._unused.remove(step.program)
+            self._use(step.program)
         elif isinstance(step, steps.DropProgram):
             self._drop(step.name)
         elif isinstance(step, steps.Attach):

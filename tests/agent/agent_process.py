@@ -4,8 +4,7 @@
                      [--watchdog [--patience SECONDS] [--kill-watchdog PLACE:NUMBER]]
     agent_process.py ROOT KERNEL watchdog --transaction T --socket NAME [--detach]
 
---kill ends the process with SIGKILL at the NUMBERth (from 0): step (before it is done), done (after it), write (before
-a file of the agent is replaced), written (after it), removal (before a file is removed). --full: the disk is full from
+--kill ends the process with SIGKILL at the NUMBERth (from 0) of the places in killed.py. --full: the disk is full from
 the NUMBERth file written on. --ssh: look for an sshd among the ancestors, as an agent does that was not started
 locally. --watchdog: a change is watched over by a process that runs the second form; without it the tests see what
 becomes of a node whose watchdog died too. Runs under Python 3.9 as well.
@@ -15,20 +14,19 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
 from pathlib import Path
-from typing import Any, Dict, Mapping, cast
+from typing import Any, Mapping, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bpfleet.agent import watchdog
-from bpfleet.agent.files import Files, disk_full
 from bpfleet.agent.guard import Guard
 from bpfleet.agent.node import Agent
 from bpfleet.agent.serve import serve
 from bpfleet.loader.fake import FakeKernel
 from bpfleet.model.state import Facts, NodeState, Program
+from tests.agent.killed import KilledFiles, happen_at, reached
 
 
 class KeptKernel(FakeKernel):
@@ -78,41 +76,13 @@ class KeptKernel(FakeKernel):
             self.keep()
 
     def do(self, step: Any) -> None:
-        _reached("step")
+        reached("step")
         self._fetch()
         try:
             super().do(step)
         finally:
             self.keep()
-        _reached("done")
-
-
-_place, _number = "", 0
-_seen: Dict[str, int] = {}
-
-
-def _reached(place: str) -> None:
-    count = _seen.get(place, 0)
-    _seen[place] = count + 1
-    if (place, count) == (_place, _number):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-class KilledFiles(Files):
-    """Files that tell where they are."""
-
-    full = 1 << 30
-
-    def write(self, path: Path, data: bytes) -> None:
-        if _seen.get("write", 0) >= self.full:
-            raise disk_full(path, len(data), 0)
-        _reached("write")
-        super().write(path, data)
-        _reached("written")
-
-    def remove(self, path: Path) -> None:
-        _reached("removal")
-        super().remove(path)
+        reached("done")
 
 
 class DeadWatchdog:
@@ -130,12 +100,6 @@ class DeadWatchdog:
 
 def option(name: str, default: str = "") -> str:
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
-
-
-def kill_at(place: str) -> None:
-    global _place, _number
-    _place, _, number = place.partition(":")
-    _number = int(number or 0)
 
 
 def arm(transaction: str) -> Guard:
@@ -158,7 +122,7 @@ class KilledWatchdog(watchdog.Watchdog):
 def watch(root: Path, kernel: Path) -> int:
     if "--detach" in sys.argv:
         watchdog.detach()
-    kill_at(option("--kill-watchdog"))
+    happen_at(option("--kill-watchdog"))
     patience = float(option("--patience", str(watchdog.PATIENCE_SECONDS)))
     watching = KilledWatchdog(root, option("--transaction"), lambda: KeptKernel(kernel), patience)
     return watching.run(option("--socket"))
@@ -168,7 +132,7 @@ def main() -> int:
     root, kernel = Path(sys.argv[1]), Path(sys.argv[2])
     if sys.argv[3:4] == ["watchdog"]:
         return watch(root, kernel)
-    kill_at(option("--kill"))
+    happen_at(option("--kill"))
     agent = Agent(root, lambda: KeptKernel(kernel), local="--ssh" not in sys.argv, arm=arm)
     files = KilledFiles(root)
     if "--full" in sys.argv:

@@ -23,6 +23,7 @@ from tests.contract.sandbox import Sandbox
 
 UNDERLAY = "under0"
 TAP = "tap0"
+FOREIGN_PINS = Path("/sys/fs/bpf/somebody")
 
 
 class Rig(Protocol):
@@ -40,7 +41,7 @@ class Rig(Protocol):
         """Somebody removes our pins of maps and programs."""
 
     def add_foreign(self) -> None:
-        """Others put a program on the underlay's ingress, a route, and a device."""
+        """Others put a program on the underlay's ingress, a device, routes of both families, and pins into bpffs."""
 
     def foreign(self) -> Any:
         """What is there of others, to be compared."""
@@ -176,9 +177,11 @@ class RealRig:
             "ip address add 198.51.100.1/24 dev other0",
             "ip link set other0 up",
             "ip route add 203.0.113.0/24 dev other0",
+            "ip -6 route add 2001:db8:7::/48 dev other0",
         ):
             self.sandbox.command(*words.split())
         self.sandbox.run(self._attach_foreign)
+        self.sandbox.run(_pin_foreign_map)
 
     def _attach_foreign(self) -> None:
         index = _index(UNDERLAY)
@@ -188,6 +191,8 @@ class RealRig:
             with tc.TrafficControl() as control:
                 control.do(tc.new_clsact(index), tc.put_program(index, "ingress", 7, 0, program, "somebody_else"))
         finally:
+            FOREIGN_PINS.mkdir()
+            syscall.pin(program, str(FOREIGN_PINS / "program"))
             os.close(program)
 
     def foreign(self) -> Any:
@@ -198,13 +203,16 @@ class RealRig:
             self.sandbox.command("tc", "qdisc", "show", "dev", UNDERLAY),
             [one for one in self.sandbox.run(all_filters, UNDERLAY, "ingress") if one.name == "somebody_else"],
             self.sandbox.command("ip", "route", "show", "dev", "other0"),
+            self.sandbox.command("ip", "-6", "route", "show", "2001:db8:7::/48"),
+            self.sandbox.run(_foreign_pins) if self._foreign_fds else [],
             self.sandbox.command("ip", "-4", "-o", "addr", "show", "dev", "other0"),
             self.sandbox.command("ip", "-4", "-o", "addr", "show", "dev", UNDERLAY),
         )
 
     def left(self) -> Set[str]:
         def look() -> Set[str]:
-            return {str(path) for path in Path("/sys/fs/bpf").rglob("*") if "debug" not in path.name}
+            found = {path for path in Path("/sys/fs/bpf").rglob("*") if "debug" not in path.name}
+            return {str(path) for path in found if path != FOREIGN_PINS and FOREIGN_PINS not in path.parents}
 
         found = self.sandbox.run(look)
         for line in self.sandbox.command("ip", "-o", "link").splitlines():
@@ -269,6 +277,31 @@ def _index(device: str) -> int:
 
 def _link_id(fd: int) -> int:
     return syscall.link_info(fd).id
+
+
+def _pin_foreign_map() -> None:
+    """Somebody else's map, with something in it."""
+    fd = syscall.map_create(syscall.MAP_HASH, 4, 4, 8, name="addresses")
+    try:
+        syscall.map_update(fd, b"mine", b"what")
+        syscall.pin(fd, str(FOREIGN_PINS / "addresses"))
+    finally:
+        os.close(fd)
+
+
+def _foreign_pins() -> Any:
+    """Which objects others' pins hold, and what is in their map."""
+    map_fd, program_fd = (syscall.get(str(FOREIGN_PINS / name)) for name in ("addresses", "program"))
+    try:
+        return (
+            sorted(path.name for path in FOREIGN_PINS.iterdir()),
+            syscall.map_info(map_fd).id,
+            syscall.map_lookup(map_fd, b"mine", 4),
+            syscall.program_info(program_fd).id,
+        )
+    finally:
+        os.close(map_fd)
+        os.close(program_fd)
 
 
 def foreign_program(scratch: Path) -> int:

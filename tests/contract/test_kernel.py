@@ -123,6 +123,15 @@ def test_what_was_prepared_and_not_used_is_released(rig: Rig) -> None:
     assert rig.kernel.read(TWO) == TWO
 
 
+def test_what_was_prepared_by_a_process_that_died_is_no_difference(rig: Rig) -> None:
+    """Only what is pinned outlives a process; another one sees nothing of what was prepared."""
+    bring(rig.kernel, TWO)
+    left = rig.left()
+    rig.kernel.prepare(OTHER_PORT.programs)
+    assert rig.left() == left
+    assert plan(TWO, rig.kernel.read(TWO)) == []
+
+
 def test_a_veth_carries_nothing_before_it_is_judged(rig: Rig) -> None:
     done = plan(ONE, rig.kernel.read(ONE))
     name = veth(1).name

@@ -49,6 +49,7 @@ def ground(needs_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         host.run(["ip", "link", "add", "foreign", "type", "bridge"])
         host.run(["ip", "link", "set", "foreign", "up"])
         host.run(["ip", "route", "add", "10.200.0.0/16", "dev", "foreign"])
+        host.run(["ip", "-6", "route", "add", "2001:db8:7::/48", "dev", "foreign"])
         host.run(["mkdir", "/sys/fs/bpf/foreign"])
         yield one
 
@@ -56,7 +57,8 @@ def ground(needs_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def foreign(host: Host) -> str:
     routes = [line for line in host.run(["ip", "route"]).stdout.splitlines() if "proto 191" not in line]
     links = host.run(["ip", "-brief", "link", "show", "foreign"]).stdout
-    return "\n".join([*routes, links])
+    more = host.run(["ip", "-6", "route", "show", "2001:db8:7::/48"]).stdout
+    return "\n".join([*routes, links, more])
 
 
 def repair(ground: Ground, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, Any]]:

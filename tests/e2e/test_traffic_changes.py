@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.outcome import Changes, Committed, Unchanged
 from tests.e2e.traffic import matrix, packets
 from tests.e2e.traffic.ground import FAMILIES, NO_TCX, OPEN_PORTS, OWNER, Ground, eventually, succeeded
+from tests.e2e.traffic.streams import Streams
 from tests.fleet import document, identity, policy
 
 pytest_plugins = ["tests.e2e.traffic.fixtures"]
@@ -167,38 +167,6 @@ def test_a_former_member_is_not_believed(ground: Ground) -> None:
 
 
 # --- what a change does not touch ---------------------------------------------------------------------------------
-
-
-class Streams:
-    """Numbered packets under way, and the account of them."""
-
-    def __init__(self, ground: Ground, routes: Sequence[tuple[str, str, str, int]]) -> None:
-        self.ground = ground
-        self.routes = {
-            f"{protocol}-{source}-{destination}-{family}-{random.randrange(1 << 30)}": (source, destination)
-            for source, destination, protocol, family in routes
-        }
-        for (name, (source, destination)), (_, _, protocol, family) in zip(self.routes.items(), routes, strict=True):
-            to = ground.address(destination, family)
-            ground.at(source).do("number", stream=name, protocol=protocol, address=to, port=7001, interval=0.002)
-        for name in self.routes:
-            assert eventually(lambda: self.heard(name)["count"], lambda count: count > 5) > 5  # noqa: B023
-
-    def heard(self, name: str) -> dict[str, int]:
-        answer: dict[str, int] = self.ground.at(self.routes[name][1]).do("numbers", stream=name)
-        return answer
-
-    def end(self) -> dict[str, dict[str, int]]:
-        """Stop; of each stream what was sent, if that is not exactly what was heard: {} is what tests want."""
-        wrong = {}
-        for name, (source, _) in self.routes.items():
-            sent = self.ground.at(source).do("enough", stream=name)
-            assert sent > 50
-            wanted = {"count": sent, "different": sent, "highest": sent - 1}
-            heard = eventually(lambda: self.heard(name), lambda now: now["count"] >= sent)  # noqa: B023
-            if heard != wanted:
-                wrong[name] = {"sent": sent, **heard}
-        return wrong
 
 
 ROUTES = [
