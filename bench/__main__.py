@@ -9,7 +9,7 @@ from typing import List
 
 from bench.report import RESULTS, Measurement, table, write
 
-GROUPS = ("spine", "frontends")
+GROUPS = ("spine", "frontends", "survival")
 """Modules bench.<group>, each with `measure() -> list[Measurement]`."""
 
 
