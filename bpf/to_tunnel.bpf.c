@@ -11,19 +11,24 @@
 #include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
 
+static __always_inline bool has_tunnel_key(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key;
+
+	return !bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) ||
+	       !bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6);
+}
+
 SEC("tc")
 int bpfl_to_tun(struct __sk_buff *skb)
 {
 	struct packet packet = { .hook = HOOK_TO_TUNNEL, .direction = DIRECTION_EGRESS };
 	struct address_record *source;
-	struct bpf_tunnel_key key;
-	struct place destination;
 	struct found found = {};
 	struct side side = {};
 	int reason;
 
-	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) ||
-	    !bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+	if (has_tunnel_key(skb))
 		return TC_ACT_UNSPEC; /* counted where the key was set */
 	reason = packet_parse(skb, &packet);
 	if (reason)
@@ -34,21 +39,20 @@ int bpfl_to_tun(struct __sk_buff *skb)
 	packet.source_identity = source ? source->identity : IDENTITY_WORLD;
 	if (packet.source_identity != IDENTITY_HOST)
 		return drop(skb, &packet, REASON_NOT_HOST_SOURCE);
-	address_place(&packet.destination, &destination);
-	packet.destination_identity = destination.identity;
-	if (destination.route != ROUTE_TUNNEL)
+	address_place(&packet.destination, &side.peer);
+	packet.destination_identity = side.peer.identity;
+	if (side.peer.route != ROUTE_TUNNEL)
 		return drop(skb, &packet, REASON_UNKNOWN_DESTINATION);
 	if (host_policy) {
 		const struct node *this_node = node_find();
 
 		if (!this_node)
 			return drop(skb, &packet, REASON_NO_TUNNEL_DEVICE);
-		side.peer = destination;
 		reason = host_sends(skb, &packet, &found, &side, this_node);
 		if (reason)
 			return drop(skb, &packet, reason);
 	}
-	reason = tunnel_address(skb, IDENTITY_REMOTE_NODE, &destination.next_hop);
+	reason = tunnel_address(skb, IDENTITY_REMOTE_NODE, &side.peer.next_hop);
 	if (reason)
 		return drop(skb, &packet, reason);
 	return pass(skb, REASON_TO_TUNNEL);

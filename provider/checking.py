@@ -32,7 +32,7 @@ def check_inputs(
     given, secrets = from_pulumi(news)
     values, problems = to_model(shape.inputs, given)
     values.setdefault("name", logical_name)
-    checked, found = check(shape.inputs, values, shape.resource.exactly_one)
+    checked, found = check(shape.inputs, values, shape.resource.exactly_one, shape.resource.checks)
     problems += [_in_pulumi_words(shape, values, problem) for problem in found]
     if not found:
         problems += _handle_problems(shape, checked)

@@ -57,9 +57,9 @@ def differences(
             detailed[camel(field.name)] = PropertyDiff(PropertyDiffKind.UPDATE, input_diff=False)
     if agent is not None and old_outputs.get(AGENT_FIELD.name, agent) != agent:
         detailed[camel(AGENT_FIELD.name)] = PropertyDiff(PropertyDiffKind.UPDATE, input_diff=False)
-    # Two policies side by side do no harm, and none at all would open what the old one closed. Anything else would
-    # meet its own predecessor: an address, a set of labels or a host that is taken.
-    return Difference(detailed, delete_first=shape.kind != "policy")
+    # Two policies or CIDR groups side by side do no harm, and none at all would open what the old one closed. Anything
+    # else would meet its own predecessor: an address, a set of labels or a host that is taken.
+    return Difference(detailed, delete_first=shape.kind not in ("policy", "cidr_group"))
 
 
 def _compare_cluster(old: Any, new: Any, path: str, found: Dict[str, PropertyDiffKind]) -> None:

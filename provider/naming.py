@@ -17,7 +17,7 @@ from bpfleet.errors import InvalidInput
 from bpfleet.model.resources import SSH
 from bpfleet.model.schema import Boolean, Text, camel, check
 
-IN_CLUSTER = frozenset({"identity", "endpoint", "policy"})
+IN_CLUSTER = frozenset({"identity", "endpoint", "cidr_group", "policy"})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from bpfleet.model.document import Document, parse_document
@@ -91,3 +92,9 @@ def quickstart() -> List[Document]:
             egress=[{"peers": [{"entity": "cluster"}]}],
         ),
     ]
+
+
+def lies_in(inner: str, outer: str) -> bool:
+    """Whether one CIDR lies inside another."""
+    small, large = ipaddress.ip_network(inner), ipaddress.ip_network(outer)
+    return small.version == large.version and small.subnet_of(large)  # type: ignore[arg-type]

@@ -92,7 +92,8 @@ def explain(agent: Agent, params: Mapping[str, Any]) -> Dict[str, Any]:
         if not isinstance(params.get(name), str):
             raise InvalidInput(f"{name} is missing", field=name)
     documents = agent.store.load(agent.journal().confirmed).documents
-    return decide(documents, params["source"], params["destination"], params["protocol"], params.get("port"))
+    message = (params.get("type"), params.get("code"))
+    return decide(documents, params["source"], params["destination"], params["protocol"], params.get("port"), message)
 
 
 def events(

@@ -210,8 +210,9 @@ class JournalParams(TypedDict, total=False):
 class EventsParams(TypedDict, total=False):
     """follow: stream until the next request or the end of stdin. last: how many of the kept events first (default 20).
 
-    verdict: "allowed" | "denied" | "dropped". source, destination, any_end: an address, the name of an endpoint,
-    identity or node, or a label "key=value". port, protocol: of the destination. policy: name of the deciding policy.
+    verdict: "allowed" | "audited" | "denied" | "dropped". source, destination, any_end: an address, the name of an
+    endpoint, identity or node, or a label "key=value". port, protocol: of the destination. type, code: of an ICMP
+    message. policy: name of the deciding policy, or a label of it "key=value".
     """
 
     follow: bool
@@ -222,6 +223,8 @@ class EventsParams(TypedDict, total=False):
     any_end: str
     port: int
     protocol: str
+    type: int
+    code: int
     policy: str
 
 
@@ -242,7 +245,7 @@ class VerdictEvent(TypedDict, total=False):
 
     time: float  # seconds since the epoch
     node: str
-    verdict: str  # "allowed" | "denied" | "dropped"
+    verdict: str  # "allowed" | "audited" (passed, but policy would have dropped it) | "denied" | "dropped"
     reason: str
     direction: str  # "ingress" | "egress" | ""
     protocol: str
@@ -252,6 +255,7 @@ class VerdictEvent(TypedDict, total=False):
     policy: str
     rule: str  # "ingress[0]", "default deny" or, where no policy selects the direction, words that say so
     description: str
+    policy_labels: Dict[str, str]
     gone: str  # "yes": the rule is no longer declared
     icmp: Dict[str, int]  # {"type", "code"}
     hook: str
@@ -267,12 +271,17 @@ class EventsResult(TypedDict):
 
 
 class ExplainParams(TypedDict, total=False):
-    """source, destination: an endpoint's or node's name, an address, or "world", "host", "remote-node"."""
+    """source, destination: an endpoint's or node's name, an address, or "world", "host", "remote-node".
+
+    type, code: of an ICMP or ICMPv6 message; by default that of an echo request.
+    """
 
     source: str
     destination: str
     protocol: str
     port: int
+    type: int
+    code: int
 
 
 class Judged(TypedDict, total=False):
@@ -281,12 +290,13 @@ class Judged(TypedDict, total=False):
     direction: str
     node: str
     subject: str
-    verdict: str  # "allowed" | "denied" | "dropped"
+    verdict: str  # "allowed" | "audited" | "denied" | "dropped"
     rule_id: int
     policy: str
     rule: str
     action: str
     description: str
+    policy_labels: Dict[str, str]
 
 
 class ExplainResult(TypedDict, total=False):
@@ -296,6 +306,8 @@ class ExplainResult(TypedDict, total=False):
     destination: Dict[str, str]
     protocol: str
     port: int
+    type: int
+    code: int
     verdict: str
     judged: List[Judged]
 

@@ -11,7 +11,9 @@ from bpfleet.cli.reach import add_arguments, colour, targets
 from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
 from bpfleet.model.resources import PROTOCOL_NUMBERS
 
-_COLOURS = {"allowed": "32", "denied": "31", "dropped": "31"}
+PORT_HELP = "port and protocol, a protocol such as icmp, or a message's type or type and code, such as 8/icmp, 3.1/icmp"
+_MESSAGES = ("icmp", "icmpv6")
+_COLOURS = {"allowed": "32", "audited": "33", "denied": "31", "dropped": "31"}
 
 
 def register(subparsers: Any) -> None:
@@ -26,7 +28,7 @@ def register(subparsers: Any) -> None:
     ends = "an endpoint, a node, an address, or world, host, remote-node"
     parser.add_argument("--from", dest="source", required=True, metavar="A", help=ends)
     parser.add_argument("--to", dest="destination", required=True, metavar="B", help="the same")
-    parser.add_argument("--port", required=True, metavar="80/tcp", help="port and protocol, or a protocol such as icmp")
+    parser.add_argument("--port", required=True, metavar="80/tcp", help=PORT_HELP)
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="(%(default)s)")
     parser.set_defaults(run=_run)
 
@@ -52,8 +54,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def parse_port(text: str) -> dict[str, Any]:
-    """ "80/tcp" -> {"protocol": "tcp", "port": 80}; "icmp" -> {"protocol": "icmp"}; "80" means TCP."""
+    """ "80/tcp" -> {"protocol": "tcp", "port": 80}; "icmp" -> {"protocol": "icmp"}; "80" means TCP.
+
+    "3.1/icmp" -> {"protocol": "icmp", "type": 3, "code": 1}; the code may be left out.
+    """
     number, _, protocol = text.lower().partition("/")
+    if protocol in _MESSAGES:
+        return {"protocol": protocol, **_message(text, number)}
     if not (number.isascii() and number.isdigit()):
         if protocol or number not in PROTOCOL_NUMBERS:
             raise InvalidInput(f"{text!r} is no port", field="port", remedy="Write it as 80/tcp, or as icmp.")
@@ -63,10 +70,19 @@ def parse_port(text: str) -> dict[str, Any]:
     return {"protocol": protocol or "tcp", "port": int(number)}
 
 
+def _message(text: str, numbers: str) -> dict[str, int]:
+    parts = numbers.split(".")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) <= 255 for part in parts):
+        raise InvalidInput(f"{text!r} is no ICMP message", field="port", remedy="Write it as 8/icmp, or as 3.1/icmp.")
+    return dict(zip(("type", "code"), map(int, parts), strict=False))
+
+
 def render(answer: Mapping[str, Any]) -> str:
     """The answer for people."""
     verdict = answer["verdict"]
     port = f"/{answer['port']}" if "port" in answer else ""
+    if "type" in answer:
+        port = f" type {answer['type']} code {answer['code']}"
     flow = f"{_end(answer['source'])} to {_end(answer['destination'])}, {answer['protocol']}{port}"
     lines = [f"{flow}: {colour(verdict, _COLOURS[verdict])}"]
     for entry in answer["judged"]:

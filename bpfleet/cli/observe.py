@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bpfleet.cli.explain import parse_port
+from bpfleet.cli.explain import PORT_HELP, parse_port
 from bpfleet.cli.reach import add_arguments, colour, targets
 from bpfleet.errors import BpfleetError, InvalidInput
 from bpfleet.observe.names import short_end
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MERGE_SECONDS = 0.3
 """How long an event of a followed stream is held back, so that an earlier one of another node can come before it."""
 
-_VERDICT_COLOURS = {"allowed": "32", "denied": "31", "dropped": "31"}
+_VERDICT_COLOURS = {"allowed": "32", "audited": "33", "denied": "31", "dropped": "31"}
 _LAYOUT = "{:<15}  {:<8}  {:<8}  {:<8}  {:<7}  {}"
 
 
@@ -42,13 +42,15 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--last", type=int, metavar="N", help="how many of those that are kept (20; with -f 0)")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="(%(default)s)")
     parser.add_argument("--node", action="append", default=[], metavar="NAME", help="only of this node; repeatable")
-    parser.add_argument("--verdict", choices=("allowed", "denied", "dropped"), help="only these")
+    parser.add_argument("--verdict", choices=("allowed", "audited", "denied", "dropped"), help="only these")
     name = "an address, endpoint, identity, node, or label key=value"
     parser.add_argument("--from", dest="source", metavar="A", help=f"only from {name}")
     parser.add_argument("--to", dest="destination", metavar="B", help="only to such a one")
     parser.add_argument("--with", dest="any_end", metavar="A", help="only from or to such a one")
-    parser.add_argument("--port", metavar="80/tcp", help="only to this port, or of this protocol")
-    parser.add_argument("--policy", metavar="NAME", help="only those that this policy decided")
+    parser.add_argument("--port", metavar="80/tcp", help=f"only to such a one: {PORT_HELP}")
+    parser.add_argument(
+        "--policy", metavar="NAME", help="only those that this policy decided, or one with this label key=value"
+    )
     parser.set_defaults(run=_run)
 
 

@@ -120,7 +120,7 @@ def _row(name: str, node: Mapping[str, Any]) -> list[str]:
 
 
 def _counts(kinds: Mapping[str, int]) -> str:
-    order = ("cluster", "node", "identity", "endpoint", "policy")
+    order = ("cluster", "node", "identity", "endpoint", "cidr_group", "policy")
     return ", ".join(f"{kinds[kind]} {kind}" for kind in order if kinds.get(kind))
 
 

@@ -6,12 +6,14 @@ new one, but pays only for what changed (see memo.py).
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Mapping, Sequence, Tuple
 
-from bpfleet.compile import blocklist, host, policy, topology
+from bpfleet.compile import blocklist, entries, host, lookup, policy, topology
 from bpfleet.compile.blocklist import blocked_row
+from bpfleet.compile.entries import Settings, Side, Subject
 from bpfleet.compile.memo import Memo
-from bpfleet.compile.policy import Nodes, Resolved, Subject
+from bpfleet.compile.policy import Nodes, Resolved
+from bpfleet.compile.rules import Content
 from bpfleet.compile.selector import LabelIndex
 from bpfleet.compile.topology import Topology
 from bpfleet.compile.validate import validate
@@ -69,33 +71,38 @@ class Compiler:
         index = self._memo.get("index", identities, lambda: _index(documents))
         members = documents.fingerprint("cluster", "node")
         nodes = self._memo.get("nodes", (members, own.name), lambda: Nodes.of(documents, own.name))
-        resolved: List[Resolved] = []
-        for name, document in sorted(documents.of_kind("policy").items()):
-            resolved.append(
-                self._memo.get(
-                    ("policy", name),
-                    (document.hash, identities, nodes if "node_selector" in document.spec else None),
-                    lambda document=document: policy.resolve(document, index, nodes),  # type: ignore[misc]
-                )
-            )
+        resolved = self._resolved(documents, index, nodes)
         judged = place.subjects | {HOST}
         by_subject: Dict[int, List[Resolved]] = {number: [] for number in judged}
         for item in resolved:
             for number in item.subjects & judged:
                 by_subject[number].append(item)
-        ids, names = policy.number_rules(resolved, by_subject)
+        settings = Settings.of(cluster)
+        sides: Dict[int, Tuple[Side, ...]] = {
+            number: self._memo.get(
+                ("sides", number),
+                (tuple(selected), settings),
+                lambda number=number, selected=selected: entries.sides_of(number, selected, settings),  # type: ignore[misc]
+            )
+            for number, selected in by_subject.items()
+        }
+        every_side = [side for found in sides.values() for side in found]
+        ids, names = entries.number_rules(resolved, every_side)
+        set_ids = entries.number_sets(every_side)
         subjects: Dict[int, Subject] = {}
-        for number, selected in by_subject.items():
-            used = tuple(ids[rule.content] for item in selected for rule in item.rules)
+        for number, found in sides.items():
+            used = tuple(ids[content] for content in entries.contents_of(found))
+            used_sets = tuple(set_ids[one.content] for side in found for one in side.sets)
             subjects[number] = self._memo.get(
                 ("subject", number),
-                (tuple(selected), used),
-                lambda number=number, selected=selected: policy.subject_table(number, selected, ids),  # type: ignore[misc]
+                (found, used, used_sets),
+                lambda number=number, found=found: entries.subject_table(number, found, ids, set_ids),  # type: ignore[misc]
             )
+        sets = self._sets(every_side, set_ids)
         state = self._memo.get(
             "state",
-            (place, tuple(sorted(subjects.items(), key=lambda item: item[0]))),
-            lambda: _state(cluster, own, place, subjects),
+            (place, cluster.hash, tuple(sorted(subjects.items(), key=lambda item: item[0]))),
+            lambda: _state(cluster, own, place, subjects, sets),
         )
         warnings = [warning for item in resolved for warning in item.warnings]
         return Compiled(
@@ -105,13 +112,51 @@ class Compiler:
                 **RESERVED_NAMES,
                 **{document.spec["number"]: name for name, document in documents.of_kind("identity").items()},
             },
-            waiting=place.waiting,
+            waiting=(
+                *place.waiting,
+                *(Waiting(f"policy/{one.name}", text) for one in resolved for text in one.waiting),
+            ),
             warnings=(
                 *blocklist.warnings(documents, cluster),
                 *warnings,
-                *host.failsafe_warnings(own.name, cluster, subjects[HOST].table, names),
+                *host.failsafe_warnings(own.name, cluster, _maps(subjects[HOST], sets), names),
             ),
         )
+
+    def _resolved(self, documents: DocumentSet, index: LabelIndex, nodes: Nodes) -> List[Resolved]:
+        """Every policy against the identities and CIDR groups, in order of name."""
+        identities = documents.fingerprint("identity")
+        groups = documents.of_kind("cidr_group")
+        resolved: List[Resolved] = []
+        for name, document in sorted(documents.of_kind("policy").items()):
+            named = self._memo.get(
+                ("groups", name),
+                document.hash,
+                lambda document=document: policy.groups_named(document),  # type: ignore[misc]
+            )
+            held = tuple(groups[group].hash if group in groups else None for group in named)
+            resolved.append(
+                self._memo.get(
+                    ("policy", name),
+                    (document.hash, identities, held, nodes if "node_selector" in document.spec else None),
+                    lambda document=document: policy.resolve(document, index, nodes, groups),  # type: ignore[misc]
+                )
+            )
+        return resolved
+
+    def _sets(self, sides: Sequence[Side], ids: Mapping[Content, int]) -> Dict[str, Dict[int, Table]]:
+        """The prefix sets and port sets that the sides name, each once."""
+        found: Dict[str, Dict[int, Table]] = {"port_sets": {}, "prefix_sets": {}}
+        for side in sides:
+            for name, one in (("port_sets", side.ports), ("prefix_sets", side.prefixes)):
+                if one is not None and ids[one.content] not in found[name]:
+                    found[name][ids[one.content]] = self._memo.get((name, one.content), None, one.table)
+        return {name: dict(sorted(tables.items())) for name, tables in found.items()}
+
+
+def _maps(subject: Subject, sets: Mapping[str, Mapping[int, Table]]) -> lookup.Maps:
+    """What decides about a subject, to look up in."""
+    return lookup.Maps(subject.table.rows or None, sets["prefix_sets"], sets["port_sets"])
 
 
 def facts_key(facts: Facts) -> Tuple[object, ...]:
@@ -137,9 +182,15 @@ def _all_waiting(
     return [Waiting(document.key, reason) for document in documents if document.kind != "node"]
 
 
-def _state(cluster: Document, own: Document, place: Topology, subjects: Dict[int, Subject]) -> NodeState:
+def _state(
+    cluster: Document,
+    own: Document,
+    place: Topology,
+    subjects: Mapping[int, Subject],
+    sets: Mapping[str, Mapping[int, Table]],
+) -> NodeState:
     endpoint_rows: Dict[Row, Row] = {}
-    selected = subjects[HOST] is not policy.OPEN
+    selected = subjects[HOST] is not entries.OPEN
     attachments: Dict[Tuple[str, str], str] = {
         (TUNNEL_DEVICE, "ingress"): "from_tunnel",
         (TUNNEL_DEVICE, "egress"): "to_tunnel",
@@ -152,7 +203,7 @@ def _state(cluster: Document, own: Document, place: Topology, subjects: Dict[int
         if mode != "off":
             attachments[(device, f"xdp-{mode}")] = XDP_OBJECT
     for endpoint in place.local:
-        subject = subjects.get(endpoint.number, policy.OPEN)
+        subject = subjects.get(endpoint.number, entries.OPEN)
         endpoint_rows[(endpoint.device,)] = (
             endpoint.number,
             subject.revision,
@@ -187,8 +238,9 @@ def _state(cluster: Document, own: Document, place: Topology, subjects: Dict[int
         },
         nested={
             "policies": {
-                number: subject.table for number, subject in sorted(subjects.items()) if subject is not policy.OPEN
-            }
+                number: subject.table for number, subject in sorted(subjects.items()) if subject is not entries.OPEN
+            },
+            **sets,
         },
         devices=place.devices,
         routes=place.routes,

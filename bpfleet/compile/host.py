@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from bpfleet.compile import policy
+from bpfleet.compile import entries, lookup
 from bpfleet.errors import Conflict
 from bpfleet.model import identity
 from bpfleet.model.document import Document, DocumentSet
@@ -36,17 +36,17 @@ def failsafe_table(cluster: Document) -> Table:
     """The map `failsafe`."""
     rows: Dict[Row, Row] = {}
     for entry in failsafe_ports(cluster):
-        code = policy.DIRECTION_NUMBERS[entry["direction"]]
+        code = entries.DIRECTION_NUMBERS[entry["direction"]]
         rows[(entry["port"], PROTOCOL_NUMBERS[entry["protocol"]], code)] = (1,)
     return Table(FAILSAFE_KEY, FAILSAFE_VALUE, rows)
 
 
-def failsafe_warnings(node: str, cluster: Document, table: Table, names: Mapping[int, RuleName]) -> List[str]:
+def failsafe_warnings(node: str, cluster: Document, maps: lookup.Maps, names: Mapping[int, RuleName]) -> List[str]:
     """What the node's policies would cut if failsafe did not keep it: policy and port named."""
     found: Dict[str, None] = {}
     for entry in failsafe_ports(cluster):
         for peer in _STRANGERS:
-            rule = _refusing(table, names, peer, entry["direction"], entry["protocol"], entry["port"])
+            rule = _refusing(maps, names, (peer, None), entry["direction"], entry["protocol"], entry["port"])
             if rule is None:
                 continue
             what = f"{entry['protocol']} port {entry['port']}"
@@ -63,7 +63,8 @@ def session_refusal(
 
     session: of an SSH connection the client's address, and the TCP port of the node that it came to.
     """
-    table = compiled.state.nested.get("policies", {}).get(identity.HOST)
+    nested = compiled.state.nested
+    table = nested.get("policies", {}).get(identity.HOST)
     clusters = documents.of_kind("cluster")
     if session is None or table is None:
         return None
@@ -71,7 +72,8 @@ def session_refusal(
     if is_failsafe(clusters[min(clusters)], "tcp", port):
         return None
     peer = _peer(compiled, client)
-    rule = _refusing(table, compiled.rules, peer, "ingress", "tcp", port)
+    maps = lookup.Maps(table.rows, nested["prefix_sets"], nested["port_sets"])
+    rule = _refusing(maps, compiled.rules, (peer, _address(client)), "ingress", "tcp", port)
     if rule is None:
         return None
     return Conflict(
@@ -86,25 +88,39 @@ def session_refusal(
 
 
 def _refusing(
-    table: Table, names: Mapping[int, RuleName], peer: int, direction: str, protocol: str, port: int
+    maps: lookup.Maps,
+    names: Mapping[int, RuleName],
+    peer: Tuple[int, Optional[str]],
+    direction: str,
+    protocol: str,
+    port: int,
 ) -> Optional[RuleName]:
-    verdict, rule_id = policy.judge(table.rows, peer, direction, PROTOCOL_NUMBERS[protocol], port)
-    return names[rule_id] if verdict in ("deny", policy.DEFAULT_DENY) else None
+    """The rule that drops what a peer (its number, its address) sends."""
+    number, address = peer
+    question = lookup.Question(direction, number, PROTOCOL_NUMBERS[protocol], port, address)
+    found = lookup.judge(maps, question)
+    return names[found.rule_id] if found.verdict in (lookup.DENIED, lookup.DENIED_BY_DEFAULT) else None
 
 
 def _path(rule: RuleName) -> str:
-    return rule.direction if rule.rule == policy.DEFAULT_DENY else rule.rule
+    return rule.direction if rule.rule == entries.DEFAULT_DENY else rule.rule
 
 
 def _peer(compiled: Compiled, client: str) -> int:
     """The identity of a client's address as the programs see it on the underlay."""
+    address = _address(client)
+    if address is None or ipaddress.ip_address(address).is_link_local:
+        return identity.WORLD
+    found: Tuple[Any, ...] = compiled.state.tables["addresses"].rows.get((address,), (identity.WORLD,))
+    return int(found[0])
+
+
+def _address(client: str) -> Optional[str]:
+    """A client's address in canonical form, without its zone."""
     try:
         address = ipaddress.ip_address(client.partition("%")[0])
     except ValueError:
-        return identity.WORLD
+        return None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
-    if address.is_link_local:
-        return identity.WORLD
-    found: Tuple[Any, ...] = compiled.state.tables["addresses"].rows.get((str(address),), (identity.WORLD,))
-    return int(found[0])
+    return str(address)

@@ -37,6 +37,11 @@ def assign_ids(contents: Iterable[Content]) -> Dict[Content, int]:
     return ids
 
 
+def digest_of(text: str) -> str:
+    """Hex SHA-256, to name something long by its content."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 _known: Dict[Content, int] = {}
 _KNOWN_MOST = 1 << 16
 

@@ -144,7 +144,7 @@ OTHERS: Dict[str, Dict[str, Any]] = {
                 "description": ["Only documents of these kinds.", "Default: all."],
                 "type": "list",
                 "elements": "str",
-                "choices": ["cluster", "node", "identity", "endpoint", "policy"],
+                "choices": ["cluster", "node", "identity", "endpoint", "cidr_group", "policy"],
             },
             "names": {
                 "description": ["Only documents of these names.", "Default: all."],
@@ -277,6 +277,13 @@ EXAMPLES: Dict[str, str] = {
     addresses: [10.0.1.10]
     attach: {netns: w1}
 """,
+    "cidr_group": """
+- name: Where the office is
+  bpfleet.fleet.cidr_group:
+    cluster: shop
+    name: office
+    cidrs: [198.51.100.0/24, "2001:db8:100::/48"]
+""",
     "policy": """
 - name: Clients reach the web servers' port 80 and nothing else
   bpfleet.fleet.policy:
@@ -286,6 +293,19 @@ EXAMPLES: Dict[str, str] = {
     ingress:
       - peers: [{labels: {role: client}}]
         ports: [{protocol: tcp, port: 80}]
+
+- name: The office reaches their range of ports, but for its guests; to be watched before it is enforced
+  bpfleet.fleet.policy:
+    cluster: shop
+    name: web-from-office
+    selector: {}
+    expressions: [{key: role, operator: In, values: [web, api]}]
+    mode: audit
+    ingress:
+      - peers: [{cidr_group: office}]
+        ports: [{protocol: tcp, port: 8000, end_port: 8099}]
+      - action: deny
+        peers: [{cidr: 198.51.100.0/24, except: [198.51.100.0/25]}]
 
 - name: A policy that is not wanted any more
   bpfleet.fleet.policy:

@@ -117,7 +117,7 @@ def _types() -> Dict[str, Any]:
 
 
 def _enum_name(choice: str) -> str:
-    return "".join(part.capitalize() for part in choice.split("-"))
+    return "".join(part[0].upper() + part[1:] for part in choice.split("-"))
 
 
 def _alternatives(exactly_one: Sequence[str]) -> str:

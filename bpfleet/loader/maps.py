@@ -16,6 +16,7 @@ from bpfleet.model.state import Row, Table
 
 _ENOTSUPP = 524  # the kernel's own, which escapes where a map type has no batch operation
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP)
+_INNER_TYPES = {"hash": syscall.MAP_HASH, "lpm_trie": syscall.MAP_LPM_TRIE}
 _CHUNK = 8192  # elements a batch: the kernel copies a batch piece by piece, and the buffers stay small
 _INNER_CHUNK = 256  # inner maps a batch: each is an open descriptor until it is in its place
 
@@ -121,7 +122,7 @@ class Maps:
         codec = codec_for(inner_name, table)
         key_size, value_size = codec.sizes
         fd = syscall.map_create(
-            syscall.MAP_HASH,
+            _INNER_TYPES[MAPS[inner_name]["type"]],
             key_size,
             value_size,
             max(len(table.rows), 1),

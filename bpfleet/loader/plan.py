@@ -6,11 +6,12 @@ The order, and why:
     programs let through before must not pass when the programs are taken away.
  2. Devices and sysctls; a new veth has its host side down, so its workload cannot send yet.
  3. Programs are loaded. They bring the maps; traffic sees nothing of it.
- 4. Rows are put, addresses before all; then inner maps are swapped, and removed where endpoints stay that no policy
-    selects any more; then `endpoints`, whose policy_revision may change only when that is done. Whoever judges by the
-    old map never stamps the new revision.
+ 4. Rows are put, addresses before all; then inner maps are swapped (the sets that policies name before the policies),
+    and removed where endpoints stay that no policy selects any more; then `endpoints`, whose policy_revision may change
+    only when that is done. Whoever judges by the old map never stamps the new revision.
  5. Programs, then routes, that are no longer wanted go; then rows: of `endpoints` first, then the rest; then the
-    inner maps of identities that have no endpoint here any more (earlier, those endpoints would stand open).
+    inner maps of identities that have no endpoint here any more (earlier, those endpoints would stand open), and the
+    sets that no policy names any more.
  6. `node`: its addresses_revision may change only when all addresses are as they shall be, removals included.
  7. Programs are attached, or replaced in place: all that they read is there. XDP comes first and goes last, as the
     program behind it looks for blocked networks only where XDP does not. Then devices are set up, then routes.
@@ -48,6 +49,7 @@ from bpfleet.loader.steps import (
 from bpfleet.model.state import Adopted, NodeState, Row, Table, Veth, Vxlan
 
 FIRST_TABLE = "addresses"
+POLICIES = "policies"
 AFTER_POLICIES = "endpoints"
 LAST_TABLE = "node"
 
@@ -57,7 +59,7 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
 
     Raises InvalidInput if `want` does not fit into the maps.
     """
-    check_capacity(want)
+    check_capacity(want, have)
     rebuilt = {name for name, device in have.devices.items() if _must_rebuild(want.devices.get(name), device)}
     steps: List[Step] = []
     if rebuilt:
@@ -238,7 +240,7 @@ def _rows_of(found: Any, wanted: Table) -> Mapping[Row, Row]:
 
 def _swaps(want: NodeState, have: NodeState) -> List[Step]:
     steps: List[Step] = []
-    for name, inners in sorted(want.nested.items()):
+    for name, inners in sorted(want.nested.items(), key=lambda item: (item[0] == POLICIES, item[0])):
         there = have.nested.get(name, {})
         changed: Dict[int, Table] = {key: inner for key, inner in inners.items() if there.get(key) != inner}
         if changed:
@@ -247,12 +249,17 @@ def _swaps(want: NodeState, have: NodeState) -> List[Step]:
 
 
 def _inner_removals(want: NodeState, have: NodeState, *, in_use: bool) -> List[Step]:
-    """Removals of inner maps: of identities that have endpoints here, or of those that have none."""
+    """Removals of inner maps: policies of identities that have endpoints here, or of those that have none; and with
+    these, as no policy names them any more, prefix sets and port sets."""
     endpoints = want.tables.get(AFTER_POLICIES)
     used = {record.get("identity") for record in endpoints.records().values()} if endpoints else set()
     steps: List[Step] = []
     for name, inners in sorted(want.nested.items()):
-        gone = [key for key in have.nested.get(name, {}) if key not in inners and (key in used) == in_use]
+        gone = [
+            key
+            for key in have.nested.get(name, {})
+            if key not in inners and (name == POLICIES and key in used) == in_use
+        ]
         if gone:
             steps.append(RemoveInner(name, tuple(sorted(gone))))
     return steps

@@ -27,7 +27,7 @@ ATTACH_TYPES = {"ingress": TCX_INGRESS, "egress": TCX_EGRESS}
 
 _BEFORE = 1 << 3  # BPF_F_BEFORE, with nothing named: before all
 
-MAP_HASH, MAP_ARRAY, MAP_HASH_OF_MAPS = 1, 2, 13
+MAP_HASH, MAP_ARRAY, MAP_LPM_TRIE, MAP_HASH_OF_MAPS = 1, 2, 11, 13
 LINK_XDP, LINK_TCX = 6, 11
 XDP = 37  # attach type BPF_XDP
 

@@ -81,7 +81,8 @@ def problems_of(data: Mapping[str, Any]) -> List[InvalidInput]:
         found.append(InvalidInput("must be a mapping", resource=resource, field="spec", remedy="Give the fields."))
         spec_problems: List[Problem] = []
     else:
-        _, spec_problems = check(RESOURCES[kind].spec_fields, spec, RESOURCES[kind].exactly_one)
+        shape = RESOURCES[kind]
+        _, spec_problems = check(shape.spec_fields, spec, shape.exactly_one, shape.checks)
     for problem in [*name_problems, *spec_problems]:
         error = UnknownField if problem.unknown_field else InvalidInput
         found.append(error(problem.what, resource=resource, field=problem.path, remedy=problem.remedy))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict, Tuple
 
-from bpfleet.model.schema import Address, Boolean, Cidr, Field, Integer, ListOf, MapOf, Object, Text
+from bpfleet.model import policy_checks
+from bpfleet.model.schema import Address, Boolean, Check, Cidr, Field, Integer, ListOf, MapOf, Object, Text
 
 NAME = Text(
     pattern=r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?",
@@ -143,9 +144,28 @@ CLUSTER_HANDLE = Object(
     ),
 )
 
+MODES = ("enforce", "audit")
+
+EXPRESSION = Object(
+    "Expression",
+    "What is asked of one label.",
+    (
+        Field("key", LABEL_KEY, "Key of the label.", required=True),
+        Field(
+            "operator",
+            Text(choices=policy_checks.OPERATORS),
+            "In: the label has one of the values. NotIn: it has none of them, or there is no such label. Exists, "
+            "DoesNotExist: there is such a label with any value, or none.",
+            required=True,
+        ),
+        Field("values", ListOf(LABEL_VALUE, set_like=True), "Values of In and NotIn."),
+    ),
+    checks=(policy_checks.expression,),
+)
+
 PORT = Object(
     "Port",
-    "A protocol, or one port of it.",
+    "A protocol, or some of its ports or message types.",
     (
         Field(
             "protocol",
@@ -154,8 +174,16 @@ PORT = Object(
             default="any",
         ),
         Field("port", Integer(1, 65535), "Destination port. Default: every port."),
+        Field("end_port", Integer(1, 65535), "Last port of a range that begins with `port`. Default: that port alone."),
+        Field("type", Integer(0, 255), "Type of an ICMP or ICMPv6 message. Default: every type."),
+        Field("code", Integer(0, 255), "Code within the type. Default: every code."),
     ),
-    only_with=(("port", "protocol", (*PORT_PROTOCOLS, "any")),),
+    only_with=(
+        ("port", "protocol", (*PORT_PROTOCOLS, "any")),
+        ("type", "protocol", ("icmp", "icmpv6")),
+    ),
+    beside=(("end_port", "port"), ("code", "type")),
+    checks=(policy_checks.port_range,),
 )
 
 PEER = Object(
@@ -163,6 +191,7 @@ PEER = Object(
     "Who is at the other end.",
     (
         Field("labels", LABELS, "Endpoints whose identity has all these labels; {} means every endpoint."),
+        Field("expressions", ListOf(EXPRESSION), "What else is asked of the labels: all of it must hold."),
         Field(
             "entity",
             Text(choices=ENTITIES),
@@ -170,8 +199,22 @@ PEER = Object(
             "cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. "
             "none: nothing.",
         ),
+        Field("cidr", Cidr(), "Addresses of this network that are neither endpoint nor node."),
+        Field(
+            "except",
+            ListOf(Cidr(), set_like=True),
+            "Parts of the CIDR that this peer does not mean. They narrow this peer only: another may mean them.",
+        ),
+        Field(
+            "cidr_group",
+            NAME,
+            "Name of a CIDR group: addresses of its networks that are neither endpoint nor node. Until the group is "
+            "there, an allow means nobody by it, and a deny every such address.",
+        ),
     ),
-    exactly_one=("labels", "entity"),
+    exactly_one=("labels", "entity", "cidr", "cidr_group"),
+    beside=(("expressions", "labels"), ("except", "cidr")),
+    checks=(policy_checks.selector("labels"), policy_checks.peer_networks),
 )
 
 RULE = Object(
@@ -180,7 +223,21 @@ RULE = Object(
     (
         Field("action", Text(choices=("allow", "deny")), "A matching deny beats every allow.", default="allow"),
         Field("peers", ListOf(PEER), "The other ends. Not given: any peer. An empty list: nobody."),
-        Field("ports", ListOf(PORT), "Destination ports. Not given: every protocol and port."),
+        Field(
+            "ports",
+            ListOf(PORT),
+            "Destination ports and message types. Not given: every protocol and port. An empty list: nothing.",
+        ),
+    ),
+    checks=(policy_checks.families,),
+)
+
+DEFAULT_DENY = Object(
+    "DefaultDeny",
+    "Whether a policy closes a direction to all that no policy allows there.",
+    (
+        Field("ingress", Boolean(), "For what arrives. Default: if the policy has `ingress`."),
+        Field("egress", Boolean(), "For what is sent. Default: if the policy has `egress`."),
     ),
 )
 
@@ -235,6 +292,7 @@ class Resource:
     fields: Tuple[Field, ...]
     exactly_one: Tuple[str, ...] = ()
     """Names of fields of which one and only one must be given."""
+    checks: Tuple[Check, ...] = ()
 
     @property
     def token(self) -> str:
@@ -283,6 +341,25 @@ CLUSTER = Resource(
             ListOf(Cidr(), set_like=True),
             "Networks from which the nodes' devices take nothing. None may hold a member, a gateway or the controller. "
             "What workloads send to each other travels between members, so it is not blocked by its own addresses.",
+        ),
+        Field(
+            "unselected",
+            Text(choices=("open", "deny")),
+            "What becomes of an endpoint's traffic in a direction that no policy closes. deny: only what some policy "
+            "allows passes, so that a fleet is closed before its first policy and while it is taken down. Default: "
+            "open.",
+        ),
+        Field(
+            "mode",
+            Text(choices=MODES),
+            "audit: what policies would drop passes and is reported, as if every policy were in audit mode, and "
+            "`unselected` too. Default: enforce.",
+        ),
+        Field(
+            "allow_local_host",
+            Boolean(),
+            "Let a node's own processes reach its endpoints unless a rule denies it. Default: they reach them only "
+            "where policy lets `host`.",
         ),
         Field("handle", CLUSTER_HANDLE, "What the cluster's resources refer to.", metadata=True, computed=True),
     ),
@@ -354,14 +431,32 @@ ENDPOINT = Resource(
     ),
 )
 
+CIDR_GROUP = Resource(
+    "cidr_group",
+    "CidrGroup",
+    "Networks outside the cluster under one name, for the peers of policies.",
+    (
+        _CLUSTER,
+        Field("description", Text(), "What these networks are."),
+        Field(
+            "cidrs",
+            ListOf(Cidr(), set_like=True),
+            "The networks. One may lie inside another. An empty list: no address.",
+            required=True,
+        ),
+    ),
+)
+
 POLICY = Resource(
     "policy",
     "Policy",
     "What the selected endpoints, or the selected nodes' own processes, may receive and send. A direction without "
-    "rules here stays as it is; with rules, or an empty list of them, it is closed to all that no policy allows.",
+    "rules here stays as it is; with rules, or an empty list of them, it is closed to all that no policy allows, "
+    "unless `default_deny` says otherwise.",
     (
         _CLUSTER,
         Field("description", Text(), "What it is for; shown beside its rules."),
+        Field("labels", LABELS, "Labels of the policy itself; shown beside its rules, and `observe` finds by them."),
         Field(
             "selector",
             LABELS,
@@ -374,11 +469,21 @@ POLICY = Resource(
             "judged; their failsafe ports, and what a node needs to have neighbours, addresses and a tunnel, always "
             "pass.",
         ),
+        Field("expressions", ListOf(EXPRESSION), "What else is asked of the labels: all of it must hold."),
         Field("ingress", ListOf(RULE), "Rules for what arrives. An empty list allows nothing."),
         Field("egress", ListOf(RULE), "Rules for what is sent. An empty list allows nothing."),
+        Field("default_deny", DEFAULT_DENY, "Which directions it closes. Default: those it has rules for."),
+        Field(
+            "mode",
+            Text(choices=MODES),
+            "audit: it drops nothing; what it would drop passes and is reported. Default: enforce.",
+        ),
     ),
     exactly_one=("selector", "node_selector"),
+    checks=(policy_checks.selector("selector", "node_selector"),),
 )
 
-RESOURCES: Dict[str, Resource] = {resource.kind: resource for resource in (CLUSTER, NODE, IDENTITY, ENDPOINT, POLICY)}
+RESOURCES: Dict[str, Resource] = {
+    resource.kind: resource for resource in (CLUSTER, NODE, IDENTITY, ENDPOINT, CIDR_GROUP, POLICY)
+}
 """Resource types by kind, in the order in which they refer to each other."""

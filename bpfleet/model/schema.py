@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 
 class _Unknown:
@@ -80,6 +80,8 @@ class Object:
 
     exactly_one: names of fields of which one and only one must be given.
     only_with: (field, other field, its values): the field may be given only where the other has one of the values.
+    beside: (field, other field): the field may be given only where the other is given too.
+    checks: what no type can say; see `Check`.
     """
 
     name: str
@@ -87,6 +89,8 @@ class Object:
     fields: Tuple[Field, ...]
     exactly_one: Tuple[str, ...] = ()
     only_with: Tuple[Tuple[str, str, Tuple[str, ...]], ...] = ()
+    beside: Tuple[Tuple[str, str], ...] = ()
+    checks: Tuple[Check, ...] = ()
 
 
 Type = Union[Text, Integer, Boolean, Address, Cidr, ListOf, MapOf, Object]
@@ -125,16 +129,26 @@ class Problem:
     unknown_field: bool = False
 
 
+Check = Callable[[Mapping[str, Any]], Iterable[Problem]]
+"""What the fields of one mapping must fulfil together, paths below that mapping. It is asked only where each field by
+itself is good, and skips what is `UNKNOWN`."""
+
+
 def check(
-    fields: Sequence[Field], values: Mapping[str, Any], exactly_one: Sequence[str] = ()
+    fields: Sequence[Field],
+    values: Mapping[str, Any],
+    exactly_one: Sequence[str] = (),
+    checks: Sequence[Check] = (),
 ) -> Tuple[Dict[str, Any], List[Problem]]:
     """Normalise `values` by `fields`. The result is usable only where the list of problems is empty.
 
-    exactly_one: as of an `Object`.
+    exactly_one, checks: as of an `Object`.
     """
     problems: List[Problem] = []
     _check_alternatives(exactly_one, values, "", problems)
     result = _check_fields(fields, values, "", problems)
+    if not problems:
+        problems.extend(problem for one in checks for problem in one(result))
     return result, problems
 
 
@@ -182,12 +196,19 @@ def _check_value(kind: Type, value: Any, path: str, problems: List[Problem]) -> 
         for key in value:
             _check_text(kind.key, key, f"{path}.{key}", problems)
         return {str(key): _check_value(kind.value, item, f"{path}.{key}", problems) for key, item in value.items()}
+    before = len(problems)
     _check_alternatives(kind.exactly_one, value, path, problems)
     result = _check_fields(kind.fields, value, path + ".", problems)
     for name, other, allowed in kind.only_with:
         if result.get(name) is not None and result.get(other) not in (*allowed, UNKNOWN):
             what = f"cannot be given with {other} {result.get(other)}, which has no {name}s"
             problems.append(Problem(f"{path}.{name}", what, f"Leave it out, or use {other} {_either(allowed)}."))
+    for name, other in kind.beside:
+        if result.get(name) is not None and result.get(other) is None:
+            problems.append(Problem(f"{path}.{name}", f"is given without {other}", f"Give {other} beside it."))
+    if len(problems) == before:
+        for one in kind.checks:
+            problems.extend(replace(problem, path=f"{path}.{problem.path}") for problem in one(result))
     return result
 
 
@@ -227,10 +248,16 @@ def _check_network(kind: Union[Address, Cidr], value: Any, path: str, problems: 
         problems.append(Problem(path, f"must be {noun}, not {_kind_of(value)}"))
         return value
     try:
-        return str(parse(value))
+        parsed = parse(value)
     except ValueError as error:
         problems.append(Problem(path, f"{value!r} is not {noun}", str(error)))
         return value
+    if isinstance(parsed, ipaddress.IPv6Network) and parsed.prefixlen >= 96:
+        mapped = parsed.network_address.ipv4_mapped
+        if mapped is not None:
+            ipv4 = f"{mapped}/{parsed.prefixlen - 96}"
+            problems.append(Problem(path, f"{value!r} is an IPv4 network in IPv6 notation", f"Write {ipv4}."))
+    return str(parsed)
 
 
 def _check_list(kind: ListOf, value: Any, path: str, problems: List[Problem]) -> Any:

@@ -182,6 +182,7 @@ class RuleName:
     rule: str
     action: str
     description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

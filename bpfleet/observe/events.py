@@ -13,10 +13,19 @@ from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.model.state import RuleName
 from bpfleet.observe.names import Names
 
-VERDICTS: Dict[str, str] = {"allow": "allowed", "deny": "denied", "default_deny": "denied", "drop": "dropped"}
+VERDICTS: Dict[str, str] = {
+    "allow": "allowed",
+    "deny": "denied",
+    "default_deny": "denied",
+    "drop": "dropped",
+    "audit": "audited",
+}
 """The packet path's verdicts in the words of `--verdict`."""
 
 PROTOCOL_NAMES: Dict[int, str] = {number: name for name, number in PROTOCOL_NUMBERS.items()}
+NOT_CLOSED = "no policy selects this direction"
+"""Why what no rule allows passes."""
+
 _ICMP = ("icmp", "icmpv6")
 
 Filter = Callable[[Mapping[str, Any]], bool]
@@ -56,7 +65,7 @@ def event_of(
         event["rule_id"] = record["rule_id"]
         event.update(names.rule(record["rule_id"], older))
     elif verdict == "allow":
-        event["rule"] = "no policy selects this direction"
+        event["rule"] = NOT_CLOSED
     return event
 
 
@@ -71,12 +80,14 @@ def filter_of(params: Mapping[str, Any]) -> Filter:
     }
     source, destination, any_end = params.get("source"), params.get("destination"), params.get("any_end")
     port: Optional[int] = params.get("port")
+    message = {key: params[key] for key in ("type", "code") if params.get(key) is not None}
 
     def keep(event: Mapping[str, Any]) -> bool:
         for key, value in wanted.items():
-            held = event.get(key)
-            if held != value and not (key == "policy" and value in str(held or "").split(", ")):
+            if event.get(key) != value and not (key == "policy" and _is_policy(event, value)):
                 return False
+        if any(event.get("icmp", {}).get(key) != value for key, value in message.items()):
+            return False
         if port is not None and event["destination"].get("port") != port:
             return False
         if source is not None and not _is(event["source"], source):
@@ -111,14 +122,28 @@ def unknown_end(documents: DocumentSet, name: str) -> Optional[str]:
 
 
 def unknown_policy(documents: DocumentSet, name: str) -> Optional[str]:
-    """The same for a policy's name."""
+    """The same for a policy's name, or a label of one."""
     policies = documents.of_kind("policy")
+    key, equals, value = name.partition("=")
+    if equals:
+        labels = {pair for policy in policies.values() for pair in policy.spec.get("labels", {}).items()}
+        if (key, value) in labels:
+            return None
+        return _unknown(f"no policy has the label {name}", name, (f"{one}={two}" for one, two in labels))
     return None if name in policies else _unknown(f"there is no policy {name}", name, policies)
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, sorted(known), 1, 0.5)
     return f"{what} (did you mean {near[0]}?)" if near else what
+
+
+def _is_policy(event: Mapping[str, Any], name: str) -> bool:
+    """Whether a policy called so, or with such a label, decided; a default deny belongs to several."""
+    if name in str(event.get("policy") or "").split(", "):
+        return True
+    key, equals, value = name.partition("=")
+    return bool(equals) and event.get("policy_labels", {}).get(key) == value
 
 
 def _is(end: Mapping[str, Any], name: str) -> bool:

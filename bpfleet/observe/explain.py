@@ -1,25 +1,30 @@
 """Which rule decides a flow, from what is declared. Pure: any node, and the controller, gives the same answer.
 
 The flow's first packet is judged twice at most: by the egress policy of its source, on the source's node, and by the
-ingress policy of its destination, on the destination's node. Replies follow their connection and are not judged.
+ingress policy of its destination, on the destination's node. Replies follow their connection and are not judged, nor
+is what an endpoint sends to itself.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-from bpfleet.compile import policy
+from bpfleet.compile import entries, lookup, policy
+from bpfleet.compile.entries import Settings
 from bpfleet.compile.host import is_failsafe
 from bpfleet.compile.selector import LabelIndex
 from bpfleet.errors import InvalidInput
 from bpfleet.model import identity
 from bpfleet.model.document import DocumentSet
 from bpfleet.model.resources import PORT_PROTOCOLS, PROTOCOL_NUMBERS
-from bpfleet.model.state import RuleName
+from bpfleet.observe.events import NOT_CLOSED, PROTOCOL_NAMES, VERDICTS
+from bpfleet.observe.names import rule_names
 
 ENTITY_NUMBERS = {"world": identity.WORLD, "host": identity.HOST, "remote-node": identity.REMOTE_NODE}
+ECHO_REQUESTS = {"icmp": 8, "icmpv6": 128}
+"""Type of the message that is meant where none is named (RFC 792, RFC 4443)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class End:
     identity_name: str
     endpoint: Optional[str] = None
     node: Optional[str] = None
+    address: Optional[str] = None
 
     def number_at(self, node: Optional[str]) -> int:
         """Its identity's number as the given node sees it."""
@@ -45,11 +51,17 @@ class End:
 
 
 def explain(
-    documents: DocumentSet, source: str, destination: str, protocol: str, port: Optional[int] = None
+    documents: DocumentSet,
+    source: str,
+    destination: str,
+    protocol: str,
+    port: Optional[int] = None,
+    message: Tuple[Optional[int], Optional[int]] = (None, None),
 ) -> Dict[str, Any]:
     """wire.ExplainResult for a flow's first packet.
 
-    source, destination: an endpoint's name, an address, a node's name, or "world", "host", "remote-node".
+    source, destination: an endpoint's name, an address, a node's name, or "world", "host", "remote-node". "world" is an
+    address in no CIDR that a policy names. message: type and code of ICMP; by default an echo request.
     InvalidInput for names and protocols that do not exist, and where neither end is an endpoint or node.
     """
     if protocol not in PROTOCOL_NUMBERS:
@@ -57,6 +69,7 @@ def explain(
         raise InvalidInput(f"{protocol!r} is no protocol", field="protocol", remedy=f"Use one of {choices}.")
     if protocol not in PORT_PROTOCOLS and port is not None:
         raise InvalidInput(f"{protocol} has no ports", field="port", remedy="Leave the port out.")
+    asked = _asked(protocol, port, message)
     ends = [_end(documents, source, "source"), _end(documents, destination, "destination")]
     if all(end.node is None for end in ends):
         raise InvalidInput(
@@ -76,19 +89,35 @@ def explain(
     for direction, subject, peer in (("egress", ends[0], ends[1]), ("ingress", ends[1], ends[0])):
         if subject.node is None:
             continue
-        numbers = subject.number_at(subject.node), peer.number_at(subject.node)
-        answer = book.judge(subject.node, numbers, direction, protocol, port or 0)
+        if subject.endpoint is not None and subject.endpoint == peer.endpoint:
+            answer: Dict[str, Any] = {"verdict": "allowed", "rule": "an endpoint's traffic with itself is not judged"}
+        else:
+            number = asked.get("port", asked.get("type", 0) << 8 | asked.get("code", 0))
+            question = lookup.Question(
+                direction, peer.number_at(subject.node), PROTOCOL_NUMBERS[protocol], number, peer.address
+            )
+            answer = book.judge(subject.node, subject.number_at(subject.node), question)
         judged.append({"direction": direction, "node": subject.node, "subject": subject.identity_name, **answer})
     verdicts = [entry["verdict"] for entry in judged]
-    verdict = next((word for word in ("dropped", "denied") if word in verdicts), "allowed")
-    answer = {
+    verdict = next((word for word in ("dropped", "denied", "audited") if word in verdicts), "allowed")
+    return {
         "source": ends[0].to_json(),
         "destination": ends[1].to_json(),
         "protocol": protocol,
+        **asked,
         "verdict": verdict,
         "judged": judged,
     }
-    return {**answer, "port": port} if port is not None else answer
+
+
+def _asked(protocol: str, port: Optional[int], message: Tuple[Optional[int], Optional[int]]) -> Dict[str, int]:
+    """The port, or the type and code, of a flow in the words of wire.ExplainResult."""
+    kind, code = message
+    if protocol in PORT_PROTOCOLS:
+        if kind is not None or code is not None:
+            raise InvalidInput(f"{protocol} has no types", field="type", remedy="Leave type and code out.")
+        return {} if port is None else {"port": port}
+    return {"type": ECHO_REQUESTS[protocol] if kind is None else kind, "code": code or 0}
 
 
 def _at_home(end: End, other: End) -> End:
@@ -109,7 +138,7 @@ def _end(documents: DocumentSet, text: str, field: str) -> End:
         for candidate, document in nodes.items():
             if address == document.spec["address"]:
                 return End(text, identity.REMOTE_NODE, f"node {candidate}", node=candidate)
-        return End(text, identity.WORLD, "world")
+        return End(text, identity.WORLD, "world", address=address)
     if name in endpoints and not text.startswith("node/"):
         return _endpoint(documents, text, name)
     if name in nodes:
@@ -143,30 +172,34 @@ class _Policies:
         index = LabelIndex(
             (document.spec["number"], document.spec["labels"]) for document in documents.of_kind("identity").values()
         )
+        clusters = documents.of_kind("cluster")
         self._index = index
         self._documents = documents
+        self._cluster = clusters[min(clusters)] if clusters else None
 
-    def judge(self, node: str, numbers: Tuple[int, int], direction: str, protocol: str, port: int) -> Dict[str, Any]:
-        """What the subject's map on that node says of the peer in one direction, in the order of the packet path."""
-        subject, peer = numbers
+    def judge(self, node: str, subject: int, question: lookup.Question) -> Dict[str, Any]:
+        """What the subject's map on that node says of a new connection."""
         if subject == identity.WAITING:
             return {"verdict": "dropped", "rule": "its identity has no document yet: it passes nothing"}
-        clusters = self._documents.of_kind("cluster").values()
-        if subject == identity.HOST and any(is_failsafe(one, protocol, port, direction) for one in clusters):
+        name = PROTOCOL_NAMES[question.protocol]
+        cluster = self._cluster
+        if subject == identity.HOST and cluster and is_failsafe(cluster, name, question.port, question.direction):
             return {"verdict": "allowed", "rule": "a failsafe port, which no policy closes"}
-        nodes = policy.Nodes.of(self._documents, node)
-        policies = self._documents.of_kind("policy")
-        resolved = [policy.resolve(document, self._index, nodes) for _, document in sorted(policies.items())]
+        nodes, groups = policy.Nodes.of(self._documents, node), self._documents.of_kind("cidr_group")
+        policies = sorted(self._documents.of_kind("policy").items())
+        resolved = [policy.resolve(document, self._index, nodes, groups) for _, document in policies]
         selected = [item for item in resolved if subject in item.subjects]
-        ids, names = policy.number_rules(resolved, {subject: selected})
-        rows = policy.subject_table(subject, selected, ids).table.rows
-        verdict, rule_id = policy.judge(rows, peer, direction, PROTOCOL_NUMBERS[protocol], port)
-        if verdict == "open":
-            return {"verdict": "allowed", "rule": "no policy selects this direction"}
-        return _named("allowed" if verdict == "allow" else "denied", rule_id, names)
-
-
-def _named(verdict: str, rule_id: int, names: Mapping[int, RuleName]) -> Dict[str, Any]:
-    rule = names[rule_id]
-    answer = {"verdict": verdict, "rule_id": rule_id, "policy": rule.policy, "rule": rule.rule, "action": rule.action}
-    return {**answer, "description": rule.description} if rule.description else answer
+        sides = entries.sides_of(subject, selected, Settings.of(self._cluster))
+        ids, names = entries.number_rules(resolved, sides)
+        set_ids = entries.number_sets(sides)
+        maps = lookup.Maps(
+            entries.subject_table(subject, sides, ids, set_ids).table.rows,
+            {set_ids[side.prefixes.content]: side.prefixes.table() for side in sides if side.prefixes is not None},
+            {set_ids[side.ports.content]: side.ports.table() for side in sides if side.ports is not None},
+        )
+        found = lookup.judge(maps, question)
+        verdict = VERDICTS[found.verdict]
+        if not found.rule_id:
+            return {"verdict": verdict, "rule": NOT_CLOSED}
+        rule = names[found.rule_id]
+        return {"verdict": verdict, "rule_id": found.rule_id, "action": rule.action, **rule_names(rule)}

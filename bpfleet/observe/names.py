@@ -38,23 +38,27 @@ class Names:
             end.setdefault("node", self.node)
         return end
 
-    def rule(self, rule_id: int, older: Iterable[Mapping[int, RuleName]] = ()) -> Dict[str, str]:
-        """Policy, rule and description of a rule id; of a rule that is gone, from `older` tables, newest first."""
+    def rule(self, rule_id: int, older: Iterable[Mapping[int, RuleName]] = ()) -> Dict[str, Any]:
+        """What rule_names says of a rule id; of a rule that is gone, from `older` tables, newest first."""
         if not rule_id:
             return {}
         for number, rules in enumerate((self.rules, *older)):
             found = rules.get(rule_id)
             if found is not None:
-                named = {"policy": found.policy, "rule": rule_text(found)}
-                if found.description:
-                    named["description"] = found.description
+                named = rule_names(found)
                 return {**named, "gone": "yes"} if number else named
         return {"policy": "", "rule": f"rule {rule_id:#010x}, which no kept generation has", "gone": "yes"}
 
 
-def rule_text(rule: RuleName) -> str:
-    """The rule as people look for it in the policy: "ingress[0]", or "default deny"."""
-    return rule.rule
+def rule_names(rule: RuleName) -> Dict[str, Any]:
+    """A rule in the words of wire.VerdictEvent: its policy, its place in it ("ingress[0]") or "default deny", and what
+    the policy says of itself."""
+    named: Dict[str, Any] = {"policy": rule.policy, "rule": rule.rule}
+    if rule.description:
+        named["description"] = rule.description
+    if rule.labels:
+        named["policy_labels"] = dict(rule.labels)
+    return named
 
 
 def short_end(end: Mapping[str, Any]) -> str:

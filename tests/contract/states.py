@@ -10,7 +10,7 @@ from tests.contract.rigs import TAP, UNDERLAY
 
 OBJECTS = ("from_endpoint", "to_endpoint", "from_tunnel", "to_tunnel", "from_underlay")
 POLICY_KEY = ("peer", "direction", "protocol", "port")
-POLICY_VALUE = ("rule_id", "action", "classes")
+POLICY_VALUE = ("rule_id", "action", "shapes")
 
 Rules = Sequence[Tuple[int, int, int, int]]  # peer, direction, protocol, port
 

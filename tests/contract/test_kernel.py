@@ -12,7 +12,7 @@ from bpfleet.loader.apply import apply
 from bpfleet.loader.kernel import Kernel
 from bpfleet.loader.plan import plan
 from bpfleet.loader.steps import Attach, EnsureDevice, LoadProgram, PutRows, SetUp, Step, SwapInner
-from bpfleet.model.state import TUNNEL_DEVICE, NodeState
+from bpfleet.model.state import TUNNEL_DEVICE, NodeState, Table
 from tests.contract.rigs import TAP, UNDERLAY, FailingKernel, Rig, with_constants
 from tests.contract.states import ALL, EMPTY, MORE_NODES, ONE, OTHER_PORT, OTHER_RULES, TWO, WEB, state, veth
 
@@ -59,6 +59,21 @@ def test_any_state_from_any_other(rig: Rig) -> None:
     for name in circuit(sorted(ALL)):
         bring(rig.kernel, ALL[name])
         assert rig.kernel.read(ALL[name]) == ALL[name], name
+
+
+def test_sets_of_policies_come_change_and_go(rig: Rig) -> None:
+    """Tries in a map of maps: written in batches, read back as they were written, replaced, removed."""
+    key, value = ("prefixlen", "address"), ("peer",)
+    rows = {(96 + 24, f"10.{n >> 8}.{n & 255}.0"): ((1 << 24) + n,) for n in range(1000)}
+    first = Table(key, value, {**rows, (32, "2001:db8::"): (1 << 25,), (0, "::"): (2,), (96, "0.0.0.0"): (3,)})
+    second = Table(key, value, {(128, "10.0.0.7"): (1 << 24,)})
+    ports = Table(("prefixlen", "protocol", "port"), ("interval",), {(28, 6, 80): (0,), (32, 1, 0x0800): (65535,)})
+    for sets in ({7: first}, {7: second, 8: first}, {8: second}, {}):
+        wanted = {**ONE.nested, "prefix_sets": sets, "port_sets": dict.fromkeys(sets, ports)}
+        want = dataclasses.replace(ONE, nested=wanted)
+        bring(rig.kernel, want)
+        assert rig.kernel.read(want) == want
+        assert bring(rig.kernel, want) == []
 
 
 def circuit(names: List[str]) -> List[str]:

@@ -281,7 +281,22 @@ def policy_cases(family: int) -> List[Case]:
         deny = Rule("ingress", 40 + index, rule.peer, rule.protocol, rule.port, "deny")
         rest = tuple(one for one in shapes if one is not rule)
         case(f"a deny of the shape of {rule.rule_id} beats every allow", (deny, *rest), not_by(40 + index))
-        case(f"the most specific allow from {rule.rule_id} on is named", tuple(shapes[index:]), by(rule.rule_id))
+        named = min(shapes[index:], key=lambda one: (not one.port, not one.protocol, one.rule_id))
+        case(
+            f"of the allows from {rule.rule_id} on the most exact port is named",
+            tuple(shapes[index:]),
+            by(named.rule_id),
+        )
+    for low, high in ((True, False), (False, True)):
+        exact, every = Rule("ingress", 20 + high, peer, f.TCP, 80), Rule("ingress", 20 + low, 0, f.TCP, 80)
+        case(f"of two allows of one port the lower id is named, {20 + low}, {20 + high}", (exact, every), by(20))
+        denies = tuple(Rule("ingress", one.rule_id + 20, one.peer, f.TCP, 80, "deny") for one in (exact, every))
+        case(f"of two denies of one port the lower id is named, {20 + low}, {20 + high}", denies, not_by(40))
+    case(
+        "a deny of a wider shape beats an allow of a narrower, which is not looked up again",
+        (*shapes, Rule("ingress", 46, 0, f.TCP, 0, "deny"), Rule("ingress", 47, 0, 0, 0, "deny")),
+        not_by(46),
+    )
     case("entries for others allow nothing", tuple(other), not_by(DEFAULT_DENY["ingress"], default=True))
     case(
         "the other direction's entries do not count",

@@ -27,7 +27,7 @@ ACTIONS = {TC_ACT_UNSPEC: "pass", TC_ACT_SHOT: "shot", TC_ACT_REDIRECT: "redirec
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN = 0, 1, 2, 3, 4, 10
 _LINK_CREATE, _TCX_INGRESS, _TCX_EGRESS = 28, 46, 47
-_HASH = 1
+_INNER_TYPES = {"hash": 1, "lpm_trie": 11}
 _SYSCALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 _SK_BUFF_SIZE, _INGRESS_IFINDEX, _IFINDEX = 192, 36, 40
 _CLONE_NEWNET = 0x40000000
@@ -211,13 +211,25 @@ class Datapath:
 
     def set_policy(self, identity: int, entries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
         """Swap in a new inner map."""
-        key, value = MAPS["policy_entries"]["key"]["size"], MAPS["policy_entries"]["value"]["size"]
-        fd, _ = bpf(_MAP_CREATE, struct.pack("<IIIII", _HASH, key, value, max(len(entries), 1), 0))
-        inner = Map("policy_entries", fd)
+        self.set_inner("policies", {"identity": identity}, entries)
+
+    def set_inner(
+        self,
+        outer: str,
+        outer_key: Mapping[str, Any],
+        entries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    ) -> None:
+        """Make an inner map and put it in its place."""
+        name = MAPS[outer]["inner"]
+        described = MAPS[name]
+        key, value = described["key"]["size"], described["value"]["size"]
+        kind = _INNER_TYPES[described["type"]]
+        fd, _ = bpf(_MAP_CREATE, struct.pack("<IIIII", kind, key, value, max(len(entries), 1), described["flags"]))
+        inner = Map(name, fd)
         try:
             for entry_key, entry_value in entries:
                 inner.update(entry_key, entry_value)
-            self.maps["policies"].update({"identity": identity}, {"inner": fd})
+            self.maps[outer].update(outer_key, {"inner": fd})
         finally:
             os.close(fd)
 

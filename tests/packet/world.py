@@ -42,7 +42,7 @@ HOST_CONSTANTS = {**CONSTANTS, "host_policy": 1}
 """Of a node that a policy selects."""
 DEFAULT_DENY = {"ingress": 9001, "egress": 9002}
 
-_CLASSES = ENUMS["policy_class"]
+_SHAPES = ENUMS["policy_shape"]
 _DIRECTIONS = ENUMS["direction"]
 
 
@@ -147,13 +147,19 @@ def build(datapath: Datapath) -> None:
     maps["failsafe"].update({"port": 53, "protocol": UDP, "direction": _DIRECTIONS["egress"]}, {"listed": 1})
 
 
+def entry(rule_id: int, action: int, shapes: int = 0, denies: int = 0, flags: int = 0) -> Dict[str, int]:
+    """The value of a policy entry; only a header has more than the first two."""
+    return {"rule_id": rule_id, "action": action, "shapes": shapes, "denies": denies, "flags": flags}
+
+
 def entries(rules: Tuple[Rule, ...], selected: Tuple[str, ...]) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:
     """Rules as the entries of an inner policy map, headers included."""
     found = []
-    classes = dict.fromkeys(_DIRECTIONS, 0)
+    shapes, denies = dict.fromkeys(_DIRECTIONS, 0), dict.fromkeys(_DIRECTIONS, 0)
     for rule in rules:
         shape = ("peer" if rule.peer else "any") + ("_port" if rule.port else "_protocol" if rule.protocol else "")
-        classes[rule.direction] |= _CLASSES[shape]
+        shapes[rule.direction] |= _SHAPES[shape]
+        denies[rule.direction] |= _SHAPES[shape] if rule.action == "deny" else 0
         key = {
             "peer": rule.peer,
             "direction": _DIRECTIONS[rule.direction],
@@ -161,7 +167,8 @@ def entries(rules: Tuple[Rule, ...], selected: Tuple[str, ...]) -> List[Tuple[Di
             "port": rule.port,
         }
         action = ENUMS["policy_action"][rule.action]
-        found.append((key, {"rule_id": rule.rule_id, "action": action, "classes": 0}))
+        found.append((key, entry(rule.rule_id, action)))
+    deny = ENUMS["policy_action"]["deny"]
     for direction in selected:
         key = {
             "peer": ENUMS["policy_peer"]["header"],
@@ -169,7 +176,7 @@ def entries(rules: Tuple[Rule, ...], selected: Tuple[str, ...]) -> List[Tuple[Di
             "protocol": 0,
             "port": 0,
         }
-        found.append((key, {"rule_id": DEFAULT_DENY[direction], "action": 0, "classes": classes[direction]}))
+        found.append((key, entry(DEFAULT_DENY[direction], deny, shapes[direction], denies[direction])))
     return found
 
 

@@ -49,7 +49,9 @@ def test_every_reference_of_the_pulumi_schema_leads_to_a_type() -> None:
 
 def test_pulumi_schema_has_inputs_outputs_and_replacement() -> None:
     resources = package_schema()["resources"]
-    assert set(resources) == {f"bpfleet:index:{name}" for name in ("Cluster", "Node", "Identity", "Endpoint", "Policy")}
+    assert set(resources) == {
+        f"bpfleet:index:{name}" for name in ("Cluster", "Node", "Identity", "Endpoint", "CidrGroup", "Policy")
+    }
     identity = resources["bpfleet:index:Identity"]
     assert "number" not in identity["inputProperties"] and "number" in identity["required"]
     assert identity["requiredInputs"] == ["cluster", "labels"]

@@ -69,8 +69,8 @@ def test_known_bytes() -> None:
     assert layout.encode("connections", "key", key).hex() == (
         "00000000000000000000ffff0a000001fd0000000000000000000000000000011234005006010000"
     )
-    entry = {"rule_id": 0x01020304, "action": 1, "classes": 2}
-    assert layout.encode("policy_entries", "value", entry).hex() == "0403020101020000"
+    entry = {"rule_id": 0x01020304, "action": 1, "shapes": 2, "denies": 3, "flags": 4}
+    assert layout.encode("policy_entries", "value", entry).hex() == "0403020101020304"
     endpoint = {
         "identity": 1,
         "policy_revision": 2,
@@ -149,7 +149,7 @@ def test_reasons_are_never_renumbered() -> None:
     reasons = layouts.ENUMS["reason"]
     assert reasons == {
         "none": 0, "to_endpoint": 1, "to_tunnel": 2, "to_stack": 3, "neighbour": 4, "underlay": 5,
-        "failsafe": 7,
+        "failsafe": 7, "audited": 10,
         "denied_by_rule": 16, "denied_by_default": 17, "truncated": 18, "malformed": 19, "extension_headers": 20,
         "unsupported": 21, "fragment": 22, "multicast": 23, "no_endpoint": 24, "waiting": 25, "spoofed_source": 26,
         "no_connection": 27, "connection_insert": 28, "hop_limit": 29, "own_tunnel": 30, "no_tunnel_device": 31,

@@ -152,6 +152,41 @@ def test_what_does_not_fit_is_refused_before_anything() -> None:
     assert caught.value.remedy and caught.value.field == "endpoints"
 
 
+def _with_set(number: int) -> NodeState:
+    """The state TWO, whose policies name one prefix set and one port set."""
+    prefixes = {number: Table(("prefixlen", "address"), ("peer",), {(104, "10.0.0.0"): (1 << 24,)})}
+    ports = {number: Table(("prefixlen", "protocol", "port"), ("interval",), {(28, 6, 80): (0,)})}
+    key, web = next(iter(TWO.nested["policies"].items()))
+    table = Table(web.key, web.value, {**web.rows, (0xFFFFFFFF, 0, 1, 0): (number, 0, 0)})
+    nested = {"policies": {**TWO.nested["policies"], key: table}, "prefix_sets": prefixes, "port_sets": ports}
+    return dataclasses.replace(TWO, nested=nested)
+
+
+def test_sets_are_there_before_policies_name_them_and_until_none_does() -> None:
+    steps = kinds(plan(_with_set(8), _with_set(7)))
+    assert steps == [
+        "SwapInner port_sets",
+        "SwapInner prefix_sets",
+        "SwapInner policies",
+        "RemoveInner port_sets",
+        "RemoveInner prefix_sets",
+    ]
+
+
+def test_a_policy_map_or_set_without_end_is_refused_by_name() -> None:
+    rows = {(number, 0, 6, 80): (1, 1, 0) for number in range(262145)}
+    web = next(iter(TWO.nested["policies"].values()))
+    want = dataclasses.replace(ONE, nested={"policies": {70001: Table(web.key, web.value, rows)}})
+    with pytest.raises(
+        InvalidInput, match=r"policies\[70001\] has room for 262144 entries, 262145 are needed"
+    ) as caught:
+        plan(want, ONE)
+    assert caught.value.remedy
+    sets = {number: Table(("prefixlen", "address"), ("peer",)) for number in range(8193)}
+    with pytest.raises(InvalidInput, match="prefix_sets has room for 8192 entries, 8193 are needed; 1 are used now"):
+        plan(dataclasses.replace(ONE, nested={**ONE.nested, "prefix_sets": sets}), _with_set(7))
+
+
 def test_what_people_read() -> None:
     small = state({1: 65900}, {65900: WEB}, remote=0)
     assert [step.describe() for step in plan(small, EMPTY)] == [

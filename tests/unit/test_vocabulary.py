@@ -4,26 +4,47 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bpfleet.compile import compiler, policy
+from bpfleet.compile import compiler, entries, intervals, policy, prefixes
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.model import identity, resources
 
 
 def test_policy_entries() -> None:
-    assert ENUMS["direction"] == policy.DIRECTION_NUMBERS
-    assert ENUMS["policy_action"] == policy.ACTION_NUMBERS
-    assert ENUMS["policy_peer"]["header"] == policy.HEADER_PEER
-    assert policy.ANY in ENUMS["policy_peer"].values()
+    assert ENUMS["direction"] == entries.DIRECTION_NUMBERS
+    assert ENUMS["policy_action"] == entries.ACTION_NUMBERS
+    assert ENUMS["policy_peer"]["header"] == entries.HEADER_PEER
+    assert ENUMS["policy_peer"] == {
+        "any_peer": policy.ANY,
+        "first_class": prefixes.FIRST_CLASS,
+        "header": entries.HEADER_PEER,
+    }
+    assert ENUMS["policy_header"] == {
+        "default": entries.HEADER,
+        "prefixes": entries.HEADER_PREFIXES,
+        "ports": entries.HEADER_PORTS,
+    }
+    assert ENUMS["policy_part"] == {"range": entries.RANGE, "audit": entries.AUDIT}
+    assert ENUMS["policy_flag"] == {
+        "prefixes": entries.HAS_PREFIXES,
+        "ports": entries.HAS_PORTS,
+        "audit": entries.HAS_AUDIT,
+    }
+    assert ENUMS["policy_limit"]["entries"] == entries.ENTRIES_LIMIT
 
 
 def test_shapes_of_keys() -> None:
-    shapes = {"port": policy.WITH_PORT, "protocol": policy.WITH_PROTOCOL, "": policy.WITH_NEITHER}
+    shapes = {
+        "port": entries.WITH_PORT,
+        "range": entries.WITH_RANGE,
+        "protocol": entries.WITH_PROTOCOL,
+        "": entries.WITH_NEITHER,
+    }
     made = {}
     for suffix, shape in shapes.items():
         end = f"_{suffix}" if suffix else ""
-        made[f"peer{end}"] = shape << policy.EXACT_PEER_SHIFT
-        made[f"any{end}"] = shape << policy.ANY_PEER_SHIFT
-    assert made == ENUMS["policy_class"]
+        made[f"peer{end}"] = shape << entries.EXACT_PEER_SHIFT
+        made[f"any{end}"] = shape << entries.ANY_PEER_SHIFT
+    assert made == ENUMS["policy_shape"]
 
 
 def test_reserved_identities() -> None:
@@ -39,7 +60,9 @@ def test_tables_name_fields_that_exist() -> None:
     tables = {
         "endpoints": (compiler.ENDPOINTS_KEY, compiler.ENDPOINTS_VALUE),
         "node": (compiler.NODE_KEY, compiler.NODE_VALUE),
-        "policy_entries": (policy.POLICY_KEY, policy.POLICY_VALUE),
+        "policy_entries": (entries.POLICY_KEY, entries.POLICY_VALUE),
+        "prefix_classes": (prefixes.PREFIX_KEY, prefixes.PREFIX_VALUE),
+        "port_intervals": (intervals.PORT_SET_KEY, intervals.PORT_SET_VALUE),
     }
     for name, (key, value) in tables.items():
         layout = MAPS[name]

@@ -96,6 +96,28 @@ options:
         its own addresses.
     type: list
     elements: str
+  unselected:
+    description:
+      - 'What becomes of an endpoint''s traffic in a direction that no policy closes. deny: only what
+        some policy allows passes, so that a fleet is closed before its first policy and while it is taken
+        down. Default: open.'
+    type: str
+    choices:
+      - open
+      - deny
+  mode:
+    description:
+      - 'audit: what policies would drop passes and is reported, as if every policy were in audit mode,
+        and `unselected` too. Default: enforce.'
+    type: str
+    choices:
+      - enforce
+      - audit
+  allow_local_host:
+    description:
+      - 'Let a node''s own processes reach its endpoints unless a rule denies it. Default: they reach
+        them only where policy lets `host`.'
+    type: bool
   state:
     description:
       - Whether the document should be there.

@@ -26,6 +26,7 @@ options:
       - node
       - identity
       - endpoint
+      - cidr_group
       - policy
   names:
     description:

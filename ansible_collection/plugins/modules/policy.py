@@ -15,7 +15,7 @@ version_added: 0.1.0
 description:
   - What the selected endpoints, or the selected nodes' own processes, may receive and send. A direction
     without rules here stays as it is; with rules, or an empty list of them, it is closed to all that
-    no policy allows.
+    no policy allows, unless `default_deny` says otherwise.
   - 'Run it on every member of the cluster: every node holds all documents.'
   - Each task is a transaction on each host. For a whole cluster use M(bpfleet.fleet.documents), which
     is one.
@@ -37,6 +37,10 @@ options:
     description:
       - What it is for; shown beside its rules.
     type: str
+  labels:
+    description:
+      - Labels of the policy itself; shown beside its rules, and `observe` finds by them.
+    type: dict
   selector:
     description:
       - Endpoints whose identity has all these labels; {} selects every endpoint.
@@ -47,6 +51,33 @@ options:
         send is judged; their failsafe ports, and what a node needs to have neighbours, addresses and
         a tunnel, always pass.
     type: dict
+  expressions:
+    description:
+      - 'What else is asked of the labels: all of it must hold.'
+    type: list
+    elements: dict
+    suboptions:
+      key:
+        description:
+          - Key of the label.
+        type: str
+        required: true
+      operator:
+        description:
+          - 'In: the label has one of the values. NotIn: it has none of them, or there is no such label.
+            Exists, DoesNotExist: there is such a label with any value, or none.'
+        type: str
+        choices:
+          - In
+          - NotIn
+          - Exists
+          - DoesNotExist
+        required: true
+      values:
+        description:
+          - Values of In and NotIn.
+        type: list
+        elements: str
   ingress:
     description:
       - Rules for what arrives. An empty list allows nothing.
@@ -64,7 +95,7 @@ options:
       peers:
         description:
           - 'The other ends. Not given: any peer. An empty list: nobody.'
-          - Exactly one of V(labels), V(entity) must be given.
+          - Exactly one of V(labels), V(entity), V(cidr), V(cidr_group) must be given.
         type: list
         elements: dict
         suboptions:
@@ -72,6 +103,33 @@ options:
             description:
               - Endpoints whose identity has all these labels; {} means every endpoint.
             type: dict
+          expressions:
+            description:
+              - 'What else is asked of the labels: all of it must hold.'
+            type: list
+            elements: dict
+            suboptions:
+              key:
+                description:
+                  - Key of the label.
+                type: str
+                required: true
+              operator:
+                description:
+                  - 'In: the label has one of the values. NotIn: it has none of them, or there is no such
+                    label. Exists, DoesNotExist: there is such a label with any value, or none.'
+                type: str
+                choices:
+                  - In
+                  - NotIn
+                  - Exists
+                  - DoesNotExist
+                required: true
+              values:
+                description:
+                  - Values of In and NotIn.
+                type: list
+                elements: str
           entity:
             description:
               - 'host: the endpoint''s own node (what a node says to itself is never judged). remote-node:
@@ -85,9 +143,24 @@ options:
               - cluster
               - all
               - none
+          cidr:
+            description:
+              - Addresses of this network that are neither endpoint nor node.
+            type: str
+          except:
+            description:
+              - 'Parts of the CIDR that this peer does not mean. They narrow this peer only: another may
+                mean them.'
+            type: list
+            elements: str
+          cidr_group:
+            description:
+              - 'Name of a CIDR group: addresses of its networks that are neither endpoint nor node. Until
+                the group is there, an allow means nobody by it, and a deny every such address.'
+            type: str
       ports:
         description:
-          - 'Destination ports. Not given: every protocol and port.'
+          - 'Destination ports and message types. Not given: every protocol and port. An empty list: nothing.'
         type: list
         elements: dict
         suboptions:
@@ -106,6 +179,18 @@ options:
           port:
             description:
               - 'Destination port. Default: every port.'
+            type: int
+          end_port:
+            description:
+              - 'Last port of a range that begins with `port`. Default: that port alone.'
+            type: int
+          type:
+            description:
+              - 'Type of an ICMP or ICMPv6 message. Default: every type.'
+            type: int
+          code:
+            description:
+              - 'Code within the type. Default: every code.'
             type: int
   egress:
     description:
@@ -124,7 +209,7 @@ options:
       peers:
         description:
           - 'The other ends. Not given: any peer. An empty list: nobody.'
-          - Exactly one of V(labels), V(entity) must be given.
+          - Exactly one of V(labels), V(entity), V(cidr), V(cidr_group) must be given.
         type: list
         elements: dict
         suboptions:
@@ -132,6 +217,33 @@ options:
             description:
               - Endpoints whose identity has all these labels; {} means every endpoint.
             type: dict
+          expressions:
+            description:
+              - 'What else is asked of the labels: all of it must hold.'
+            type: list
+            elements: dict
+            suboptions:
+              key:
+                description:
+                  - Key of the label.
+                type: str
+                required: true
+              operator:
+                description:
+                  - 'In: the label has one of the values. NotIn: it has none of them, or there is no such
+                    label. Exists, DoesNotExist: there is such a label with any value, or none.'
+                type: str
+                choices:
+                  - In
+                  - NotIn
+                  - Exists
+                  - DoesNotExist
+                required: true
+              values:
+                description:
+                  - Values of In and NotIn.
+                type: list
+                elements: str
           entity:
             description:
               - 'host: the endpoint''s own node (what a node says to itself is never judged). remote-node:
@@ -145,9 +257,24 @@ options:
               - cluster
               - all
               - none
+          cidr:
+            description:
+              - Addresses of this network that are neither endpoint nor node.
+            type: str
+          except:
+            description:
+              - 'Parts of the CIDR that this peer does not mean. They narrow this peer only: another may
+                mean them.'
+            type: list
+            elements: str
+          cidr_group:
+            description:
+              - 'Name of a CIDR group: addresses of its networks that are neither endpoint nor node. Until
+                the group is there, an allow means nobody by it, and a deny every such address.'
+            type: str
       ports:
         description:
-          - 'Destination ports. Not given: every protocol and port.'
+          - 'Destination ports and message types. Not given: every protocol and port. An empty list: nothing.'
         type: list
         elements: dict
         suboptions:
@@ -167,6 +294,38 @@ options:
             description:
               - 'Destination port. Default: every port.'
             type: int
+          end_port:
+            description:
+              - 'Last port of a range that begins with `port`. Default: that port alone.'
+            type: int
+          type:
+            description:
+              - 'Type of an ICMP or ICMPv6 message. Default: every type.'
+            type: int
+          code:
+            description:
+              - 'Code within the type. Default: every code.'
+            type: int
+  default_deny:
+    description:
+      - 'Which directions it closes. Default: those it has rules for.'
+    type: dict
+    suboptions:
+      ingress:
+        description:
+          - 'For what arrives. Default: if the policy has `ingress`.'
+        type: bool
+      egress:
+        description:
+          - 'For what is sent. Default: if the policy has `egress`.'
+        type: bool
+  mode:
+    description:
+      - 'audit: it drops nothing; what it would drop passes and is reported. Default: enforce.'
+    type: str
+    choices:
+      - enforce
+      - audit
   state:
     description:
       - Whether the document should be there.
@@ -216,6 +375,19 @@ EXAMPLES = r"""
     ingress:
       - peers: [{labels: {role: client}}]
         ports: [{protocol: tcp, port: 80}]
+
+- name: The office reaches their range of ports, but for its guests; to be watched before it is enforced
+  bpfleet.fleet.policy:
+    cluster: shop
+    name: web-from-office
+    selector: {}
+    expressions: [{key: role, operator: In, values: [web, api]}]
+    mode: audit
+    ingress:
+      - peers: [{cidr_group: office}]
+        ports: [{protocol: tcp, port: 8000, end_port: 8099}]
+      - action: deny
+        peers: [{cidr: 198.51.100.0/24, except: [198.51.100.0/25]}]
 
 - name: A policy that is not wanted any more
   bpfleet.fleet.policy:

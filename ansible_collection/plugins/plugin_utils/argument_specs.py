@@ -71,6 +71,23 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                 "type": "list",
                 "elements": "str",
             },
+            "unselected": {
+                "type": "str",
+                "choices": [
+                    "open",
+                    "deny",
+                ],
+            },
+            "mode": {
+                "type": "str",
+                "choices": [
+                    "enforce",
+                    "audit",
+                ],
+            },
+            "allow_local_host": {
+                "type": "bool",
+            },
             "state": {
                 "type": "str",
                 "choices": [
@@ -334,6 +351,49 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
             ),
         ],
     },
+    "cidr_group": {
+        "argument_spec": {
+            "name": {
+                "type": "str",
+                "required": True,
+            },
+            "cluster": {
+                "type": "str",
+                "required": True,
+            },
+            "description": {
+                "type": "str",
+            },
+            "cidrs": {
+                "type": "list",
+                "elements": "str",
+            },
+            "state": {
+                "type": "str",
+                "choices": [
+                    "present",
+                    "absent",
+                ],
+                "default": "present",
+            },
+            "this_node": {
+                "type": "str",
+            },
+            "deadline": {
+                "type": "int",
+                "default": 60,
+            },
+        },
+        "required_if": [
+            (
+                "state",
+                "present",
+                [
+                    "cidrs",
+                ],
+            ),
+        ],
+    },
     "policy": {
         "argument_spec": {
             "name": {
@@ -347,11 +407,39 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
             "description": {
                 "type": "str",
             },
+            "labels": {
+                "type": "dict",
+            },
             "selector": {
                 "type": "dict",
             },
             "node_selector": {
                 "type": "dict",
+            },
+            "expressions": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "key": {
+                        "type": "str",
+                        "required": True,
+                        "no_log": False,
+                    },
+                    "operator": {
+                        "type": "str",
+                        "choices": [
+                            "In",
+                            "NotIn",
+                            "Exists",
+                            "DoesNotExist",
+                        ],
+                        "required": True,
+                    },
+                    "values": {
+                        "type": "list",
+                        "elements": "str",
+                    },
+                },
             },
             "ingress": {
                 "type": "list",
@@ -372,17 +460,46 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                             [
                                 "labels",
                                 "entity",
+                                "cidr",
+                                "cidr_group",
                             ],
                         ],
                         "required_one_of": [
                             [
                                 "labels",
                                 "entity",
+                                "cidr",
+                                "cidr_group",
                             ],
                         ],
                         "options": {
                             "labels": {
                                 "type": "dict",
+                            },
+                            "expressions": {
+                                "type": "list",
+                                "elements": "dict",
+                                "options": {
+                                    "key": {
+                                        "type": "str",
+                                        "required": True,
+                                        "no_log": False,
+                                    },
+                                    "operator": {
+                                        "type": "str",
+                                        "choices": [
+                                            "In",
+                                            "NotIn",
+                                            "Exists",
+                                            "DoesNotExist",
+                                        ],
+                                        "required": True,
+                                    },
+                                    "values": {
+                                        "type": "list",
+                                        "elements": "str",
+                                    },
+                                },
                             },
                             "entity": {
                                 "type": "str",
@@ -394,6 +511,16 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                                     "all",
                                     "none",
                                 ],
+                            },
+                            "cidr": {
+                                "type": "str",
+                            },
+                            "except": {
+                                "type": "list",
+                                "elements": "str",
+                            },
+                            "cidr_group": {
+                                "type": "str",
                             },
                         },
                     },
@@ -414,6 +541,15 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                                 "default": "any",
                             },
                             "port": {
+                                "type": "int",
+                            },
+                            "end_port": {
+                                "type": "int",
+                            },
+                            "type": {
+                                "type": "int",
+                            },
+                            "code": {
                                 "type": "int",
                             },
                         },
@@ -439,17 +575,46 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                             [
                                 "labels",
                                 "entity",
+                                "cidr",
+                                "cidr_group",
                             ],
                         ],
                         "required_one_of": [
                             [
                                 "labels",
                                 "entity",
+                                "cidr",
+                                "cidr_group",
                             ],
                         ],
                         "options": {
                             "labels": {
                                 "type": "dict",
+                            },
+                            "expressions": {
+                                "type": "list",
+                                "elements": "dict",
+                                "options": {
+                                    "key": {
+                                        "type": "str",
+                                        "required": True,
+                                        "no_log": False,
+                                    },
+                                    "operator": {
+                                        "type": "str",
+                                        "choices": [
+                                            "In",
+                                            "NotIn",
+                                            "Exists",
+                                            "DoesNotExist",
+                                        ],
+                                        "required": True,
+                                    },
+                                    "values": {
+                                        "type": "list",
+                                        "elements": "str",
+                                    },
+                                },
                             },
                             "entity": {
                                 "type": "str",
@@ -461,6 +626,16 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                                     "all",
                                     "none",
                                 ],
+                            },
+                            "cidr": {
+                                "type": "str",
+                            },
+                            "except": {
+                                "type": "list",
+                                "elements": "str",
+                            },
+                            "cidr_group": {
+                                "type": "str",
                             },
                         },
                     },
@@ -483,9 +658,36 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                             "port": {
                                 "type": "int",
                             },
+                            "end_port": {
+                                "type": "int",
+                            },
+                            "type": {
+                                "type": "int",
+                            },
+                            "code": {
+                                "type": "int",
+                            },
                         },
                     },
                 },
+            },
+            "default_deny": {
+                "type": "dict",
+                "options": {
+                    "ingress": {
+                        "type": "bool",
+                    },
+                    "egress": {
+                        "type": "bool",
+                    },
+                },
+            },
+            "mode": {
+                "type": "str",
+                "choices": [
+                    "enforce",
+                    "audit",
+                ],
             },
             "state": {
                 "type": "str",
@@ -587,6 +789,7 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                     "node",
                     "identity",
                     "endpoint",
+                    "cidr_group",
                     "policy",
                 ],
             },

@@ -124,15 +124,73 @@ static __always_inline __u8 admitted_reason(const struct side *side)
 	return is_host ? REASON_UNDERLAY : REASON_TO_STACK;
 }
 
+/* What an endpoint sends to itself is not judged. */
+static __always_inline bool side_is_self(const struct side *side)
+{
+	return side->identity >= IDENTITY_LOWEST && side->peer.route == ROUTE_LOCAL &&
+	       next_hop_ifindex(&side->peer.next_hop) == side->ifindex;
+}
+
+/* The port that policy judges: that of the connection (`key`, as its initiator sends), or without one the packet's. */
+static __always_inline void question_port(struct question *question, const struct packet *packet,
+					   const struct connection_key *key)
+{
+	question->has_port = 1;
+	if (has_ports(question->protocol)) {
+		question->port = bpf_ntohs(key ? key->destination_port : packet->flow.destination_port);
+		question->has_port = key || packet->kind != PACKET_FRAGMENT;
+	} else if (question->protocol == IPPROTO_ICMP || question->protocol == IPPROTO_ICMPV6) {
+		/* The connections of ICMP are opened by echo requests, and an echo has code 0. */
+		if (key)
+			question->port = (question->protocol == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO_REQUEST) << 8;
+		else
+			question->port = packet->icmp_type << 8 | packet->icmp_code;
+		question->has_port = key || packet->kind != PACKET_FRAGMENT;
+	} else {
+		question->has_port = 0;
+	}
+}
+
+/* The other end's address, by the same choice. */
+static __always_inline const struct address *judged_address(const struct packet *packet,
+							    const struct connection_key *key, __u8 direction)
+{
+	if (key)
+		return direction == DIRECTION_INGRESS ? &key->source : &key->destination;
+	return direction == DIRECTION_INGRESS ? &packet->source : &packet->destination;
+}
+
+static __always_inline bool judgement_passes(const struct judgement *judgement)
+{
+	return judgement->verdict == VERDICT_ALLOW || judgement->verdict == VERDICT_AUDIT;
+}
+
+/* Write the record of a connection. By itself, so that what it needs of the stack is free again when policy judges. */
+static __noinline long connection_put(const struct connection_key *key, const struct found *found,
+				      const struct side *side, const struct question *question)
+{
+	struct connection fresh = {
+		.revisions = revisions_pack(side->policy_revision, side->addresses_revision),
+		.next_hop = side->peer.next_hop,
+		.rule_id = question->rule_id,
+		.ifindex = side->ifindex,
+		.last_seen = found->now,
+		.peer = question->peer,
+		.route = side->peer.route,
+		.state = question->state,
+	};
+
+	return bpf_map_update_elem(&connections, key, &fresh, BPF_ANY);
+}
+
 /* Returns 0 to let the packet pass, or the reason to drop it. The verdict, its rule and direction are left in the
  * packet; the event of a new connection that passes is written here, that of a drop by drop(). */
 static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct found *found, const struct side *side)
 {
 	const struct connection_key *key = found->is_reply ? &found->reverse : &packet->flow;
 	struct connection *record = found->record;
-	struct connection fresh = {};
-	struct question question;
-	struct judgement judgement;
+	struct question question = {};
+	struct judgement judgement = {};
 	__u8 state = 0;
 
 	packet->direction = side->direction;
@@ -143,12 +201,9 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 	question.peer = side->peer.identity;
 	question.direction = side->direction;
 	question.protocol = packet->protocol;
-	question.port = 0;
-	fresh.policy_revision = side->policy_revision;
-	fresh.addresses_revision = side->addresses_revision;
 	if (record) {
 		packet->direction = key->direction;
-		if (record->revisions == fresh.revisions && record->ifindex == side->ifindex) {
+		if (record->revisions == revisions_pack(side->policy_revision, side->addresses_revision) && record->ifindex == side->ifindex) {
 			connection_touch(packet, found);
 			if (!(record->state & CONNECTION_DENIED))
 				return 0;
@@ -173,19 +228,21 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 	} else if (packet->kind == PACKET_REPLY_ONLY) {
 		return REASON_NO_CONNECTION;
 	}
-	if (has_ports(question.protocol) && (record || packet->kind != PACKET_FRAGMENT))
-		question.port = bpf_ntohs(key->destination_port);
-
-	policy_judge(&question, &judgement);
+	question_port(&question, packet, record ? key : NULL);
+	judgement.verdict = VERDICT_ALLOW;
+	if (!side_is_self(side))
+		policy_judge(&question, judged_address(packet, record ? key : NULL, question.direction), &judgement);
+	if (judgement.verdict == VERDICT_AUDIT)
+		counter_add(REASON_AUDITED, skb->len);
 	packet->verdict = judgement.verdict;
 	packet->rule_id = judgement.rule_id;
 
 	if (packet->kind == PACKET_FRAGMENT) {
-		if (judgement.verdict == VERDICT_ALLOW && !judgement.has_ports)
+		if (judgement_passes(&judgement) && !judgement.has_ports)
 			return 0;
 		return REASON_FRAGMENT;
 	}
-	if (judgement.verdict == VERDICT_ALLOW) {
+	if (judgement_passes(&judgement)) {
 		state &= ~(CONNECTION_DENIED | CONNECTION_DENIED_DEFAULT);
 	} else {
 		if (!record)
@@ -197,19 +254,14 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 	/* A reset opens nothing; an error says nothing about where the connection goes. */
 	if (packet->kind != PACKET_RELATED &&
 	    (record || (packet->kind <= PACKET_OPENS && !(packet->tcp_flags & TCP_RST)))) {
-		fresh.next_hop = side->peer.next_hop;
-		fresh.route = side->peer.route;
-		fresh.peer = question.peer;
-		fresh.rule_id = judgement.rule_id;
-		fresh.ifindex = side->ifindex;
-		fresh.last_seen = found->now;
-		fresh.state = connection_next_state(packet, found, state);
-		if (bpf_map_update_elem(&connections, key, &fresh, BPF_ANY))
+		question.rule_id = judgement.rule_id;
+		question.state = connection_next_state(packet, found, state);
+		if (connection_put(key, found, side, &question))
 			return REASON_CONNECTION_INSERT;
 	}
-	if (judgement.verdict != VERDICT_ALLOW)
+	if (!judgement_passes(&judgement))
 		return judgement_reason(judgement.verdict);
-	if (!record)
+	if (!record || judgement.verdict == VERDICT_AUDIT)
 		event_write(skb, packet, admitted_reason(side));
 	return 0;
 }

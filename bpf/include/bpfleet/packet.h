@@ -212,7 +212,8 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 			return reason;
 		packet->icmp_type = icmp.type;
 		packet->icmp_code = icmp.code;
-		if (echo_ports(icmp.type, packet->is_v6, icmp.identifier, &packet->flow)) {
+		/* An echo has code 0; what says otherwise is none, and is judged by its type and code each time. */
+		if (!icmp.code && echo_ports(icmp.type, packet->is_v6, icmp.identifier, &packet->flow)) {
 			if (icmp.type == ICMP_ECHOREPLY || icmp.type == ICMPV6_ECHO_REPLY)
 				packet->kind = PACKET_REPLY_ONLY;
 			return 0;

@@ -1,22 +1,38 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Policy: for each identity with an endpoint here, a map of its rules, replaced whole on a change.
  *
- * An entry is found under up to six shapes of key: the peer exact or any, times protocol and port, protocol only, or
- * neither. A *header* entry {POLICY_HEADER, direction, 0, 0} exists iff a policy selects the direction: its rule_id is
- * the default-deny pseudo-rule, its `classes` say which shapes occur at all, so that look-ups which cannot hit are
- * skipped and the cost does not depend on the number of rules. No header, or no map: the direction is open.
- * A deny under any shape beats every allow. Among allows the most specific names the rule: peer before port.
+ * An entry is found under up to eight shapes of key: the peer exact or any, times a port, an interval of ports, a
+ * protocol, or neither (the levels). Of the entries that match, a deny beats every allow; then the level names the rule,
+ * in that order; then, of both peers at one level, the lower id.
  *
- * Port 0 with a protocol means every port of it; protocol 0 means every protocol. ICMP has no ports here.
+ * A *header* entry {POLICY_HEADER, direction, HEADER_DEFAULT, 0} exists iff a policy says something about the direction. Its
+ * action and rule_id are what becomes of a packet that no entry matches; `shapes` and `denies` say which shapes of key
+ * occur at all and in which there are denies, so that look-ups which cannot matter are skipped and the cost does not
+ * depend on the number of rules. No header, or no map: the direction is open.
+ *
+ * Where CIDRs occur in a direction, {POLICY_HEADER, direction, HEADER_PREFIXES, 0} holds in rule_id the id of a prefix
+ * set (prefix_set.h): the peer of an address without identity is then its class. Where ranges or ICMP types occur,
+ * {POLICY_HEADER, direction, HEADER_PORTS, 0} holds that of a port set (port_set.h). Nobody else pays for either.
+ *
+ * Keys with PART_AUDIT are of what would be enforced if audit policies were; the header says whether to ask. What
+ * is allowed now and would not be then passes, with the verdict and the rule of the second answer.
+ *
+ * Port 0 with a protocol means every port of it; protocol 0 means every protocol. ICMP is found by intervals only.
  */
 #pragma once
 
+#include <linux/in.h>
+
 #include <bpfleet/base.h>
+#include <bpfleet/identity.h>
+#include <bpfleet/port_set.h>
+#include <bpfleet/prefix_set.h>
 #include <bpfleet/reasons.h>
 
 enum policy_peer {
 	POLICY_ANY_PEER = 0,
-	POLICY_HEADER = 0xffffffff, /* never an identity: those have 24 bits */
+	POLICY_FIRST_CLASS = 0x01000000, /* from here on classes of prefix sets: identities have 24 bits */
+	POLICY_HEADER = 0xffffffff,
 };
 
 enum policy_action {
@@ -24,13 +40,44 @@ enum policy_action {
 	POLICY_DENY = 2,
 };
 
-enum policy_class {
-	CLASS_PEER_PORT = 1,	  /* this peer, protocol and port */
-	CLASS_PEER_PROTOCOL = 2,  /* this peer, every port of the protocol */
-	CLASS_PEER = 4,		  /* this peer, every protocol */
-	CLASS_ANY_PORT = 8,	  /* any peer, protocol and port */
-	CLASS_ANY_PROTOCOL = 16,  /* any peer, every port of the protocol */
-	CLASS_ANY = 32,		  /* any peer, every protocol */
+/* Which header of a direction; in its key in place of the protocol. */
+enum policy_header {
+	HEADER_DEFAULT = 0,
+	HEADER_PREFIXES = 1,
+	HEADER_PORTS = 2,
+};
+
+/* Beside enum direction in a key. */
+enum policy_part {
+	PART_RANGE = 2, /* the port is the number of an interval */
+	PART_AUDIT = 4, /* of what would be enforced */
+};
+
+enum policy_flag {
+	POLICY_HAS_PREFIXES = 1,
+	POLICY_HAS_PORTS = 2,
+	POLICY_HAS_AUDIT = 4,
+};
+
+/* The shapes of key: at which level, for this peer, and shifted by SHAPE_ANY_SHIFT for any peer. */
+enum policy_shape {
+	SHAPE_PEER_PORT = 1,	  /* this peer, protocol and port */
+	SHAPE_PEER_RANGE = 2,	  /* this peer, protocol and interval */
+	SHAPE_PEER_PROTOCOL = 4,  /* this peer, every port of the protocol */
+	SHAPE_PEER = 8,		  /* this peer, every protocol */
+	SHAPE_ANY_PORT = 16,	  /* any peer, protocol and port */
+	SHAPE_ANY_RANGE = 32,	  /* any peer, protocol and interval */
+	SHAPE_ANY_PROTOCOL = 64,  /* any peer, every port of the protocol */
+	SHAPE_ANY = 128,	  /* any peer, every protocol */
+};
+
+#define POLICY_SHAPES_WITH_PORTS (SHAPE_PEER_PORT | SHAPE_ANY_PORT | SHAPE_PEER_RANGE | SHAPE_ANY_RANGE)
+
+/* Sizes that the agent refuses to go beyond: the most entries of one map or set. */
+enum policy_limit {
+	LIMIT_ENTRIES = 262144,	  /* entries of one policy map */
+	LIMIT_PREFIXES = 262144,  /* prefixes of one prefix set */
+	LIMIT_INTERVALS = 262144, /* prefixes of one port set */
 };
 
 struct policy_subject {
@@ -40,7 +87,7 @@ struct policy_subject {
 /* Eight bytes, so that hashing it is one step: the peer first, as it varies most. */
 struct policy_key {
 	__u32 peer;
-	__u8 direction;
+	__u8 direction; /* enum direction, with the bits of enum policy_part */
 	__u8 protocol;
 	__u16 port; /* host byte order */
 };
@@ -48,8 +95,9 @@ struct policy_key {
 struct policy_entry {
 	__u32 rule_id;
 	__u8 action;
-	__u8 classes; /* of a header only */
-	__u16 zero;
+	__u8 shapes; /* of a header only, as the rest: which shapes of key occur */
+	__u8 denies; /* and which of them with a deny */
+	__u8 flags;
 };
 
 /* The inner map. Its max_entries may differ from map to map, its flags (none) may not. */
@@ -70,77 +118,155 @@ struct {
 struct judgement {
 	__u32 rule_id;
 	__u8 verdict;
-	__u8 has_ports; /* entries with ports occur in this direction, so a fragment cannot be judged */
+	__u8 has_ports; /* what is enforced in this direction asks for ports, so a fragment cannot be judged */
+	__u8 flags;	/* of the header */
 };
-
-static __always_inline const struct policy_entry *policy_probe(void *entries, __u32 peer, __u8 direction,
-							       __u8 protocol, __u16 port)
-{
-	struct policy_key key = {
-		.peer = peer,
-		.direction = direction,
-		.protocol = protocol,
-		.port = port,
-	};
-
-	return bpf_map_lookup_elem(entries, &key);
-}
 
 struct question {
 	__u32 subject;
 	__u32 peer;
 	__u8 direction;
 	__u8 protocol;
-	__u16 port; /* host byte order */
+	__u16 port; /* host byte order; of ICMP type << 8 | code */
+	__u8 has_port; /* `port` is known */
+	__u8 state;    /* of the connection's record, as rule_id, once it is judged */
+	__u16 zero;
+	__u32 rule_id;
 };
 
-#define POLICY_TRY(class, peer, protocol, port)                                                          \
-	if (classes & (class)) {                                                                         \
-		const struct policy_entry *entry =                                                       \
-			policy_probe(entries, peer, question->direction, protocol, port);                \
-		if (entry) {                                                                             \
-			if (entry->action == POLICY_DENY) {                                              \
-				judgement->verdict = VERDICT_DENY;                                       \
-				judgement->rule_id = entry->rule_id;                                     \
-				return;                                                                  \
-			}                                                                                \
-			if (judgement->verdict != VERDICT_ALLOW) {                                       \
-				judgement->verdict = VERDICT_ALLOW;                                      \
-				judgement->rule_id = entry->rule_id;                                     \
-			}                                                                                \
-		}                                                                                        \
-	}
-
-/* The answer of `subject`'s policy in one direction. */
-static __always_inline void policy_judge(const struct question *question, struct judgement *judgement)
-{
-	const struct policy_entry *header;
-	__u32 subject = question->subject;
-	__u8 classes;
+/* What is still to be looked up of one direction. */
+struct search {
 	void *entries;
+	struct policy_key key; /* one for all look-ups: each its own would be much of a program's stack */
+	__u32 peer;
+	__u8 shapes;
+	__u8 denies;
+	__u8 allowed; /* an allow was found: from here on only denies matter */
+};
+
+static __always_inline const struct policy_entry *policy_probe(struct search *search, __u32 peer, __u8 direction,
+							       __u8 protocol, __u16 port)
+{
+	search->key.peer = peer;
+	search->key.direction = direction;
+	search->key.protocol = protocol;
+	search->key.port = port;
+	return bpf_map_lookup_elem(search->entries, &search->key);
+}
+
+/* One level: the entry of this peer and that of any peer. True: a deny, which is the answer. */
+static __always_inline bool policy_level(struct search *search, __u8 shape, __u8 direction, __u8 protocol, __u16 port,
+					 struct judgement *judgement)
+{
+	__u8 shapes = search->allowed ? search->denies : search->shapes;
+	const struct policy_entry *found = NULL, *any = NULL;
+
+	if (shapes & shape)
+		found = policy_probe(search, search->peer, direction, protocol, port);
+	if (shapes & (shape << 4))
+		any = policy_probe(search, POLICY_ANY_PEER, direction, protocol, port);
+	if (!found || (any && (any->action > found->action ||
+			       (any->action == found->action && any->rule_id < found->rule_id))))
+		found = any;
+	if (!found || (search->allowed && found->action != POLICY_DENY))
+		return false;
+	judgement->rule_id = found->rule_id;
+	judgement->verdict = found->action == POLICY_DENY ? VERDICT_DENY : VERDICT_ALLOW;
+	search->allowed = 1;
+	return found->action == POLICY_DENY;
+}
+
+/* The class or interval that the sets of a direction hold for the question. False: the set that the header names is not
+ * there, which the order of changes rules out; then nobody knows what is denied. */
+static __always_inline bool policy_refine(const struct question *question, const struct address *address, __u8 flags,
+					  __u8 direction, struct search *search, __u32 *interval)
+{
+	const struct policy_entry *named;
+
+	if ((flags & POLICY_HAS_PREFIXES) && search->peer == IDENTITY_WORLD) {
+		named = policy_probe(search, POLICY_HEADER, direction, HEADER_PREFIXES, 0);
+		if (!named || !prefix_set_find(named->rule_id, address, &search->peer))
+			return false;
+	}
+	if ((flags & POLICY_HAS_PORTS) && question->has_port) {
+		named = policy_probe(search, POLICY_HEADER, direction, HEADER_PORTS, 0);
+		if (!named || !port_set_find(named->rule_id, question->protocol, question->port, interval))
+			return false;
+	}
+	return true;
+}
+
+/* What the entries of one direction say, enforced or as they would be. */
+static __always_inline void policy_judge_part(void *entries, const struct question *question,
+					      const struct address *address, __u8 direction,
+					      struct judgement *judgement)
+{
+	struct search search = { .entries = entries, .peer = question->peer };
+	const struct policy_entry *header = policy_probe(&search, POLICY_HEADER, direction, HEADER_DEFAULT, 0);
+	__u32 interval = PORT_SET_NONE;
+	__u8 protocol = question->protocol;
 
 	judgement->verdict = VERDICT_ALLOW;
 	judgement->rule_id = 0;
 	judgement->has_ports = 0;
-	entries = bpf_map_lookup_elem(&policies, &subject);
-	if (!entries)
-		return;
-	header = policy_probe(entries, POLICY_HEADER, question->direction, 0, 0);
+	judgement->flags = 0;
 	if (!header)
 		return;
-	classes = header->classes;
-	judgement->verdict = VERDICT_DEFAULT_DENY;
+	search.shapes = header->shapes;
+	search.denies = header->denies;
+	judgement->flags = header->flags;
 	judgement->rule_id = header->rule_id;
-	judgement->has_ports = !!(classes & (CLASS_PEER_PORT | CLASS_ANY_PORT));
+	judgement->has_ports = !!(header->shapes & POLICY_SHAPES_WITH_PORTS);
+	if (header->action != POLICY_ALLOW)
+		judgement->verdict = VERDICT_DEFAULT_DENY;
+	if (!policy_refine(question, address, header->flags, direction, &search, &interval)) {
+		judgement->verdict = VERDICT_DEFAULT_DENY;
+		return;
+	}
+	if (question->has_port && question->port && protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6 &&
+	    policy_level(&search, SHAPE_PEER_PORT, direction, protocol, question->port, judgement))
+		return;
+	if (interval != PORT_SET_NONE &&
+	    policy_level(&search, SHAPE_PEER_RANGE, direction | PART_RANGE, protocol, interval, judgement))
+		return;
+	if (policy_level(&search, SHAPE_PEER_PROTOCOL, direction, protocol, 0, judgement))
+		return;
+	policy_level(&search, SHAPE_PEER, direction, 0, 0, judgement);
+}
 
-	if (question->port) {
-		POLICY_TRY(CLASS_PEER_PORT, question->peer, question->protocol, question->port);
+/* The answer of `subject`'s policy in one direction about a peer at `address`, which counts only if that is the world.
+ *
+ * Not static: the verifier checks it once by itself, as packet_parse. */
+__noinline int policy_judge(const struct question *question, const struct address *address, struct judgement *judgement)
+{
+	struct judgement part;
+	__u32 subject;
+	void *entries;
+
+	if (!question || !address || !judgement)
+		return 0;
+	judgement->verdict = VERDICT_ALLOW;
+	judgement->rule_id = 0;
+	judgement->has_ports = 0;
+	judgement->flags = 0;
+	subject = question->subject;
+	entries = bpf_map_lookup_elem(&policies, &subject);
+	if (!entries)
+		return 0;
+	/* A loop rather than two calls: inlined once, it needs half the stack. */
+#pragma clang loop unroll(disable)
+	for (__u8 audit = 0; audit <= PART_AUDIT; audit += PART_AUDIT) {
+		policy_judge_part(entries, question, address, question->direction | audit, &part);
+		if (audit) {
+			if (part.verdict != VERDICT_ALLOW) {
+				judgement->verdict = VERDICT_AUDIT;
+				judgement->rule_id = part.rule_id;
+			}
+			break;
+		}
+		*judgement = part;
+		if (part.verdict != VERDICT_ALLOW || !(part.flags & POLICY_HAS_AUDIT))
+			break;
 	}
-	POLICY_TRY(CLASS_PEER_PROTOCOL, question->peer, question->protocol, 0);
-	POLICY_TRY(CLASS_PEER, question->peer, 0, 0);
-	if (question->port) {
-		POLICY_TRY(CLASS_ANY_PORT, POLICY_ANY_PEER, question->protocol, question->port);
-	}
-	POLICY_TRY(CLASS_ANY_PROTOCOL, POLICY_ANY_PEER, question->protocol, 0);
-	POLICY_TRY(CLASS_ANY, POLICY_ANY_PEER, 0, 0);
+	return 0;
 }

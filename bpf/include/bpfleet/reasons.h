@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Why a packet went where it went. Every packet at our hooks ends in exactly one of these, and is counted there.
+/* Why a packet went where it went. Every packet at our hooks ends in exactly one of these, and is counted there; what
+ * audit mode let pass is counted as such besides.
  *
  * The numbers are public (counters, events, stored output): never renumber or reuse one; add at the end of its half.
  * 1 to 15 are ways to pass, from 16 on packets were dropped. REASON_LIMIT is the size of `counters`.
@@ -15,6 +16,8 @@ enum reason {
 	REASON_NEIGHBOUR = 4,	/* ARP, neighbour discovery or DHCP of an endpoint with its gateway, or of the host */
 	REASON_UNDERLAY = 5,	/* passed at an underlay device */
 	REASON_FAILSAFE = 7,	/* of events only: a new connection to a failsafe port, which no policy can close */
+
+	REASON_AUDITED = 10,	/* counted besides: a judgement that let pass what policy would drop without audit mode */
 
 	REASON_DENIED_BY_RULE = 16,	/* a deny rule matched; the event names it */
 	REASON_DENIED_BY_DEFAULT = 17,	/* the direction is selected and no rule allows it */
@@ -54,6 +57,7 @@ enum verdict {
 	VERDICT_DENY = 2,	  /* rule_id names the deny rule */
 	VERDICT_DEFAULT_DENY = 3, /* rule_id is the direction's pseudo-rule, which names the selecting policies */
 	VERDICT_DROP = 4,	  /* dropped for a reason other than policy */
+	VERDICT_AUDIT = 5,	  /* passed, but would be dropped without audit mode; rule_id names what would drop it */
 };
 
 /* Which side's policy judges: the sender's egress or the receiver's ingress. Part of map keys. */

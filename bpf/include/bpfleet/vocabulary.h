@@ -20,11 +20,19 @@ struct vocabulary {
 	enum endpoint_flag endpoint_flag;
 	enum policy_peer policy_peer;
 	enum policy_action policy_action;
-	enum policy_class policy_class;
+	enum policy_header policy_header;
+	enum policy_part policy_part;
+	enum policy_flag policy_flag;
+	enum policy_shape policy_shape;
+	enum policy_limit policy_limit;
 	enum connection_state connection_state;
 	enum connection_time connection_time;
 	struct policy_key policy_entries_key;
 	struct policy_entry policy_entries_value;
+	struct prefix_key prefix_classes_key;
+	struct prefix_class prefix_classes_value;
+	struct port_key port_intervals_key;
+	struct port_interval port_intervals_value;
 };
 
 const volatile struct vocabulary vocabulary = {};

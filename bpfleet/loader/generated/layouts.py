@@ -7,6 +7,40 @@ from __future__ import annotations
 from typing import Any, Dict
 
 MAPS: Dict[str, Dict[str, Any]] = {
+    'policy_entries': {
+        'type': 'hash',
+        'max_entries': 1,
+        'flags': 0,
+        'key': {
+            'size': 8,
+            'fields': [
+                {'name': 'peer', 'offset': 0, 'size': 4, 'kind': 'u32'},
+                {'name': 'direction', 'offset': 4, 'size': 1, 'kind': 'u8'},
+                {'name': 'protocol', 'offset': 5, 'size': 1, 'kind': 'u8'},
+                {'name': 'port', 'offset': 6, 'size': 2, 'kind': 'u16'},
+            ],
+        },
+        'value': {
+            'size': 8,
+            'fields': [
+                {'name': 'rule_id', 'offset': 0, 'size': 4, 'kind': 'u32'},
+                {'name': 'action', 'offset': 4, 'size': 1, 'kind': 'u8'},
+                {'name': 'shapes', 'offset': 5, 'size': 1, 'kind': 'u8'},
+                {'name': 'denies', 'offset': 6, 'size': 1, 'kind': 'u8'},
+                {'name': 'flags', 'offset': 7, 'size': 1, 'kind': 'u8'},
+            ],
+        },
+        'digest': '47c34bb73b6e',
+    },
+    'policies': {
+        'type': 'hash_of_maps',
+        'max_entries': 4096,
+        'flags': 0,
+        'key': {'size': 4, 'fields': [{'name': 'identity', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'inner': 'policy_entries',
+        'digest': 'b9528345555f',
+    },
     'addresses': {
         'type': 'hash',
         'max_entries': 131072,
@@ -112,38 +146,52 @@ MAPS: Dict[str, Dict[str, Any]] = {
         },
         'digest': 'e1bfa3e8abdc',
     },
-    'policy_entries': {
-        'type': 'hash',
+    'port_intervals': {
+        'type': 'lpm_trie',
         'max_entries': 1,
-        'flags': 0,
+        'flags': 1,
         'key': {
             'size': 8,
             'fields': [
-                {'name': 'peer', 'offset': 0, 'size': 4, 'kind': 'u32'},
-                {'name': 'direction', 'offset': 4, 'size': 1, 'kind': 'u8'},
-                {'name': 'protocol', 'offset': 5, 'size': 1, 'kind': 'u8'},
-                {'name': 'port', 'offset': 6, 'size': 2, 'kind': 'u16'},
+                {'name': 'prefixlen', 'offset': 0, 'size': 4, 'kind': 'u32'},
+                {'name': 'protocol', 'offset': 4, 'size': 2, 'kind': 'be16'},
+                {'name': 'port', 'offset': 6, 'size': 2, 'kind': 'be16'},
             ],
         },
-        'value': {
-            'size': 8,
-            'fields': [
-                {'name': 'rule_id', 'offset': 0, 'size': 4, 'kind': 'u32'},
-                {'name': 'action', 'offset': 4, 'size': 1, 'kind': 'u8'},
-                {'name': 'classes', 'offset': 5, 'size': 1, 'kind': 'u8'},
-                {'name': 'zero', 'offset': 6, 'size': 2, 'kind': 'u16'},
-            ],
-        },
-        'digest': '6e708f228105',
+        'value': {'size': 4, 'fields': [{'name': 'interval', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'digest': 'bf3404d002b8',
     },
-    'policies': {
+    'port_sets': {
         'type': 'hash_of_maps',
-        'max_entries': 4096,
+        'max_entries': 8192,
         'flags': 0,
-        'key': {'size': 4, 'fields': [{'name': 'identity', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'key': {'size': 4, 'fields': [{'name': 'id', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
-        'inner': 'policy_entries',
-        'digest': 'b9528345555f',
+        'inner': 'port_intervals',
+        'digest': '39a88d55d17f',
+    },
+    'prefix_classes': {
+        'type': 'lpm_trie',
+        'max_entries': 1,
+        'flags': 1,
+        'key': {
+            'size': 20,
+            'fields': [
+                {'name': 'prefixlen', 'offset': 0, 'size': 4, 'kind': 'u32'},
+                {'name': 'address', 'offset': 4, 'size': 16, 'kind': 'address'},
+            ],
+        },
+        'value': {'size': 4, 'fields': [{'name': 'peer', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'digest': '34366c7b5efd',
+    },
+    'prefix_sets': {
+        'type': 'hash_of_maps',
+        'max_entries': 8192,
+        'flags': 0,
+        'key': {'size': 4, 'fields': [{'name': 'id', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'inner': 'prefix_classes',
+        'digest': 'f22987358e2a',
     },
     'endpoints': {
         'type': 'hash',
@@ -217,6 +265,7 @@ ENUMS: Dict[str, Dict[str, Any]] = {
         'neighbour': 4,
         'underlay': 5,
         'failsafe': 7,
+        'audited': 10,
         'denied_by_rule': 16,
         'denied_by_default': 17,
         'truncated': 18,
@@ -246,7 +295,7 @@ ENUMS: Dict[str, Dict[str, Any]] = {
         'blocked': 47,
         'limit': 64,
     },
-    'verdict': {'none': 0, 'allow': 1, 'deny': 2, 'default_deny': 3, 'drop': 4},
+    'verdict': {'none': 0, 'allow': 1, 'deny': 2, 'default_deny': 3, 'drop': 4, 'audit': 5},
     'direction': {'ingress': 0, 'egress': 1},
     'hook': {
         'from_endpoint': 1,
@@ -260,9 +309,22 @@ ENUMS: Dict[str, Dict[str, Any]] = {
     'identity': {'unknown': 0, 'host': 1, 'world': 2, 'waiting': 5, 'remote_node': 6, 'lowest': 256},
     'route': {'stack': 0, 'local': 1, 'tunnel': 2, 'unjudged': 3},
     'endpoint_flag': {'peer': 1},
-    'policy_peer': {'any_peer': 0, 'header': 4294967295},
+    'policy_peer': {'any_peer': 0, 'first_class': 16777216, 'header': 4294967295},
     'policy_action': {'allow': 1, 'deny': 2},
-    'policy_class': {'peer_port': 1, 'peer_protocol': 2, 'peer': 4, 'any_port': 8, 'any_protocol': 16, 'any': 32},
+    'policy_header': {'default': 0, 'prefixes': 1, 'ports': 2},
+    'policy_part': {'range': 2, 'audit': 4},
+    'policy_flag': {'prefixes': 1, 'ports': 2, 'audit': 4},
+    'policy_shape': {
+        'peer_port': 1,
+        'peer_range': 2,
+        'peer_protocol': 4,
+        'peer': 8,
+        'any_port': 16,
+        'any_range': 32,
+        'any_protocol': 64,
+        'any': 128,
+    },
+    'policy_limit': {'entries': 262144, 'prefixes': 262144, 'intervals': 262144},
     'connection_state': {'replied': 1, 'fin_initiator': 2, 'fin_responder': 4, 'reset': 8, 'denied': 16, 'denied_default': 32},
     'connection_time': {'tick_shift': 30, 'tcp_ticks': 7451, 'other_ticks': 56, 'closing_ticks': 10},
 }

@@ -7,6 +7,7 @@ from . import _utilities
 import typing
 # Export this package's modules as members:
 from ._enums import *
+from .cidr_group import *
 from .cluster import *
 from .endpoint import *
 from .identity import *
@@ -23,6 +24,7 @@ _utilities.register(
   "mod": "index",
   "fqn": "pulumi_bpfleet",
   "classes": {
+   "bpfleet:index:CidrGroup": "CidrGroup",
    "bpfleet:index:Cluster": "Cluster",
    "bpfleet:index:Endpoint": "Endpoint",
    "bpfleet:index:Identity": "Identity",

@@ -7,15 +7,37 @@ import pulumi
 from enum import Enum
 
 __all__ = [
+    'ClusterMode',
+    'ClusterUnselected',
     'DeviceXdp',
+    'ExpressionOperator',
     'FailsafePortDirection',
     'FailsafePortProtocol',
     'NodeOnDeleteUnreachable',
     'PeerEntity',
+    'PolicyMode',
     'PortProtocol',
     'RoutingMode',
     'RuleAction',
 ]
+
+
+@pulumi.type_token("bpfleet:index:ClusterMode")
+class ClusterMode(_builtins.str, Enum):
+    """
+    audit: what policies would drop passes and is reported, as if every policy were in audit mode, and `unselected` too. Default: enforce.
+    """
+    ENFORCE = "enforce"
+    AUDIT = "audit"
+
+
+@pulumi.type_token("bpfleet:index:ClusterUnselected")
+class ClusterUnselected(_builtins.str, Enum):
+    """
+    What becomes of an endpoint's traffic in a direction that no policy closes. deny: only what some policy allows passes, so that a fleet is closed before its first policy and while it is taken down. Default: open.
+    """
+    OPEN = "open"
+    DENY = "deny"
 
 
 @pulumi.type_token("bpfleet:index:DeviceXdp")
@@ -26,6 +48,17 @@ class DeviceXdp(_builtins.str, Enum):
     NATIVE = "native"
     GENERIC = "generic"
     OFF = "off"
+
+
+@pulumi.type_token("bpfleet:index:ExpressionOperator")
+class ExpressionOperator(_builtins.str, Enum):
+    """
+    In: the label has one of the values. NotIn: it has none of them, or there is no such label. Exists, DoesNotExist: there is such a label with any value, or none.
+    """
+    IN_ = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
 
 
 @pulumi.type_token("bpfleet:index:FailsafePortDirection")
@@ -66,6 +99,15 @@ class PeerEntity(_builtins.str, Enum):
     CLUSTER = "cluster"
     ALL = "all"
     NONE = "none"
+
+
+@pulumi.type_token("bpfleet:index:PolicyMode")
+class PolicyMode(_builtins.str, Enum):
+    """
+    audit: it drops nothing; what it would drop passes and is reported. Default: enforce.
+    """
+    ENFORCE = "enforce"
+    AUDIT = "audit"
 
 
 @pulumi.type_token("bpfleet:index:PortProtocol")

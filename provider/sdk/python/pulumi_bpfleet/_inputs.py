@@ -20,8 +20,12 @@ __all__ = [
     'AttachArgsDict',
     'ClusterHandleArgs',
     'ClusterHandleArgsDict',
+    'DefaultDenyArgs',
+    'DefaultDenyArgsDict',
     'DeviceArgs',
     'DeviceArgsDict',
+    'ExpressionArgs',
+    'ExpressionArgsDict',
     'FailsafePortArgs',
     'FailsafePortArgsDict',
     'NodeHandleArgs',
@@ -146,6 +150,60 @@ class ClusterHandleArgs:
         pulumi.set(self, "seeds", value)
 
 
+class DefaultDenyArgsDict(TypedDict):
+    """
+    Whether a policy closes a direction to all that no policy allows there.
+    """
+    egress: NotRequired[pulumi.Input[Optional[_builtins.bool]]]
+    """
+    For what is sent. Default: if the policy has `egress`.
+    """
+    ingress: NotRequired[pulumi.Input[Optional[_builtins.bool]]]
+    """
+    For what arrives. Default: if the policy has `ingress`.
+    """
+
+@pulumi.input_type
+class DefaultDenyArgs:
+    def __init__(__self__, *,
+                 egress: pulumi.Input[Optional[_builtins.bool]] = None,
+                 ingress: pulumi.Input[Optional[_builtins.bool]] = None):
+        """
+        Whether a policy closes a direction to all that no policy allows there.
+
+        :param pulumi.Input[_builtins.bool] egress: For what is sent. Default: if the policy has `egress`.
+        :param pulumi.Input[_builtins.bool] ingress: For what arrives. Default: if the policy has `ingress`.
+        """
+        if egress is not None:
+            pulumi.set(__self__, "egress", egress)
+        if ingress is not None:
+            pulumi.set(__self__, "ingress", ingress)
+
+    @_builtins.property
+    @pulumi.getter
+    def egress(self) -> pulumi.Input[Optional[_builtins.bool]]:
+        """
+        For what is sent. Default: if the policy has `egress`.
+        """
+        return pulumi.get(self, "egress")
+
+    @egress.setter
+    def egress(self, value: pulumi.Input[Optional[_builtins.bool]]):
+        pulumi.set(self, "egress", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def ingress(self) -> pulumi.Input[Optional[_builtins.bool]]:
+        """
+        For what arrives. Default: if the policy has `ingress`.
+        """
+        return pulumi.get(self, "ingress")
+
+    @ingress.setter
+    def ingress(self, value: pulumi.Input[Optional[_builtins.bool]]):
+        pulumi.set(self, "ingress", value)
+
+
 class DeviceArgsDict(TypedDict):
     """
     A network device of a node.
@@ -199,6 +257,78 @@ class DeviceArgs:
     @xdp.setter
     def xdp(self, value: pulumi.Input[Optional['DeviceXdp']]):
         pulumi.set(self, "xdp", value)
+
+
+class ExpressionArgsDict(TypedDict):
+    """
+    What is asked of one label.
+    """
+    key: pulumi.Input[_builtins.str]
+    """
+    Key of the label.
+    """
+    operator: pulumi.Input['ExpressionOperator']
+    """
+    In: the label has one of the values. NotIn: it has none of them, or there is no such label. Exists, DoesNotExist: there is such a label with any value, or none.
+    """
+    values: NotRequired[pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]]
+    """
+    Values of In and NotIn.
+    """
+
+@pulumi.input_type
+class ExpressionArgs:
+    def __init__(__self__, *,
+                 key: pulumi.Input[_builtins.str],
+                 operator: pulumi.Input['ExpressionOperator'],
+                 values: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None):
+        """
+        What is asked of one label.
+
+        :param pulumi.Input[_builtins.str] key: Key of the label.
+        :param pulumi.Input['ExpressionOperator'] operator: In: the label has one of the values. NotIn: it has none of them, or there is no such label. Exists, DoesNotExist: there is such a label with any value, or none.
+        :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] values: Values of In and NotIn.
+        """
+        pulumi.set(__self__, "key", key)
+        pulumi.set(__self__, "operator", operator)
+        if values is not None:
+            pulumi.set(__self__, "values", values)
+
+    @_builtins.property
+    @pulumi.getter
+    def key(self) -> pulumi.Input[_builtins.str]:
+        """
+        Key of the label.
+        """
+        return pulumi.get(self, "key")
+
+    @key.setter
+    def key(self, value: pulumi.Input[_builtins.str]):
+        pulumi.set(self, "key", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def operator(self) -> pulumi.Input['ExpressionOperator']:
+        """
+        In: the label has one of the values. NotIn: it has none of them, or there is no such label. Exists, DoesNotExist: there is such a label with any value, or none.
+        """
+        return pulumi.get(self, "operator")
+
+    @operator.setter
+    def operator(self, value: pulumi.Input['ExpressionOperator']):
+        pulumi.set(self, "operator", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def values(self) -> pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]:
+        """
+        Values of In and NotIn.
+        """
+        return pulumi.get(self, "values")
+
+    @values.setter
+    def values(self, value: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]):
+        pulumi.set(self, "values", value)
 
 
 class FailsafePortArgsDict(TypedDict):
@@ -351,11 +481,27 @@ class NodeHandleArgs:
 
 class PeerArgsDict(TypedDict):
     """
-    Who is at the other end. Exactly one of labels, entity must be given.
+    Who is at the other end. Exactly one of labels, entity, cidr, cidrGroup must be given.
+    """
+    cidr: NotRequired[pulumi.Input[Optional[_builtins.str]]]
+    """
+    Addresses of this network that are neither endpoint nor node.
+    """
+    cidr_group: NotRequired[pulumi.Input[Optional[_builtins.str]]]
+    """
+    Name of a CIDR group: addresses of its networks that are neither endpoint nor node. Until the group is there, an allow means nobody by it, and a deny every such address.
     """
     entity: NotRequired[pulumi.Input[Optional['PeerEntity']]]
     """
     host: the endpoint's own node (what a node says to itself is never judged). remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
+    """
+    except_: NotRequired[pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]]
+    """
+    Parts of the CIDR that this peer does not mean. They narrow this peer only: another may mean them.
+    """
+    expressions: NotRequired[pulumi.Input[Optional[Sequence[pulumi.Input['ExpressionArgsDict']]]]]
+    """
+    What else is asked of the labels: all of it must hold.
     """
     labels: NotRequired[pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]]
     """
@@ -365,18 +511,58 @@ class PeerArgsDict(TypedDict):
 @pulumi.input_type
 class PeerArgs:
     def __init__(__self__, *,
+                 cidr: pulumi.Input[Optional[_builtins.str]] = None,
+                 cidr_group: pulumi.Input[Optional[_builtins.str]] = None,
                  entity: pulumi.Input[Optional['PeerEntity']] = None,
+                 except_: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None,
+                 expressions: pulumi.Input[Optional[Sequence[pulumi.Input['ExpressionArgs']]]] = None,
                  labels: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None):
         """
-        Who is at the other end. Exactly one of labels, entity must be given.
+        Who is at the other end. Exactly one of labels, entity, cidr, cidrGroup must be given.
 
+        :param pulumi.Input[_builtins.str] cidr: Addresses of this network that are neither endpoint nor node.
+        :param pulumi.Input[_builtins.str] cidr_group: Name of a CIDR group: addresses of its networks that are neither endpoint nor node. Until the group is there, an allow means nobody by it, and a deny every such address.
         :param pulumi.Input['PeerEntity'] entity: host: the endpoint's own node (what a node says to itself is never judged). remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
+        :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] except_: Parts of the CIDR that this peer does not mean. They narrow this peer only: another may mean them.
+        :param pulumi.Input[Sequence[pulumi.Input['ExpressionArgs']]] expressions: What else is asked of the labels: all of it must hold.
         :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] labels: Endpoints whose identity has all these labels; {} means every endpoint.
         """
+        if cidr is not None:
+            pulumi.set(__self__, "cidr", cidr)
+        if cidr_group is not None:
+            pulumi.set(__self__, "cidr_group", cidr_group)
         if entity is not None:
             pulumi.set(__self__, "entity", entity)
+        if except_ is not None:
+            pulumi.set(__self__, "except_", except_)
+        if expressions is not None:
+            pulumi.set(__self__, "expressions", expressions)
         if labels is not None:
             pulumi.set(__self__, "labels", labels)
+
+    @_builtins.property
+    @pulumi.getter
+    def cidr(self) -> pulumi.Input[Optional[_builtins.str]]:
+        """
+        Addresses of this network that are neither endpoint nor node.
+        """
+        return pulumi.get(self, "cidr")
+
+    @cidr.setter
+    def cidr(self, value: pulumi.Input[Optional[_builtins.str]]):
+        pulumi.set(self, "cidr", value)
+
+    @_builtins.property
+    @pulumi.getter(name="cidrGroup")
+    def cidr_group(self) -> pulumi.Input[Optional[_builtins.str]]:
+        """
+        Name of a CIDR group: addresses of its networks that are neither endpoint nor node. Until the group is there, an allow means nobody by it, and a deny every such address.
+        """
+        return pulumi.get(self, "cidr_group")
+
+    @cidr_group.setter
+    def cidr_group(self, value: pulumi.Input[Optional[_builtins.str]]):
+        pulumi.set(self, "cidr_group", value)
 
     @_builtins.property
     @pulumi.getter
@@ -389,6 +575,30 @@ class PeerArgs:
     @entity.setter
     def entity(self, value: pulumi.Input[Optional['PeerEntity']]):
         pulumi.set(self, "entity", value)
+
+    @_builtins.property
+    @pulumi.getter(name="except")
+    def except_(self) -> pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]:
+        """
+        Parts of the CIDR that this peer does not mean. They narrow this peer only: another may mean them.
+        """
+        return pulumi.get(self, "except_")
+
+    @except_.setter
+    def except_(self, value: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]):
+        pulumi.set(self, "except_", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def expressions(self) -> pulumi.Input[Optional[Sequence[pulumi.Input['ExpressionArgs']]]]:
+        """
+        What else is asked of the labels: all of it must hold.
+        """
+        return pulumi.get(self, "expressions")
+
+    @expressions.setter
+    def expressions(self, value: pulumi.Input[Optional[Sequence[pulumi.Input['ExpressionArgs']]]]):
+        pulumi.set(self, "expressions", value)
 
     @_builtins.property
     @pulumi.getter
@@ -405,7 +615,15 @@ class PeerArgs:
 
 class PortArgsDict(TypedDict):
     """
-    A protocol, or one port of it.
+    A protocol, or some of its ports or message types.
+    """
+    code: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Code within the type. Default: every code.
+    """
+    end_port: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Last port of a range that begins with `port`. Default: that port alone.
     """
     port: NotRequired[pulumi.Input[Optional[_builtins.int]]]
     """
@@ -415,24 +633,64 @@ class PortArgsDict(TypedDict):
     """
     Protocol. `any` with a port means TCP, UDP and SCTP; without, every protocol.
     """
+    type: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Type of an ICMP or ICMPv6 message. Default: every type.
+    """
 
 @pulumi.input_type
 class PortArgs:
     def __init__(__self__, *,
+                 code: pulumi.Input[Optional[_builtins.int]] = None,
+                 end_port: pulumi.Input[Optional[_builtins.int]] = None,
                  port: pulumi.Input[Optional[_builtins.int]] = None,
-                 protocol: pulumi.Input[Optional['PortProtocol']] = None):
+                 protocol: pulumi.Input[Optional['PortProtocol']] = None,
+                 type: pulumi.Input[Optional[_builtins.int]] = None):
         """
-        A protocol, or one port of it.
+        A protocol, or some of its ports or message types.
 
+        :param pulumi.Input[_builtins.int] code: Code within the type. Default: every code.
+        :param pulumi.Input[_builtins.int] end_port: Last port of a range that begins with `port`. Default: that port alone.
         :param pulumi.Input[_builtins.int] port: Destination port. Default: every port.
         :param pulumi.Input['PortProtocol'] protocol: Protocol. `any` with a port means TCP, UDP and SCTP; without, every protocol.
+        :param pulumi.Input[_builtins.int] type: Type of an ICMP or ICMPv6 message. Default: every type.
         """
+        if code is not None:
+            pulumi.set(__self__, "code", code)
+        if end_port is not None:
+            pulumi.set(__self__, "end_port", end_port)
         if port is not None:
             pulumi.set(__self__, "port", port)
         if protocol is None:
             protocol = 'any'
         if protocol is not None:
             pulumi.set(__self__, "protocol", protocol)
+        if type is not None:
+            pulumi.set(__self__, "type", type)
+
+    @_builtins.property
+    @pulumi.getter
+    def code(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Code within the type. Default: every code.
+        """
+        return pulumi.get(self, "code")
+
+    @code.setter
+    def code(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "code", value)
+
+    @_builtins.property
+    @pulumi.getter(name="endPort")
+    def end_port(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Last port of a range that begins with `port`. Default: that port alone.
+        """
+        return pulumi.get(self, "end_port")
+
+    @end_port.setter
+    def end_port(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "end_port", value)
 
     @_builtins.property
     @pulumi.getter
@@ -457,6 +715,18 @@ class PortArgs:
     @protocol.setter
     def protocol(self, value: pulumi.Input[Optional['PortProtocol']]):
         pulumi.set(self, "protocol", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def type(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Type of an ICMP or ICMPv6 message. Default: every type.
+        """
+        return pulumi.get(self, "type")
+
+    @type.setter
+    def type(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "type", value)
 
 
 class RoutingArgsDict(TypedDict):
@@ -551,7 +821,7 @@ class RuleArgsDict(TypedDict):
     """
     ports: NotRequired[pulumi.Input[Optional[Sequence[pulumi.Input['PortArgsDict']]]]]
     """
-    Destination ports. Not given: every protocol and port.
+    Destination ports and message types. Not given: every protocol and port. An empty list: nothing.
     """
 
 @pulumi.input_type
@@ -565,7 +835,7 @@ class RuleArgs:
 
         :param pulumi.Input['RuleAction'] action: A matching deny beats every allow.
         :param pulumi.Input[Sequence[pulumi.Input['PeerArgs']]] peers: The other ends. Not given: any peer. An empty list: nobody.
-        :param pulumi.Input[Sequence[pulumi.Input['PortArgs']]] ports: Destination ports. Not given: every protocol and port.
+        :param pulumi.Input[Sequence[pulumi.Input['PortArgs']]] ports: Destination ports and message types. Not given: every protocol and port. An empty list: nothing.
         """
         if action is None:
             action = 'allow'
@@ -604,7 +874,7 @@ class RuleArgs:
     @pulumi.getter
     def ports(self) -> pulumi.Input[Optional[Sequence[pulumi.Input['PortArgs']]]]:
         """
-        Destination ports. Not given: every protocol and port.
+        Destination ports and message types. Not given: every protocol and port. An empty list: nothing.
         """
         return pulumi.get(self, "ports")
 

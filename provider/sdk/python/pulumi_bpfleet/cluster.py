@@ -24,30 +24,42 @@ class ClusterArgs:
     def __init__(__self__, *,
                  id: pulumi.Input[_builtins.int],
                  members: pulumi.Input[Mapping[str, pulumi.Input['NodeHandleArgs']]],
+                 allow_local_host: pulumi.Input[Optional[_builtins.bool]] = None,
                  blocked_cidrs: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None,
                  failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input['FailsafePortArgs']]]] = None,
+                 mode: pulumi.Input[Optional['ClusterMode']] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
-                 routing: pulumi.Input[Optional['RoutingArgs']] = None):
+                 routing: pulumi.Input[Optional['RoutingArgs']] = None,
+                 unselected: pulumi.Input[Optional['ClusterUnselected']] = None):
         """
         The set of arguments for constructing a Cluster resource.
 
         :param pulumi.Input[_builtins.int] id: Number of the cluster: bits 16 to 23 of its identities' numbers.
         :param pulumi.Input[Mapping[str, pulumi.Input['NodeHandleArgs']]] members: The nodes that belong to it. A map from each one's name to its handle, at least one.
+        :param pulumi.Input[_builtins.bool] allow_local_host: Let a node's own processes reach its endpoints unless a rule denies it. Default: they reach them only where policy lets `host`.
         :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] blocked_cidrs: Networks from which the nodes' devices take nothing. None may hold a member, a gateway or the controller. What workloads send to each other travels between members, so it is not blocked by its own addresses.
         :param pulumi.Input[Sequence[pulumi.Input['FailsafePortArgs']]] failsafe_ports: Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.
+        :param pulumi.Input['ClusterMode'] mode: audit: what policies would drop passes and is reported, as if every policy were in audit mode, and `unselected` too. Default: enforce.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
         :param pulumi.Input['RoutingArgs'] routing: How packets travel between nodes.
+        :param pulumi.Input['ClusterUnselected'] unselected: What becomes of an endpoint's traffic in a direction that no policy closes. deny: only what some policy allows passes, so that a fleet is closed before its first policy and while it is taken down. Default: open.
         """
         pulumi.set(__self__, "id", id)
         pulumi.set(__self__, "members", members)
+        if allow_local_host is not None:
+            pulumi.set(__self__, "allow_local_host", allow_local_host)
         if blocked_cidrs is not None:
             pulumi.set(__self__, "blocked_cidrs", blocked_cidrs)
         if failsafe_ports is not None:
             pulumi.set(__self__, "failsafe_ports", failsafe_ports)
+        if mode is not None:
+            pulumi.set(__self__, "mode", mode)
         if name is not None:
             pulumi.set(__self__, "name", name)
         if routing is not None:
             pulumi.set(__self__, "routing", routing)
+        if unselected is not None:
+            pulumi.set(__self__, "unselected", unselected)
 
     @_builtins.property
     @pulumi.getter
@@ -72,6 +84,18 @@ class ClusterArgs:
     @members.setter
     def members(self, value: pulumi.Input[Mapping[str, pulumi.Input['NodeHandleArgs']]]):
         pulumi.set(self, "members", value)
+
+    @_builtins.property
+    @pulumi.getter(name="allowLocalHost")
+    def allow_local_host(self) -> pulumi.Input[Optional[_builtins.bool]]:
+        """
+        Let a node's own processes reach its endpoints unless a rule denies it. Default: they reach them only where policy lets `host`.
+        """
+        return pulumi.get(self, "allow_local_host")
+
+    @allow_local_host.setter
+    def allow_local_host(self, value: pulumi.Input[Optional[_builtins.bool]]):
+        pulumi.set(self, "allow_local_host", value)
 
     @_builtins.property
     @pulumi.getter(name="blockedCidrs")
@@ -99,6 +123,18 @@ class ClusterArgs:
 
     @_builtins.property
     @pulumi.getter
+    def mode(self) -> pulumi.Input[Optional['ClusterMode']]:
+        """
+        audit: what policies would drop passes and is reported, as if every policy were in audit mode, and `unselected` too. Default: enforce.
+        """
+        return pulumi.get(self, "mode")
+
+    @mode.setter
+    def mode(self, value: pulumi.Input[Optional['ClusterMode']]):
+        pulumi.set(self, "mode", value)
+
+    @_builtins.property
+    @pulumi.getter
     def name(self) -> pulumi.Input[Optional[_builtins.str]]:
         """
         Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
@@ -121,6 +157,18 @@ class ClusterArgs:
     def routing(self, value: pulumi.Input[Optional['RoutingArgs']]):
         pulumi.set(self, "routing", value)
 
+    @_builtins.property
+    @pulumi.getter
+    def unselected(self) -> pulumi.Input[Optional['ClusterUnselected']]:
+        """
+        What becomes of an endpoint's traffic in a direction that no policy closes. deny: only what some policy allows passes, so that a fleet is closed before its first policy and while it is taken down. Default: open.
+        """
+        return pulumi.get(self, "unselected")
+
+    @unselected.setter
+    def unselected(self, value: pulumi.Input[Optional['ClusterUnselected']]):
+        pulumi.set(self, "unselected", value)
+
 
 @pulumi.type_token("bpfleet:index:Cluster")
 class Cluster(pulumi.CustomResource):
@@ -128,24 +176,30 @@ class Cluster(pulumi.CustomResource):
     def __init__(__self__,
                  resource_name: str,
                  opts: Optional[pulumi.ResourceOptions] = None,
+                 allow_local_host: pulumi.Input[Optional[_builtins.bool]] = None,
                  blocked_cidrs: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None,
                  failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]]] = None,
                  id: pulumi.Input[Optional[_builtins.int]] = None,
                  members: pulumi.Input[Optional[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]]] = None,
+                 mode: pulumi.Input[Optional['ClusterMode']] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
                  routing: pulumi.Input[Optional[Union['RoutingArgs', 'RoutingArgsDict']]] = None,
+                 unselected: pulumi.Input[Optional['ClusterUnselected']] = None,
                  __props__=None):
         """
         A set of nodes that share identities, addresses and policies.
 
         :param str resource_name: The name of the resource.
         :param pulumi.ResourceOptions opts: Options for the resource.
+        :param pulumi.Input[_builtins.bool] allow_local_host: Let a node's own processes reach its endpoints unless a rule denies it. Default: they reach them only where policy lets `host`.
         :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] blocked_cidrs: Networks from which the nodes' devices take nothing. None may hold a member, a gateway or the controller. What workloads send to each other travels between members, so it is not blocked by its own addresses.
         :param pulumi.Input[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]] failsafe_ports: Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.
         :param pulumi.Input[_builtins.int] id: Number of the cluster: bits 16 to 23 of its identities' numbers.
         :param pulumi.Input[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]] members: The nodes that belong to it. A map from each one's name to its handle, at least one.
+        :param pulumi.Input['ClusterMode'] mode: audit: what policies would drop passes and is reported, as if every policy were in audit mode, and `unselected` too. Default: enforce.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
         :param pulumi.Input[Union['RoutingArgs', 'RoutingArgsDict']] routing: How packets travel between nodes.
+        :param pulumi.Input['ClusterUnselected'] unselected: What becomes of an endpoint's traffic in a direction that no policy closes. deny: only what some policy allows passes, so that a fleet is closed before its first policy and while it is taken down. Default: open.
         """
         ...
     @overload
@@ -171,12 +225,15 @@ class Cluster(pulumi.CustomResource):
     def _internal_init(__self__,
                  resource_name: str,
                  opts: Optional[pulumi.ResourceOptions] = None,
+                 allow_local_host: pulumi.Input[Optional[_builtins.bool]] = None,
                  blocked_cidrs: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None,
                  failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]]] = None,
                  id: pulumi.Input[Optional[_builtins.int]] = None,
                  members: pulumi.Input[Optional[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]]] = None,
+                 mode: pulumi.Input[Optional['ClusterMode']] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
                  routing: pulumi.Input[Optional[Union['RoutingArgs', 'RoutingArgsDict']]] = None,
+                 unselected: pulumi.Input[Optional['ClusterUnselected']] = None,
                  __props__=None):
         opts = pulumi.ResourceOptions.merge(_utilities.get_resource_opts_defaults(), opts)
         if not isinstance(opts, pulumi.ResourceOptions):
@@ -186,6 +243,7 @@ class Cluster(pulumi.CustomResource):
                 raise TypeError('__props__ is only valid when passed in combination with a valid opts.id to get an existing resource')
             __props__ = ClusterArgs.__new__(ClusterArgs)
 
+            __props__.__dict__["allow_local_host"] = allow_local_host
             __props__.__dict__["blocked_cidrs"] = blocked_cidrs
             __props__.__dict__["failsafe_ports"] = failsafe_ports
             if id is None and not opts.urn:
@@ -194,8 +252,10 @@ class Cluster(pulumi.CustomResource):
             if members is None and not opts.urn:
                 raise TypeError("Missing required property 'members'")
             __props__.__dict__["members"] = members
+            __props__.__dict__["mode"] = mode
             __props__.__dict__["name"] = name
             __props__.__dict__["routing"] = routing
+            __props__.__dict__["unselected"] = unselected
             __props__.__dict__["drift"] = None
             __props__.__dict__["handle"] = None
             __props__.__dict__["lagging_nodes"] = None
@@ -221,6 +281,7 @@ class Cluster(pulumi.CustomResource):
 
         __props__ = ClusterArgs.__new__(ClusterArgs)
 
+        __props__.__dict__["allow_local_host"] = None
         __props__.__dict__["blocked_cidrs"] = None
         __props__.__dict__["drift"] = None
         __props__.__dict__["failsafe_ports"] = None
@@ -228,9 +289,19 @@ class Cluster(pulumi.CustomResource):
         __props__.__dict__["id"] = None
         __props__.__dict__["lagging_nodes"] = None
         __props__.__dict__["members"] = None
+        __props__.__dict__["mode"] = None
         __props__.__dict__["name"] = None
         __props__.__dict__["routing"] = None
+        __props__.__dict__["unselected"] = None
         return Cluster(resource_name, opts=opts, __props__=__props__)
+
+    @_builtins.property
+    @pulumi.getter(name="allowLocalHost")
+    def allow_local_host(self) -> pulumi.Output[Optional[_builtins.bool]]:
+        """
+        Let a node's own processes reach its endpoints unless a rule denies it. Default: they reach them only where policy lets `host`.
+        """
+        return pulumi.get(self, "allow_local_host")
 
     @_builtins.property
     @pulumi.getter(name="blockedCidrs")
@@ -290,6 +361,14 @@ class Cluster(pulumi.CustomResource):
 
     @_builtins.property
     @pulumi.getter
+    def mode(self) -> pulumi.Output[Optional['ClusterMode']]:
+        """
+        audit: what policies would drop passes and is reported, as if every policy were in audit mode, and `unselected` too. Default: enforce.
+        """
+        return pulumi.get(self, "mode")
+
+    @_builtins.property
+    @pulumi.getter
     def name(self) -> pulumi.Output[_builtins.str]:
         """
         Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
@@ -303,4 +382,12 @@ class Cluster(pulumi.CustomResource):
         How packets travel between nodes.
         """
         return pulumi.get(self, "routing")
+
+    @_builtins.property
+    @pulumi.getter
+    def unselected(self) -> pulumi.Output[Optional['ClusterUnselected']]:
+        """
+        What becomes of an endpoint's traffic in a direction that no policy closes. deny: only what some policy allows passes, so that a fleet is closed before its first policy and while it is taken down. Default: open.
+        """
+        return pulumi.get(self, "unselected")
 

@@ -19,7 +19,9 @@ from ._enums import *
 __all__ = [
     'Attach',
     'ClusterHandle',
+    'DefaultDeny',
     'Device',
+    'Expression',
     'FailsafePort',
     'NodeHandle',
     'Peer',
@@ -101,6 +103,42 @@ class ClusterHandle(dict):
 
 
 @pulumi.output_type
+class DefaultDeny(dict):
+    """
+    Whether a policy closes a direction to all that no policy allows there.
+    """
+    def __init__(__self__, *,
+                 egress: Optional[_builtins.bool] = None,
+                 ingress: Optional[_builtins.bool] = None):
+        """
+        Whether a policy closes a direction to all that no policy allows there.
+
+        :param _builtins.bool egress: For what is sent. Default: if the policy has `egress`.
+        :param _builtins.bool ingress: For what arrives. Default: if the policy has `ingress`.
+        """
+        if egress is not None:
+            pulumi.set(__self__, "egress", egress)
+        if ingress is not None:
+            pulumi.set(__self__, "ingress", ingress)
+
+    @_builtins.property
+    @pulumi.getter
+    def egress(self) -> Optional[_builtins.bool]:
+        """
+        For what is sent. Default: if the policy has `egress`.
+        """
+        return pulumi.get(self, "egress")
+
+    @_builtins.property
+    @pulumi.getter
+    def ingress(self) -> Optional[_builtins.bool]:
+        """
+        For what arrives. Default: if the policy has `ingress`.
+        """
+        return pulumi.get(self, "ingress")
+
+
+@pulumi.output_type
 class Device(dict):
     """
     A network device of a node.
@@ -135,6 +173,52 @@ class Device(dict):
         Where packets of the cluster's blocked_cidrs are dropped: by XDP in the device's driver, by XDP right behind the driver (any device can), or at tc (off).
         """
         return pulumi.get(self, "xdp")
+
+
+@pulumi.output_type
+class Expression(dict):
+    """
+    What is asked of one label.
+    """
+    def __init__(__self__, *,
+                 key: _builtins.str,
+                 operator: 'ExpressionOperator',
+                 values: Optional[Sequence[_builtins.str]] = None):
+        """
+        What is asked of one label.
+
+        :param _builtins.str key: Key of the label.
+        :param 'ExpressionOperator' operator: In: the label has one of the values. NotIn: it has none of them, or there is no such label. Exists, DoesNotExist: there is such a label with any value, or none.
+        :param Sequence[_builtins.str] values: Values of In and NotIn.
+        """
+        pulumi.set(__self__, "key", key)
+        pulumi.set(__self__, "operator", operator)
+        if values is not None:
+            pulumi.set(__self__, "values", values)
+
+    @_builtins.property
+    @pulumi.getter
+    def key(self) -> _builtins.str:
+        """
+        Key of the label.
+        """
+        return pulumi.get(self, "key")
+
+    @_builtins.property
+    @pulumi.getter
+    def operator(self) -> 'ExpressionOperator':
+        """
+        In: the label has one of the values. NotIn: it has none of them, or there is no such label. Exists, DoesNotExist: there is such a label with any value, or none.
+        """
+        return pulumi.get(self, "operator")
+
+    @_builtins.property
+    @pulumi.getter
+    def values(self) -> Optional[Sequence[_builtins.str]]:
+        """
+        Values of In and NotIn.
+        """
+        return pulumi.get(self, "values")
 
 
 @pulumi.output_type
@@ -236,21 +320,72 @@ class NodeHandle(dict):
 @pulumi.output_type
 class Peer(dict):
     """
-    Who is at the other end. Exactly one of labels, entity must be given.
+    Who is at the other end. Exactly one of labels, entity, cidr, cidrGroup must be given.
     """
+    @staticmethod
+    def __key_warning(key: str):
+        suggest = None
+        if key == "cidrGroup":
+            suggest = "cidr_group"
+        elif key == "except":
+            suggest = "except_"
+
+        if suggest:
+            pulumi.log.warn(f"Key '{key}' not found in Peer. Access the value via the '{suggest}' property getter instead.")
+
+    def __getitem__(self, key: str) -> Any:
+        Peer.__key_warning(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default = None) -> Any:
+        Peer.__key_warning(key)
+        return super().get(key, default)
+
     def __init__(__self__, *,
+                 cidr: Optional[_builtins.str] = None,
+                 cidr_group: Optional[_builtins.str] = None,
                  entity: Optional['PeerEntity'] = None,
+                 except_: Optional[Sequence[_builtins.str]] = None,
+                 expressions: Optional[Sequence['outputs.Expression']] = None,
                  labels: Optional[Mapping[str, _builtins.str]] = None):
         """
-        Who is at the other end. Exactly one of labels, entity must be given.
+        Who is at the other end. Exactly one of labels, entity, cidr, cidrGroup must be given.
 
+        :param _builtins.str cidr: Addresses of this network that are neither endpoint nor node.
+        :param _builtins.str cidr_group: Name of a CIDR group: addresses of its networks that are neither endpoint nor node. Until the group is there, an allow means nobody by it, and a deny every such address.
         :param 'PeerEntity' entity: host: the endpoint's own node (what a node says to itself is never judged). remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
+        :param Sequence[_builtins.str] except_: Parts of the CIDR that this peer does not mean. They narrow this peer only: another may mean them.
+        :param Sequence['Expression'] expressions: What else is asked of the labels: all of it must hold.
         :param Mapping[str, _builtins.str] labels: Endpoints whose identity has all these labels; {} means every endpoint.
         """
+        if cidr is not None:
+            pulumi.set(__self__, "cidr", cidr)
+        if cidr_group is not None:
+            pulumi.set(__self__, "cidr_group", cidr_group)
         if entity is not None:
             pulumi.set(__self__, "entity", entity)
+        if except_ is not None:
+            pulumi.set(__self__, "except_", except_)
+        if expressions is not None:
+            pulumi.set(__self__, "expressions", expressions)
         if labels is not None:
             pulumi.set(__self__, "labels", labels)
+
+    @_builtins.property
+    @pulumi.getter
+    def cidr(self) -> Optional[_builtins.str]:
+        """
+        Addresses of this network that are neither endpoint nor node.
+        """
+        return pulumi.get(self, "cidr")
+
+    @_builtins.property
+    @pulumi.getter(name="cidrGroup")
+    def cidr_group(self) -> Optional[_builtins.str]:
+        """
+        Name of a CIDR group: addresses of its networks that are neither endpoint nor node. Until the group is there, an allow means nobody by it, and a deny every such address.
+        """
+        return pulumi.get(self, "cidr_group")
 
     @_builtins.property
     @pulumi.getter
@@ -259,6 +394,22 @@ class Peer(dict):
         host: the endpoint's own node (what a node says to itself is never judged). remote-node: any other node. cluster: every endpoint and node. world: addresses that are neither endpoint nor node. all: everything. none: nothing.
         """
         return pulumi.get(self, "entity")
+
+    @_builtins.property
+    @pulumi.getter(name="except")
+    def except_(self) -> Optional[Sequence[_builtins.str]]:
+        """
+        Parts of the CIDR that this peer does not mean. They narrow this peer only: another may mean them.
+        """
+        return pulumi.get(self, "except_")
+
+    @_builtins.property
+    @pulumi.getter
+    def expressions(self) -> Optional[Sequence['outputs.Expression']]:
+        """
+        What else is asked of the labels: all of it must hold.
+        """
+        return pulumi.get(self, "expressions")
 
     @_builtins.property
     @pulumi.getter
@@ -272,23 +423,68 @@ class Peer(dict):
 @pulumi.output_type
 class Port(dict):
     """
-    A protocol, or one port of it.
+    A protocol, or some of its ports or message types.
     """
-    def __init__(__self__, *,
-                 port: Optional[_builtins.int] = None,
-                 protocol: Optional['PortProtocol'] = None):
-        """
-        A protocol, or one port of it.
+    @staticmethod
+    def __key_warning(key: str):
+        suggest = None
+        if key == "endPort":
+            suggest = "end_port"
 
+        if suggest:
+            pulumi.log.warn(f"Key '{key}' not found in Port. Access the value via the '{suggest}' property getter instead.")
+
+    def __getitem__(self, key: str) -> Any:
+        Port.__key_warning(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default = None) -> Any:
+        Port.__key_warning(key)
+        return super().get(key, default)
+
+    def __init__(__self__, *,
+                 code: Optional[_builtins.int] = None,
+                 end_port: Optional[_builtins.int] = None,
+                 port: Optional[_builtins.int] = None,
+                 protocol: Optional['PortProtocol'] = None,
+                 type: Optional[_builtins.int] = None):
+        """
+        A protocol, or some of its ports or message types.
+
+        :param _builtins.int code: Code within the type. Default: every code.
+        :param _builtins.int end_port: Last port of a range that begins with `port`. Default: that port alone.
         :param _builtins.int port: Destination port. Default: every port.
         :param 'PortProtocol' protocol: Protocol. `any` with a port means TCP, UDP and SCTP; without, every protocol.
+        :param _builtins.int type: Type of an ICMP or ICMPv6 message. Default: every type.
         """
+        if code is not None:
+            pulumi.set(__self__, "code", code)
+        if end_port is not None:
+            pulumi.set(__self__, "end_port", end_port)
         if port is not None:
             pulumi.set(__self__, "port", port)
         if protocol is None:
             protocol = 'any'
         if protocol is not None:
             pulumi.set(__self__, "protocol", protocol)
+        if type is not None:
+            pulumi.set(__self__, "type", type)
+
+    @_builtins.property
+    @pulumi.getter
+    def code(self) -> Optional[_builtins.int]:
+        """
+        Code within the type. Default: every code.
+        """
+        return pulumi.get(self, "code")
+
+    @_builtins.property
+    @pulumi.getter(name="endPort")
+    def end_port(self) -> Optional[_builtins.int]:
+        """
+        Last port of a range that begins with `port`. Default: that port alone.
+        """
+        return pulumi.get(self, "end_port")
 
     @_builtins.property
     @pulumi.getter
@@ -305,6 +501,14 @@ class Port(dict):
         Protocol. `any` with a port means TCP, UDP and SCTP; without, every protocol.
         """
         return pulumi.get(self, "protocol")
+
+    @_builtins.property
+    @pulumi.getter
+    def type(self) -> Optional[_builtins.int]:
+        """
+        Type of an ICMP or ICMPv6 message. Default: every type.
+        """
+        return pulumi.get(self, "type")
 
 
 @pulumi.output_type
@@ -373,7 +577,7 @@ class Rule(dict):
 
         :param 'RuleAction' action: A matching deny beats every allow.
         :param Sequence['Peer'] peers: The other ends. Not given: any peer. An empty list: nobody.
-        :param Sequence['Port'] ports: Destination ports. Not given: every protocol and port.
+        :param Sequence['Port'] ports: Destination ports and message types. Not given: every protocol and port. An empty list: nothing.
         """
         if action is None:
             action = 'allow'
@@ -404,7 +608,7 @@ class Rule(dict):
     @pulumi.getter
     def ports(self) -> Optional[Sequence['outputs.Port']]:
         """
-        Destination ports. Not given: every protocol and port.
+        Destination ports and message types. Not given: every protocol and port. An empty list: nothing.
         """
         return pulumi.get(self, "ports")
 

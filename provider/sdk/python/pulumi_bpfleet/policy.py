@@ -23,9 +23,13 @@ __all__ = ['PolicyArgs', 'Policy']
 class PolicyArgs:
     def __init__(__self__, *,
                  cluster: pulumi.Input['ClusterHandleArgs'],
+                 default_deny: pulumi.Input[Optional['DefaultDenyArgs']] = None,
                  description: pulumi.Input[Optional[_builtins.str]] = None,
                  egress: pulumi.Input[Optional[Sequence[pulumi.Input['RuleArgs']]]] = None,
+                 expressions: pulumi.Input[Optional[Sequence[pulumi.Input['ExpressionArgs']]]] = None,
                  ingress: pulumi.Input[Optional[Sequence[pulumi.Input['RuleArgs']]]] = None,
+                 labels: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
+                 mode: pulumi.Input[Optional['PolicyMode']] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
                  node_selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
                  selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None):
@@ -33,20 +37,32 @@ class PolicyArgs:
         The set of arguments for constructing a Policy resource.
 
         :param pulumi.Input['ClusterHandleArgs'] cluster: Handle of the cluster it belongs to.
+        :param pulumi.Input['DefaultDenyArgs'] default_deny: Which directions it closes. Default: those it has rules for.
         :param pulumi.Input[_builtins.str] description: What it is for; shown beside its rules.
         :param pulumi.Input[Sequence[pulumi.Input['RuleArgs']]] egress: Rules for what is sent. An empty list allows nothing.
+        :param pulumi.Input[Sequence[pulumi.Input['ExpressionArgs']]] expressions: What else is asked of the labels: all of it must hold.
         :param pulumi.Input[Sequence[pulumi.Input['RuleArgs']]] ingress: Rules for what arrives. An empty list allows nothing.
+        :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] labels: Labels of the policy itself; shown beside its rules, and `observe` finds by them.
+        :param pulumi.Input['PolicyMode'] mode: audit: it drops nothing; what it would drop passes and is reported. Default: enforce.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
         :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] node_selector: Nodes that have all these labels; {} selects every node. What their own processes receive and send is judged; their failsafe ports, and what a node needs to have neighbours, addresses and a tunnel, always pass.
         :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] selector: Endpoints whose identity has all these labels; {} selects every endpoint.
         """
         pulumi.set(__self__, "cluster", cluster)
+        if default_deny is not None:
+            pulumi.set(__self__, "default_deny", default_deny)
         if description is not None:
             pulumi.set(__self__, "description", description)
         if egress is not None:
             pulumi.set(__self__, "egress", egress)
+        if expressions is not None:
+            pulumi.set(__self__, "expressions", expressions)
         if ingress is not None:
             pulumi.set(__self__, "ingress", ingress)
+        if labels is not None:
+            pulumi.set(__self__, "labels", labels)
+        if mode is not None:
+            pulumi.set(__self__, "mode", mode)
         if name is not None:
             pulumi.set(__self__, "name", name)
         if node_selector is not None:
@@ -65,6 +81,18 @@ class PolicyArgs:
     @cluster.setter
     def cluster(self, value: pulumi.Input['ClusterHandleArgs']):
         pulumi.set(self, "cluster", value)
+
+    @_builtins.property
+    @pulumi.getter(name="defaultDeny")
+    def default_deny(self) -> pulumi.Input[Optional['DefaultDenyArgs']]:
+        """
+        Which directions it closes. Default: those it has rules for.
+        """
+        return pulumi.get(self, "default_deny")
+
+    @default_deny.setter
+    def default_deny(self, value: pulumi.Input[Optional['DefaultDenyArgs']]):
+        pulumi.set(self, "default_deny", value)
 
     @_builtins.property
     @pulumi.getter
@@ -92,6 +120,18 @@ class PolicyArgs:
 
     @_builtins.property
     @pulumi.getter
+    def expressions(self) -> pulumi.Input[Optional[Sequence[pulumi.Input['ExpressionArgs']]]]:
+        """
+        What else is asked of the labels: all of it must hold.
+        """
+        return pulumi.get(self, "expressions")
+
+    @expressions.setter
+    def expressions(self, value: pulumi.Input[Optional[Sequence[pulumi.Input['ExpressionArgs']]]]):
+        pulumi.set(self, "expressions", value)
+
+    @_builtins.property
+    @pulumi.getter
     def ingress(self) -> pulumi.Input[Optional[Sequence[pulumi.Input['RuleArgs']]]]:
         """
         Rules for what arrives. An empty list allows nothing.
@@ -101,6 +141,30 @@ class PolicyArgs:
     @ingress.setter
     def ingress(self, value: pulumi.Input[Optional[Sequence[pulumi.Input['RuleArgs']]]]):
         pulumi.set(self, "ingress", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def labels(self) -> pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]:
+        """
+        Labels of the policy itself; shown beside its rules, and `observe` finds by them.
+        """
+        return pulumi.get(self, "labels")
+
+    @labels.setter
+    def labels(self, value: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]):
+        pulumi.set(self, "labels", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def mode(self) -> pulumi.Input[Optional['PolicyMode']]:
+        """
+        audit: it drops nothing; what it would drop passes and is reported. Default: enforce.
+        """
+        return pulumi.get(self, "mode")
+
+    @mode.setter
+    def mode(self, value: pulumi.Input[Optional['PolicyMode']]):
+        pulumi.set(self, "mode", value)
 
     @_builtins.property
     @pulumi.getter
@@ -146,22 +210,30 @@ class Policy(pulumi.CustomResource):
                  resource_name: str,
                  opts: Optional[pulumi.ResourceOptions] = None,
                  cluster: pulumi.Input[Optional[Union['ClusterHandleArgs', 'ClusterHandleArgsDict']]] = None,
+                 default_deny: pulumi.Input[Optional[Union['DefaultDenyArgs', 'DefaultDenyArgsDict']]] = None,
                  description: pulumi.Input[Optional[_builtins.str]] = None,
                  egress: pulumi.Input[Optional[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]]] = None,
+                 expressions: pulumi.Input[Optional[Sequence[pulumi.Input[Union['ExpressionArgs', 'ExpressionArgsDict']]]]] = None,
                  ingress: pulumi.Input[Optional[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]]] = None,
+                 labels: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
+                 mode: pulumi.Input[Optional['PolicyMode']] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
                  node_selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
                  selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
                  __props__=None):
         """
-        What the selected endpoints, or the selected nodes' own processes, may receive and send. A direction without rules here stays as it is; with rules, or an empty list of them, it is closed to all that no policy allows. Exactly one of selector, nodeSelector must be given.
+        What the selected endpoints, or the selected nodes' own processes, may receive and send. A direction without rules here stays as it is; with rules, or an empty list of them, it is closed to all that no policy allows, unless `default_deny` says otherwise. Exactly one of selector, nodeSelector must be given.
 
         :param str resource_name: The name of the resource.
         :param pulumi.ResourceOptions opts: Options for the resource.
         :param pulumi.Input[Union['ClusterHandleArgs', 'ClusterHandleArgsDict']] cluster: Handle of the cluster it belongs to.
+        :param pulumi.Input[Union['DefaultDenyArgs', 'DefaultDenyArgsDict']] default_deny: Which directions it closes. Default: those it has rules for.
         :param pulumi.Input[_builtins.str] description: What it is for; shown beside its rules.
         :param pulumi.Input[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]] egress: Rules for what is sent. An empty list allows nothing.
+        :param pulumi.Input[Sequence[pulumi.Input[Union['ExpressionArgs', 'ExpressionArgsDict']]]] expressions: What else is asked of the labels: all of it must hold.
         :param pulumi.Input[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]] ingress: Rules for what arrives. An empty list allows nothing.
+        :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] labels: Labels of the policy itself; shown beside its rules, and `observe` finds by them.
+        :param pulumi.Input['PolicyMode'] mode: audit: it drops nothing; what it would drop passes and is reported. Default: enforce.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
         :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] node_selector: Nodes that have all these labels; {} selects every node. What their own processes receive and send is judged; their failsafe ports, and what a node needs to have neighbours, addresses and a tunnel, always pass.
         :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] selector: Endpoints whose identity has all these labels; {} selects every endpoint.
@@ -173,7 +245,7 @@ class Policy(pulumi.CustomResource):
                  args: PolicyArgs,
                  opts: Optional[pulumi.ResourceOptions] = None):
         """
-        What the selected endpoints, or the selected nodes' own processes, may receive and send. A direction without rules here stays as it is; with rules, or an empty list of them, it is closed to all that no policy allows. Exactly one of selector, nodeSelector must be given.
+        What the selected endpoints, or the selected nodes' own processes, may receive and send. A direction without rules here stays as it is; with rules, or an empty list of them, it is closed to all that no policy allows, unless `default_deny` says otherwise. Exactly one of selector, nodeSelector must be given.
 
         :param str resource_name: The name of the resource.
         :param PolicyArgs args: The arguments to use to populate this resource's properties.
@@ -191,9 +263,13 @@ class Policy(pulumi.CustomResource):
                  resource_name: str,
                  opts: Optional[pulumi.ResourceOptions] = None,
                  cluster: pulumi.Input[Optional[Union['ClusterHandleArgs', 'ClusterHandleArgsDict']]] = None,
+                 default_deny: pulumi.Input[Optional[Union['DefaultDenyArgs', 'DefaultDenyArgsDict']]] = None,
                  description: pulumi.Input[Optional[_builtins.str]] = None,
                  egress: pulumi.Input[Optional[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]]] = None,
+                 expressions: pulumi.Input[Optional[Sequence[pulumi.Input[Union['ExpressionArgs', 'ExpressionArgsDict']]]]] = None,
                  ingress: pulumi.Input[Optional[Sequence[pulumi.Input[Union['RuleArgs', 'RuleArgsDict']]]]] = None,
+                 labels: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
+                 mode: pulumi.Input[Optional['PolicyMode']] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
                  node_selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
                  selector: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
@@ -209,9 +285,13 @@ class Policy(pulumi.CustomResource):
             if cluster is None and not opts.urn:
                 raise TypeError("Missing required property 'cluster'")
             __props__.__dict__["cluster"] = cluster
+            __props__.__dict__["default_deny"] = default_deny
             __props__.__dict__["description"] = description
             __props__.__dict__["egress"] = egress
+            __props__.__dict__["expressions"] = expressions
             __props__.__dict__["ingress"] = ingress
+            __props__.__dict__["labels"] = labels
+            __props__.__dict__["mode"] = mode
             __props__.__dict__["name"] = name
             __props__.__dict__["node_selector"] = node_selector
             __props__.__dict__["selector"] = selector
@@ -239,10 +319,14 @@ class Policy(pulumi.CustomResource):
         __props__ = PolicyArgs.__new__(PolicyArgs)
 
         __props__.__dict__["cluster"] = None
+        __props__.__dict__["default_deny"] = None
         __props__.__dict__["description"] = None
         __props__.__dict__["drift"] = None
         __props__.__dict__["egress"] = None
+        __props__.__dict__["expressions"] = None
         __props__.__dict__["ingress"] = None
+        __props__.__dict__["labels"] = None
+        __props__.__dict__["mode"] = None
         __props__.__dict__["name"] = None
         __props__.__dict__["node_selector"] = None
         __props__.__dict__["selector"] = None
@@ -255,6 +339,14 @@ class Policy(pulumi.CustomResource):
         Handle of the cluster it belongs to.
         """
         return pulumi.get(self, "cluster")
+
+    @_builtins.property
+    @pulumi.getter(name="defaultDeny")
+    def default_deny(self) -> pulumi.Output[Optional['outputs.DefaultDeny']]:
+        """
+        Which directions it closes. Default: those it has rules for.
+        """
+        return pulumi.get(self, "default_deny")
 
     @_builtins.property
     @pulumi.getter
@@ -282,11 +374,35 @@ class Policy(pulumi.CustomResource):
 
     @_builtins.property
     @pulumi.getter
+    def expressions(self) -> pulumi.Output[Optional[Sequence['outputs.Expression']]]:
+        """
+        What else is asked of the labels: all of it must hold.
+        """
+        return pulumi.get(self, "expressions")
+
+    @_builtins.property
+    @pulumi.getter
     def ingress(self) -> pulumi.Output[Optional[Sequence['outputs.Rule']]]:
         """
         Rules for what arrives. An empty list allows nothing.
         """
         return pulumi.get(self, "ingress")
+
+    @_builtins.property
+    @pulumi.getter
+    def labels(self) -> pulumi.Output[Optional[Mapping[str, _builtins.str]]]:
+        """
+        Labels of the policy itself; shown beside its rules, and `observe` finds by them.
+        """
+        return pulumi.get(self, "labels")
+
+    @_builtins.property
+    @pulumi.getter
+    def mode(self) -> pulumi.Output[Optional['PolicyMode']]:
+        """
+        audit: it drops nothing; what it would drop passes and is reported. Default: enforce.
+        """
+        return pulumi.get(self, "mode")
 
     @_builtins.property
     @pulumi.getter

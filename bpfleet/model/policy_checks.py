@@ -1,0 +1,109 @@
+"""What the fields of a selector, a peer, a port and a rule must fulfil together.
+
+What can match nothing, or says two things at once, is a mistake of whoever wrote it, and is refused where it was
+written rather than enforced as it stands.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set
+
+from bpfleet.model.schema import Check, Problem, contains_unknown
+
+IN, NOT_IN, EXISTS, DOES_NOT_EXIST = OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
+
+_FAMILY_OF = {"icmp": 4, "icmpv6": 6}
+
+
+def expression(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """In and NotIn compare with values, Exists and DoesNotExist with none."""
+    operator, values = spec["operator"], spec.get("values")
+    if contains_unknown(operator) or contains_unknown(values):
+        return
+    if operator in (IN, NOT_IN) and not values:
+        yield Problem("values", f"is needed by {operator}", "Give at least one value, or use Exists or DoesNotExist.")
+    if operator in (EXISTS, DOES_NOT_EXIST) and values is not None:
+        yield Problem("values", f"cannot be given with {operator}", "Leave it out, or use In or NotIn.")
+
+
+class _Key:
+    """What a selector asks of one label so far. `values`: None for any."""
+
+    def __init__(self) -> None:
+        self.values: Optional[Set[str]] = None
+        self.refused: Set[str] = set()
+        self.must_exist = False
+        self.must_not = False
+
+    def contradicts(self) -> bool:
+        exists = self.must_exist or self.values is not None
+        return (exists and self.must_not) or (self.values is not None and not self.values - self.refused)
+
+
+def selector(*fields: str) -> Check:
+    """The check of a selector whose labels are in one of the fields: its expressions must leave something to match."""
+
+    def check(spec: Mapping[str, Any]) -> Iterator[Problem]:
+        labels: Mapping[str, str] = next((spec[field] for field in fields if spec.get(field)), {})
+        expressions: Sequence[Mapping[str, Any]] = spec.get("expressions") or ()
+        if contains_unknown(labels) or contains_unknown(expressions):
+            return
+        keys: Dict[str, _Key] = {}
+        for key, value in labels.items():
+            keys.setdefault(key, _Key()).values = {value}
+        for index, one in enumerate(expressions):
+            known = keys.setdefault(one["key"], _Key())
+            values = set(one.get("values") or ())
+            if one["operator"] == IN:
+                known.values = values if known.values is None else known.values & values
+            elif one["operator"] == NOT_IN:
+                known.refused |= values
+            elif one["operator"] == EXISTS:
+                known.must_exist = True
+            else:
+                known.must_not = True
+            if known.contradicts():
+                what = f"contradicts what is asked of label {one['key']} before it: nothing can match"
+                yield Problem(f"expressions[{index}]", what, "Remove one of the two.")
+                return
+
+    return check
+
+
+def peer_networks(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """Each exception lies inside the CIDR, and they leave something of it."""
+    if contains_unknown(spec.get("cidr")) or contains_unknown(spec.get("except")) or spec.get("except") is None:
+        return
+    whole: Any = ipaddress.ip_network(spec["cidr"])
+    parts: List[Any] = []
+    for index, text in enumerate(spec["except"]):
+        part: Any = ipaddress.ip_network(text)
+        if part.version != whole.version or not part.subnet_of(whole):
+            yield Problem(f"except[{index}]", f"{text} is not inside {whole}", f"Use a part of {whole}, or remove it.")
+            return
+        parts.append(part)
+    if list(ipaddress.collapse_addresses(parts)) == [whole]:
+        yield Problem("except", f"leaves nothing of {whole}", "Remove the peer, or except less of it.")
+
+
+def port_range(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """A range does not end before it begins."""
+    first, last = spec.get("port"), spec.get("end_port")
+    if isinstance(first, int) and isinstance(last, int) and last < first:
+        yield Problem("end_port", f"{last} comes before port {first}", "Give the higher of the two as end_port.")
+
+
+def families(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """A rule whose peers are CIDRs of one family has no ICMP of the other."""
+    peers = spec.get("peers")
+    if not peers or contains_unknown(peers) or any("cidr" not in peer for peer in peers):
+        return
+    versions = {6 if ":" in peer["cidr"] else 4 for peer in peers}
+    for index, port in enumerate(spec.get("ports") or ()):
+        protocol = port.get("protocol")
+        wanted = _FAMILY_OF.get(protocol) if isinstance(protocol, str) else None
+        if wanted is not None and wanted not in versions:
+            what = f"{protocol} cannot come from peers that are IPv{versions.pop()} networks only"
+            yield Problem(f"ports[{index}].protocol", what, "Remove it, or add a network of its family.")
+            return

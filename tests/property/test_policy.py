@@ -1,0 +1,76 @@
+"""What policies come to in maps is what they mean: the compiler against the reference judge."""
+
+from __future__ import annotations
+
+from typing import Dict, List
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpfleet.compile import lookup
+from bpfleet.compile.compiler import Compiler
+from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.resources import PROTOCOL_NUMBERS
+from bpfleet.observe.events import VERDICTS
+from bpfleet.observe.explain import explain
+from tests import fleet
+from tests.reference.fleets import IDENTITIES, clusters, flows
+from tests.reference.judge import Flow, judge
+
+NUMBERS: Dict[str, int] = {"host": 1, "remote-node": 6}
+ADDRESSES = {"host": "192.168.77.1", "remote-node": "192.168.77.2"}
+for _index, (_name, _labels) in enumerate(IDENTITIES.items(), 1):
+    NUMBERS[f"identity/{_name}"] = fleet.identity(_name, _labels).spec["number"]
+    ADDRESSES[f"identity/{_name}"] = f"10.77.1.{_index}"
+
+
+def question(flow: Flow) -> lookup.Question:
+    """A flow in the numbers of maps."""
+    port = flow.port[0] << 8 | flow.port[1] if isinstance(flow.port, tuple) else flow.port
+    number = NUMBERS.get(flow.peer, 2)
+    address = ADDRESSES.get(flow.peer, flow.peer)
+    return lookup.Question(flow.direction, number, PROTOCOL_NUMBERS[flow.protocol], port, address)
+
+
+@settings(max_examples=150, deadline=None)
+@given(clusters(), st.lists(flows(), min_size=1, max_size=12))
+def test_compiled_maps_say_what_policies_mean(documents: List[Document], asked: List[Flow]) -> None:
+    compiled = Compiler().compile(DocumentSet(documents), fleet.facts(1))
+    nested = compiled.state.nested
+    for flow in asked:
+        subject = nested["policies"].get(NUMBERS[f"identity/{flow.subject}"])
+        maps = lookup.Maps(subject.rows if subject else None, nested["prefix_sets"], nested["port_sets"])
+        found = lookup.judge(maps, question(flow))
+        wanted = judge(documents, flow)
+        assert (found.verdict, found.rule_id) == (wanted.verdict, wanted.rule_id), flow
+        assert not found.rule_id or found.rule_id in compiled.rules
+
+
+@settings(max_examples=50, deadline=None)
+@given(clusters(), st.lists(flows(), min_size=1, max_size=4))
+def test_explain_says_what_policies_mean(documents: List[Document], asked: List[Flow]) -> None:
+    for flow in asked:
+        ends = [flow.subject, ADDRESSES.get(flow.peer, flow.peer)]
+        port, message = (None, flow.port) if isinstance(flow.port, tuple) else (flow.port, (None, None))
+        if flow.direction == "ingress":
+            ends.reverse()
+        answer = explain(DocumentSet(documents), ends[0], ends[1], flow.protocol, port, message)
+        entry = next(entry for entry in answer["judged"] if entry["direction"] == flow.direction)
+        wanted = judge(documents, flow)
+        assert (entry["verdict"], entry.get("rule_id", 0)) == (VERDICTS[wanted.verdict], wanted.rule_id), flow
+
+
+def test_sets_are_shared_by_what_they_hold() -> None:
+    """A fleet-wide list of networks is kept once, however many identities and policies name it."""
+    documents = [*_fleet(), fleet.document("cidr_group", "office", cidrs=["198.51.100.0/24", "203.0.113.0/24"])]
+    for name in IDENTITIES:
+        rule = {"peers": [{"cidr_group": "office"}], "ports": [{"protocol": "tcp", "port": 80, "end_port": 90}]}
+        documents.append(fleet.policy(f"only-{name}", {"app": name}, ingress=[rule], egress=[rule]))
+    nested = Compiler().compile(DocumentSet(documents), fleet.facts(1)).state.nested
+    assert [len(nested[name]) for name in ("policies", "prefix_sets", "port_sets")] == [3, 1, 1]
+
+
+def _fleet() -> List[Document]:
+    documents = [fleet.cluster(["h1"]), fleet.node(1)]
+    documents += [fleet.identity(name, labels) for name, labels in IDENTITIES.items()]
+    return documents + [fleet.endpoint(name, 1, index, name) for index, name in enumerate(IDENTITIES, 1)]

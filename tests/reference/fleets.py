@@ -1,0 +1,153 @@
+"""Clusters and flows for Hypothesis to try: few names, networks and ports, so that rules meet."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any, Dict, List, Mapping, Tuple
+
+from hypothesis import strategies as st
+
+from bpfleet.model.document import Document, problems_of
+from tests import fleet
+from tests.reference.judge import Flow
+
+IDENTITIES: Dict[str, Dict[str, str]] = {
+    "a": {"app": "a", "tier": "front"},
+    "b": {"app": "b", "tier": "back"},
+    "c": {"app": "c"},
+}
+GROUPS = {
+    "office": ["198.51.100.0/24", "198.51.100.0/28", "2001:db8:ffff::/48"],
+    "empty": [],
+    "all": ["0.0.0.0/0", "::/0"],
+}
+NETWORKS = (
+    "0.0.0.0/0", "128.0.0.0/1", "198.51.0.0/16", "198.51.100.0/24", "198.51.100.0/29", "198.51.100.7/32",
+    "198.51.100.128/25", "203.0.113.0/24", "::/0", "::/80", "2001:db8::/32", "2001:db8:ffff::/48",
+    "2001:db8:ffff::7/128", "2001:db8:ffff:0:8000::/65",
+)  # fmt: skip
+INSIDE = {
+    network: tuple(other for other in NETWORKS if other != network and fleet.lies_in(other, network))
+    for network in NETWORKS
+}
+OUTSIDE = (
+    "198.51.100.7", "198.51.100.8", "198.51.100.200", "198.51.7.7", "203.0.113.9", "8.8.8.8",
+    "2001:db8:ffff::7", "2001:db8:ffff:0:8000::7", "2001:db8::7", "2620::7", "::7",
+)  # fmt: skip
+INSIDERS = (*(f"identity/{name}" for name in IDENTITIES), "host", "remote-node")
+PORTS = (1, 2, 79, 80, 81, 82, 443, 8080, 65534, 65535)
+MESSAGES = ((8, 0), (3, 0), (3, 1), (3, 4), (5, 1), (0, 0), (128, 0), (1, 4), (255, 255))
+
+
+def _expression(draw: st.DrawFn) -> Dict[str, Any]:
+    operator = draw(st.sampled_from(("In", "NotIn", "Exists", "DoesNotExist")))
+    found: Dict[str, Any] = {"key": draw(st.sampled_from(("app", "tier", "zone"))), "operator": operator}
+    if operator in ("In", "NotIn"):
+        found["values"] = draw(st.lists(st.sampled_from(("a", "b", "front")), min_size=1, max_size=2, unique=True))
+    return found
+
+
+expressions = st.lists(st.composite(_expression)(), max_size=2)
+labels = st.sampled_from(({}, {"app": "a"}, {"app": "b"}, {"tier": "front"}, {"app": "nobody"}))
+
+
+@st.composite
+def peers(draw: st.DrawFn) -> Dict[str, Any]:
+    """One peer of a rule."""
+    kind = draw(st.sampled_from(("labels", "entity", "cidr", "cidr", "cidr_group")))
+    if kind == "labels":
+        return {"labels": draw(labels), "expressions": draw(expressions)}
+    if kind == "entity":
+        return {"entity": draw(st.sampled_from(("world", "host", "remote-node", "cluster", "all", "none")))}
+    if kind == "cidr_group":
+        return {"cidr_group": draw(st.sampled_from((*GROUPS, "missing")))}
+    cidr = draw(st.sampled_from(NETWORKS))
+    parts = draw(st.lists(st.sampled_from(INSIDE[cidr]), max_size=3, unique=True)) if INSIDE[cidr] else []
+    return {"cidr": cidr, **({"except": parts} if parts else {})}
+
+
+@st.composite
+def ports(draw: st.DrawFn) -> Dict[str, Any]:
+    """One entry of a rule's ports."""
+    protocol = draw(st.sampled_from(("tcp", "tcp", "udp", "sctp", "any", "icmp", "icmpv6")))
+    found: Dict[str, Any] = {"protocol": protocol}
+    if protocol.startswith("icmp"):
+        kind, code = draw(st.sampled_from(MESSAGES))
+        if draw(st.booleans()):
+            found["type"] = kind
+            if draw(st.booleans()):
+                found["code"] = code
+    elif draw(st.integers(0, 3)):
+        first, last = sorted((draw(st.sampled_from(PORTS)), draw(st.sampled_from(PORTS))))
+        found["port"] = first
+        if draw(st.booleans()):
+            found["end_port"] = last
+    return found
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Dict[str, Any]:
+    """One rule."""
+    rule: Dict[str, Any] = {"action": draw(st.sampled_from(("allow", "allow", "deny")))}
+    if draw(st.integers(0, 4)):
+        rule["peers"] = draw(st.lists(peers(), max_size=3))
+    if draw(st.integers(0, 2)):
+        rule["ports"] = draw(st.lists(ports(), max_size=3))
+    return rule
+
+
+@st.composite
+def policy_documents(draw: st.DrawFn, name: str) -> Document:
+    """One policy that may be said; what the schema refuses is not drawn."""
+    spec: Dict[str, Any] = {"selector": draw(labels), "expressions": draw(expressions)}
+    for direction in ("ingress", "egress"):
+        if draw(st.integers(0, 3)):
+            spec[direction] = draw(st.lists(rules(), max_size=4))
+        if not draw(st.integers(0, 3)):
+            spec.setdefault("default_deny", {})[direction] = draw(st.booleans())
+    if not draw(st.integers(0, 2)):
+        spec["mode"] = draw(st.sampled_from(("enforce", "audit")))
+    data = {"kind": "policy", "name": name, "spec": spec}
+    return fleet.document("policy", name, **spec) if not problems_of(data) else fleet.policy(name, {}, ingress=[])
+
+
+@st.composite
+def clusters(draw: st.DrawFn, numbers: Mapping[str, int] = MappingProxyType({})) -> List[Document]:
+    """A cluster of two nodes with an endpoint of each identity on the first, and policies.
+
+    numbers: of identities by name, for worlds that have their own.
+    """
+    settings: Dict[str, Any] = {}
+    if not draw(st.integers(0, 3)):
+        settings["unselected"] = draw(st.sampled_from(("open", "deny")))
+    if not draw(st.integers(0, 7)):
+        settings["mode"] = draw(st.sampled_from(("enforce", "audit")))
+    if not draw(st.integers(0, 3)):
+        settings["allow_local_host"] = draw(st.booleans())
+    documents = [
+        fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], **settings),
+        fleet.node(1),
+        fleet.node(2),
+    ]
+    documents += [fleet.identity(name, held, numbers.get(name)) for name, held in IDENTITIES.items()]
+    documents += [fleet.endpoint(name, 1, index, name) for index, name in enumerate(IDENTITIES, 1)]
+    documents += [fleet.document("cidr_group", name, cidrs=cidrs) for name, cidrs in GROUPS.items()]
+    for number in range(draw(st.integers(0, 4))):
+        documents.append(draw(policy_documents(f"p{number}")))
+    return documents
+
+
+@st.composite
+def flows(draw: st.DrawFn, subject: str = "") -> Flow:
+    """A flow of any end with the first node's endpoints, or with one of them."""
+    protocol, port = draw(_wires())
+    peer = draw(st.sampled_from((*INSIDERS, *OUTSIDE, *OUTSIDE)))
+    subject = subject or draw(st.sampled_from([name for name in IDENTITIES if peer != f"identity/{name}"]))
+    return Flow(draw(st.sampled_from(("ingress", "egress"))), subject, peer, protocol, port)
+
+
+def _wires() -> st.SearchStrategy[Tuple[str, Any]]:
+    return st.one_of(
+        st.tuples(st.sampled_from(("tcp", "udp", "sctp")), st.sampled_from(PORTS)),
+        st.tuples(st.sampled_from(("icmp", "icmpv6")), st.sampled_from(MESSAGES)),
+    )
