@@ -205,6 +205,18 @@ def matrix(
     return "\n".join([*lines, "", "denied by:", *denials])
 
 
+def through_service(lab: Lab, workloads: Workloads, service: Mapping[str, str], port: int) -> str:
+    """Who connects to the service, as a line: policy judges the backend, so it is whoever reaches that."""
+    target = {name: service[name] for name in FAMILIES}
+    reached = probe(lab, {**workloads, "the service": {**workloads[service["backend"]], **target}}, port)
+    clients = [name for name in workloads if name != service["backend"]]
+    for name in clients:
+        if reached[name, "the service"] != reached[name, service["backend"]]:
+            raise SystemExit(f"demo: {name} should reach the service exactly if it reaches {service['backend']}")
+    allowed = ", ".join(name for name in clients if reached[name, "the service"])
+    return f"{service['address']} and {service['address6']} answer to: {allowed}"
+
+
 def say(text: str) -> None:
     print(f"\n\033[1m== {text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
 
@@ -226,6 +238,9 @@ def main() -> int:
         began = time.time()
         first = probe(lab, workloads, port)
         print(matrix(workloads, first, verdicts(began)))
+
+        say(f"the service in front of {outputs['service']['backend']}, by its own addresses")
+        print(through_service(lab, workloads, outputs["service"], port))
 
         say("one policy changed (batch may use the database), and pulumi up again")
         pulumi.run("config", "set", "batchToDb", "allow")

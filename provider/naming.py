@@ -17,7 +17,7 @@ from bpfleet.errors import InvalidInput
 from bpfleet.model.resources import SSH
 from bpfleet.model.schema import Boolean, Text, camel, check
 
-IN_CLUSTER = frozenset({"identity", "endpoint", "cidr_group", "policy"})
+IN_CLUSTER = frozenset({"identity", "endpoint", "cidr_group", "policy", "service"})
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,16 @@ def node_policy(name: str, selector: Mapping[str, str], **directions: List[Dict[
     return document("policy", name, node_selector=dict(selector), **directions)
 
 
+def service(name: str, frontends: Sequence[str], backends: List[Dict[str, Any]]) -> Document:
+    """Frontends are written 10.96.0.1:80, 10.96.0.1:53/udp or [fd00::1]:80."""
+    parsed = []
+    for text in frontends:
+        where, _, protocol = text.partition("/")
+        address, _, port = where.rpartition(":")
+        parsed.append({"address": address.strip("[]"), "port": int(port), "protocol": protocol or "tcp"})
+    return document("service", name, frontends=parsed, backends=backends)
+
+
 def facts(index: int, workloads: int = 8) -> Facts:
     """Facts of host h<index> with namespaces w1 to w<workloads>."""
     return Facts(

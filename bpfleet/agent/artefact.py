@@ -25,6 +25,7 @@ import bpfleet
 from bpfleet.agent import wire
 from bpfleet.agent.install import digest_of
 from bpfleet.errors import HostFailed
+from bpfleet.loader.generated.layouts import PROGRAMS
 from bpfleet.loader.rtnl import NAMESPACES
 from bpfleet.model.state import DEVICE_PREFIX, TUNNEL_DEVICE
 
@@ -32,15 +33,7 @@ CHECKOUT = Path(bpfleet.__file__).parent.parent
 OBJECTS = CHECKOUT / "build" / "bpf"
 BUILT = CHECKOUT / "build" / "agent.pyz"
 TEMPLATES = CHECKOUT / "templates" / "host"
-OBJECT_NAMES = (
-    "from_endpoint",
-    "from_tunnel",
-    "from_underlay",
-    "to_endpoint",
-    "to_tunnel",
-    "to_underlay",
-    "xdp_underlay",
-)
+OBJECT_NAMES = tuple(sorted(PROGRAMS))
 HOST_PACKAGES = ("model", "compile", "loader", "agent", "observe")
 CONTROLLER_ONLY = (
     "bpfleet/loader/fake.py",

@@ -62,6 +62,10 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
         "waiting": [{"document": item.document, "reason": item.reason} for item in compiled.waiting]
         if compiled
         else [],
+        "services": [
+            {"name": one.name, "frontends": [{"frontend": text, "backends": count} for text, count in one.frontends]}
+            for one in (compiled.services if compiled else ())
+        ],
         "warnings": list(compiled.warnings) if compiled else [],
         "pending": pending(journal),
         "writes": journal.writes,

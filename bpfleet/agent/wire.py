@@ -194,6 +194,7 @@ class StatusResult(TypedDict, total=False):
     maps: List[Dict[str, Any]]  # {"map", "used", "limit"}
     counters: List[Dict[str, Any]]  # {"reason", "drop": bool, "packets", "bytes"}
     waiting: List[Dict[str, str]]
+    services: List[Dict[str, Any]]  # {"name", "frontends": [{"frontend": "10.96.0.10:80/tcp", "backends": count}]}
     warnings: List[str]
     pending: Optional[Pending]
     writes: int

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bpfleet.cli.reach import add_arguments, colour, table, targets
 from bpfleet.errors import BpfleetError
+from bpfleet.model.resources import RESOURCES
 
 if TYPE_CHECKING:
     from bpfleet.transport.fleet import Fleet
@@ -98,6 +99,7 @@ def render(report: Mapping[str, Any]) -> str:
         shown.append(line if node["state"] == "ok" else colour(line, "31" if not node["reachable"] else "33"))
     for name, node in report["nodes"].items():
         shown.extend(f"{name}: {line}" for line in _remarks(node))
+    shown.extend(_services(report))
     return "\n".join(shown)
 
 
@@ -120,8 +122,7 @@ def _row(name: str, node: Mapping[str, Any]) -> list[str]:
 
 
 def _counts(kinds: Mapping[str, int]) -> str:
-    order = ("cluster", "node", "identity", "endpoint", "cidr_group", "policy")
-    return ", ".join(f"{kinds[kind]} {kind}" for kind in order if kinds.get(kind))
+    return ", ".join(f"{kinds[kind]} {kind}" for kind in RESOURCES if kinds.get(kind))
 
 
 def _remarks(node: Mapping[str, Any]) -> list[str]:
@@ -142,6 +143,19 @@ def _remarks(node: Mapping[str, Any]) -> list[str]:
         if counter["drop"]:
             lines.append(f"dropped {counter['packets']} packets: {counter['reason'].replace('_', ' ')}")
     return lines
+
+
+def _services(report: Mapping[str, Any]) -> list[str]:
+    """Frontends and how many backends each has: the same on all nodes that agree, so one of them is asked."""
+    agreeing = (node for node in report["nodes"].values() if node["reachable"] and node["agrees"])
+    services: list[Any] = next((node["services"] for node in agreeing if "services" in node), [])
+    lines = []
+    for service in services:
+        for frontend in service["frontends"]:
+            count = frontend["backends"]
+            backends = "no backends: connections are refused" if not count else f"{count} backend{'s'[: count > 1]}"
+            lines.append(f"{service['name']} {frontend['frontend']}: {backends}")
+    return _some("service", lines)
 
 
 def _some(prefix: str, items: list[str]) -> list[str]:

@@ -8,19 +8,31 @@ from __future__ import annotations
 
 from typing import Dict, List, Mapping, Sequence, Tuple
 
-from bpfleet.compile import blocklist, entries, host, lookup, policy, topology
+from bpfleet.compile import blocklist, entries, host, lookup, policy, services, topology
 from bpfleet.compile.blocklist import blocked_row
 from bpfleet.compile.entries import Settings, Side, Subject
 from bpfleet.compile.memo import Memo
 from bpfleet.compile.policy import Nodes, Resolved
 from bpfleet.compile.rules import Content
 from bpfleet.compile.selector import LabelIndex
+from bpfleet.compile.services import Services
 from bpfleet.compile.topology import Topology
 from bpfleet.compile.validate import validate
 from bpfleet.errors import BpfleetError
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.identity import HOST, RESERVED_NAMES
-from bpfleet.model.state import TUNNEL_DEVICE, Compiled, Facts, NodeState, Program, Row, Table, Waiting
+from bpfleet.model.state import (
+    CGROUP_ROOT,
+    SOCKET_HOOKS,
+    TUNNEL_DEVICE,
+    Compiled,
+    Facts,
+    NodeState,
+    Program,
+    Row,
+    Table,
+    Waiting,
+)
 
 OBJECTS = ("from_endpoint", "to_endpoint", "from_tunnel", "to_tunnel", "from_underlay")
 """One object for each hook: bpf/<name>.bpf.c."""
@@ -28,6 +40,9 @@ HOST_OBJECTS = ("to_underlay",)
 """Those that only a node needs which a policy selects."""
 XDP_OBJECT = "xdp_underlay"
 """Only where a device has XDP."""
+SOCKET_OBJECTS = {hook: f"socket_{hook}" for hook in SOCKET_HOOKS}
+"""Those for sockets, which are there when there is a service."""
+NO_CGROUP = "the host has no cgroup2 hierarchy: nothing on it is connected to services"
 
 ENDPOINTS_KEY = ("ifindex",)
 ENDPOINTS_VALUE = ("identity", "policy_revision", "flags", "workload_mac", "device_mac")
@@ -62,11 +77,13 @@ class Compiler:
             (documents.fingerprint("cluster", "node", "identity", "endpoint"), facts_key(facts)),
             lambda: topology.build(documents, cluster, own, facts),
         )
-        compiled = self._policies(documents, cluster, own, place)
+        compiled = self._policies(documents, cluster, own, place, facts)
         self._memo.sweep()
         return compiled
 
-    def _policies(self, documents: DocumentSet, cluster: Document, own: Document, place: Topology) -> Compiled:
+    def _policies(
+        self, documents: DocumentSet, cluster: Document, own: Document, place: Topology, facts: Facts
+    ) -> Compiled:
         identities = documents.fingerprint("identity")
         index = self._memo.get("index", identities, lambda: _index(documents))
         members = documents.fingerprint("cluster", "node")
@@ -99,12 +116,20 @@ class Compiler:
                 lambda number=number, found=found: entries.subject_table(number, found, ids, set_ids),  # type: ignore[misc]
             )
         sets = self._sets(every_side, set_ids)
+        balanced = self._memo.get(
+            "services",
+            documents.fingerprint("cluster", "node", "identity", "endpoint", "service"),
+            lambda: services.build(documents, index),
+        )
+        hooked = bool(balanced.summaries) and facts.cgroup
         state = self._memo.get(
             "state",
-            (place, cluster.hash, tuple(sorted(subjects.items(), key=lambda item: item[0]))),
-            lambda: _state(cluster, own, place, subjects, sets),
+            (place, cluster.hash, balanced, hooked, tuple(sorted(subjects.items(), key=lambda item: item[0]))),
+            lambda: _state(cluster, own, place, subjects, sets, balanced, hooked),
         )
         warnings = [warning for item in resolved for warning in item.warnings]
+        if balanced.summaries and not facts.cgroup:
+            warnings.append(NO_CGROUP)
         return Compiled(
             state=state,
             rules=names,
@@ -121,6 +146,7 @@ class Compiler:
                 *warnings,
                 *host.failsafe_warnings(own.name, cluster, _maps(subjects[HOST], sets), names),
             ),
+            services=balanced.summaries,
         )
 
     def _resolved(self, documents: DocumentSet, index: LabelIndex, nodes: Nodes) -> List[Resolved]:
@@ -161,7 +187,7 @@ def _maps(subject: Subject, sets: Mapping[str, Mapping[int, Table]]) -> lookup.M
 
 def facts_key(facts: Facts) -> Tuple[object, ...]:
     """Facts as a hashable value."""
-    return (facts.node, tuple(sorted(facts.devices.items())), tuple(sorted(facts.namespaces)), facts.tcx)
+    return (facts.node, tuple(sorted(facts.devices.items())), tuple(sorted(facts.namespaces)), facts.tcx, facts.cgroup)
 
 
 def _index(documents: DocumentSet) -> LabelIndex:
@@ -188,6 +214,8 @@ def _state(
     place: Topology,
     subjects: Mapping[int, Subject],
     sets: Mapping[str, Mapping[int, Table]],
+    balanced: Services,
+    hooked: bool,
 ) -> NodeState:
     endpoint_rows: Dict[Row, Row] = {}
     selected = subjects[HOST] is not entries.OPEN
@@ -226,21 +254,27 @@ def _state(
     if set(modes.values()) != {"off"}:
         programs[XDP_OBJECT] = Program(XDP_OBJECT, constants)
     revisions = (place.addresses_revision, TUNNEL_DEVICE, subjects[HOST].revision)
+    attachments = {hook: name for hook, name in attachments.items() if hook[0] in place.present}
+    if hooked:
+        programs.update({name: Program(name, constants) for name in SOCKET_OBJECTS.values()})
+        attachments.update({(CGROUP_ROOT, hook): name for hook, name in SOCKET_OBJECTS.items()})
     return NodeState(
         programs=programs,
-        attachments={hook: name for hook, name in attachments.items() if hook[0] in place.present},
+        attachments=attachments,
         tables={
             "addresses": place.addresses,
             "blocked": Table(BLOCKED_KEY, BLOCKED_VALUE, {blocked_row(cidr): (1,) for cidr in blocked}),
             "endpoints": Table(ENDPOINTS_KEY, ENDPOINTS_VALUE, endpoint_rows),
             "failsafe": host.failsafe_table(cluster),
             "node": Table(NODE_KEY, NODE_VALUE, {(0,): revisions}),
+            "services": balanced.frontends,
         },
         nested={
             "policies": {
                 number: subject.table for number, subject in sorted(subjects.items()) if subject is not entries.OPEN
             },
             **sets,
+            "backends": balanced.backends,
         },
         devices=place.devices,
         routes=place.routes,

@@ -11,6 +11,7 @@ from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, 
 
 from bpfleet.compile import blocklist
 from bpfleet.compile.memo import Memo
+from bpfleet.compile.service_conflicts import frontends_on_node, service_conflicts
 from bpfleet.errors import BpfleetError, Conflict, InvalidInput, NumberTaken
 from bpfleet.model.document import Document, DocumentSet, canonical_json
 from bpfleet.model.identity import cluster_of
@@ -33,6 +34,7 @@ def validate(documents: DocumentSet, facts: Optional[Facts] = None, memo: Option
     if facts is not None:
         found.extend(blocklist.unreachable(documents, facts))
         found.extend(_own_node(documents, facts))
+        found.extend(frontends_on_node(documents, facts))
     return found
 
 
@@ -200,6 +202,7 @@ _CHECKS: Tuple[Tuple[Callable[[DocumentSet], Iterator[BpfleetError]], Tuple[str,
     (_nodes, ("node",)),
     (_endpoints, ("node", "endpoint")),
     (blocklist.conflicts, ("cluster", "node")),
+    (service_conflicts, ("cluster", "node", "endpoint", "service")),
 )
 """Checks, each with the kinds of documents that it looks at."""
 

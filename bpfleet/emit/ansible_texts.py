@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
+from bpfleet.model.resources import RESOURCES
+
 COMMON: Dict[str, Dict[str, Any]] = {
     "cluster": {
         "description": ["Name of the cluster it belongs to.", "The documents' owner is V(ansible:<cluster>)."],
@@ -144,7 +146,7 @@ OTHERS: Dict[str, Dict[str, Any]] = {
                 "description": ["Only documents of these kinds.", "Default: all."],
                 "type": "list",
                 "elements": "str",
-                "choices": ["cluster", "node", "identity", "endpoint", "cidr_group", "policy"],
+                "choices": list(RESOURCES),
             },
             "names": {
                 "description": ["Only documents of these names.", "Default: all."],
@@ -312,6 +314,14 @@ EXAMPLES: Dict[str, str] = {
     cluster: shop
     name: old
     state: absent
+""",
+    "service": """
+- name: One address for all web servers
+  bpfleet.fleet.service:
+    cluster: shop
+    name: web
+    frontends: [{address: 10.96.0.10, port: 80}]
+    backends: [{labels: {role: web}, port: 8080}]
 """,
     "documents": """
 - name: The whole cluster, from files beside the playbook and from variables

@@ -13,6 +13,8 @@ _REMEDY = {
     "blocked": "Block fewer, larger networks.",
     "failsafe": "List fewer failsafe ports.",
     "endpoints": "Move endpoints to other nodes.",
+    "services": "Declare fewer frontends.",
+    "backends": "Declare fewer services, or let them share backends.",
     "policies": "Use fewer different identities on this node.",
     "policy_entries": "Name fewer peers and ports in the policies that select this identity, or larger networks.",
     "port_sets": "Use fewer different combinations of port ranges in the policies that select endpoints here.",

@@ -16,7 +16,7 @@ from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.kernel import Found
 from bpfleet.loader.rows import is_index
 from bpfleet.model.document import canonical_json
-from bpfleet.model.state import Adopted, Facts, NodeState, Program, Route, Row, Table, Veth
+from bpfleet.model.state import CGROUP_ROOT, Adopted, Facts, NodeState, Program, Route, Row, Table, Veth
 
 _INNER = {described["inner"] for described in MAPS.values() if "inner" in described}
 MAP_NAMES = tuple(sorted(name for name in MAPS if name not in _INNER))
@@ -201,7 +201,7 @@ class FakeKernel:
         self._programs = [item for item in self._programs if step.name not in (item.object, _versioned(item))]
 
     def _do_Attach(self, step: s.Attach) -> None:
-        index = self._device(step.device).index
+        index = self._place(step.device)
         if step.program not in self._programs:
             raise HostFailed(f"program {step.program.object} is not loaded", remedy="Load it first.")
         if step.hook in XDP_HOOKS:  # a device has one of them
@@ -258,6 +258,10 @@ class FakeKernel:
         self._indexes += 1
         return self._indexes
 
+    def _place(self, name: str) -> int:
+        """What is at a hook's place: a device's index, or the root cgroup, which is always the same."""
+        return 0 if name == CGROUP_ROOT else self._device(name).index
+
     def _device(self, name: str) -> _Device:
         try:
             return self._devices[name]
@@ -281,9 +285,10 @@ class FakeKernel:
         return program.object if want.programs.get(program.object) == program else _versioned(program)
 
     def _attached(self, hook: Tuple[str, str], link: _Link, want: NodeState) -> str:
-        device = self._devices.get(hook[0])
+        place = self._devices.get(hook[0])
+        there = hook[0] == CGROUP_ROOT or (place is not None and place.index == link.index)
         name = self._name(link.program, want) if link.program in self._programs else f"{link.program.object}#{link.id}"
-        return name if device is not None and device.index == link.index else f"{name} (its device is gone)"
+        return name if there else f"{name} (its device is gone)"
 
     def _bound(self, fields: Tuple[str, ...], row: Row) -> Record:
         """A row as a record, in an order of its own, with indexes for devices."""

@@ -19,7 +19,7 @@ from bpfleet.loader import syscall
 from bpfleet.loader.objects import PROGRAM_PREFIX
 from bpfleet.loader.pins import Pins, open_pin, unpin
 
-Hook = Tuple[str, str]  # (device, "ingress" | "egress")
+Hook = Tuple[str, str]  # (device, "ingress" | "egress"), or (CGROUP_ROOT, a socket hook)
 
 
 @dataclass(frozen=True)

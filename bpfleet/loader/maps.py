@@ -16,7 +16,7 @@ from bpfleet.model.state import Row, Table
 
 _ENOTSUPP = 524  # the kernel's own, which escapes where a map type has no batch operation
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP)
-_INNER_TYPES = {"hash": syscall.MAP_HASH, "lpm_trie": syscall.MAP_LPM_TRIE}
+_INNER_TYPES = {"hash": syscall.MAP_HASH, "array": syscall.MAP_ARRAY, "lpm_trie": syscall.MAP_LPM_TRIE}
 _CHUNK = 8192  # elements a batch: the kernel copies a batch piece by piece, and the buffers stay small
 _INNER_CHUNK = 256  # inner maps a batch: each is an open descriptor until it is in its place
 

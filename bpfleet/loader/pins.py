@@ -2,7 +2,8 @@
 
     maps/<map>_v<digest of its layout>     programs/<object>-<digest>     links/<device>-<hook>
 
-bpffs forbids dots in names, and device names have them (eth0.100): they are written %2e.
+bpffs forbids dots in names, and device names have them (eth0.100): they are written %2e. The place of socket hooks is
+"/", which is written %2f.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Pins:
 
     def link(self, device: str, hook: str) -> Path:
         """Where the link that holds our program at a hook is pinned."""
-        return self.links / f"{device.replace('%', '%25').replace('.', '%2e')}-{hook}"
+        return self.links / f"{device.replace('%', '%25').replace('.', '%2e').replace('/', '%2f')}-{hook}"
 
     def list_maps(self) -> List[str]:
         """File names of pinned maps."""
@@ -102,7 +103,7 @@ class Pins:
             if hook in ("native", "generic"):  # xdp-native, xdp-generic: the only hooks with a dash
                 device, _, kind = device.rpartition("-")
                 hook = f"{kind}-{hook}"
-            found.append((device.replace("%2e", ".").replace("%25", "%"), hook))
+            found.append((device.replace("%2f", "/").replace("%2e", ".").replace("%25", "%"), hook))
         return found
 
 

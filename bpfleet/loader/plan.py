@@ -6,12 +6,13 @@ The order, and why:
     programs let through before must not pass when the programs are taken away.
  2. Devices and sysctls; a new veth has its host side down, so its workload cannot send yet.
  3. Programs are loaded. They bring the maps; traffic sees nothing of it.
- 4. Rows are put, addresses before all; then inner maps are swapped (the sets that policies name before the policies),
-    and removed where endpoints stay that no policy selects any more; then `endpoints`, whose policy_revision may change
-    only when that is done. Whoever judges by the old map never stamps the new revision.
- 5. Programs, then routes, that are no longer wanted go; then rows: of `endpoints` first, then the rest; then the
-    inner maps of identities that have no endpoint here any more (earlier, those endpoints would stand open), and the
-    sets that no policy names any more.
+  4. Rows are put, addresses before all; then inner maps are swapped (sets before the policies that name them), and
+     removed where endpoints stay that no policy selects any more; then `endpoints`, whose policy_revision may change
+     only when that is done. Whoever judges by the old map never stamps the new revision. Likewise `services`, which
+     name the inner maps of their backends.
+ 5. Programs, then routes, that are no longer wanted go; then rows: of `services` and `endpoints` first, then the rest;
+     then the inner maps of identities that have no endpoint here any more (earlier, those endpoints would stand open),
+     and the sets that no policy and the backends that no service names any more.
  6. `node`: its addresses_revision may change only when all addresses are as they shall be, removals included.
  7. Programs are attached, or replaced in place: all that they read is there. XDP comes first and goes last, as the
     program behind it looks for blocked networks only where XDP does not. Then devices are set up, then routes.
@@ -51,6 +52,7 @@ from bpfleet.model.state import Adopted, NodeState, Row, Table, Veth, Vxlan
 FIRST_TABLE = "addresses"
 POLICIES = "policies"
 AFTER_POLICIES = "endpoints"
+AFTER_INNER = ("services", AFTER_POLICIES)
 LAST_TABLE = "node"
 
 
@@ -74,7 +76,7 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
     steps += rows.put
     steps += _swaps(want, have)
     steps += _inner_removals(want, have, in_use=True)
-    steps += rows.put_endpoints
+    steps += rows.put_after
     steps += [hook for hook in unwanted if not is_xdp(hook.hook)]
     steps += [RemoveRoute(route) for key, route in sorted(have.routes.items()) if key not in want.routes]
     steps += rows.delete
@@ -202,7 +204,7 @@ def _attachments(want: NodeState, have: NodeState) -> List[Step]:
 @dataclass
 class _RowSteps:
     put: List[Step] = field(default_factory=list)
-    put_endpoints: List[Step] = field(default_factory=list)
+    put_after: List[Step] = field(default_factory=list)
     put_last: List[Step] = field(default_factory=list)
     delete: List[Step] = field(default_factory=list)
 
@@ -215,10 +217,10 @@ def _row_steps(want: NodeState, have: NodeState) -> _RowSteps:
         changed = {key: value for key, value in table.rows.items() if there.get(key) != value}
         if changed:
             put = PutRows(name, Table(table.key, table.value, changed))
-            (
-                steps.put_endpoints if name == AFTER_POLICIES else steps.put_last if name == LAST_TABLE else steps.put
-            ).append(put)
-    for name in sorted(want.tables, key=lambda name: (name != AFTER_POLICIES, name)):
+            (steps.put_after if name in AFTER_INNER else steps.put_last if name == LAST_TABLE else steps.put).append(
+                put
+            )
+    for name in sorted(want.tables, key=lambda name: (name not in AFTER_INNER, name not in AFTER_INNER[:1], name)):
         table = want.tables[name]
         gone = tuple(key for key in _rows_of(have.tables.get(name), table) if key not in table.rows)
         if gone:
@@ -250,7 +252,7 @@ def _swaps(want: NodeState, have: NodeState) -> List[Step]:
 
 def _inner_removals(want: NodeState, have: NodeState, *, in_use: bool) -> List[Step]:
     """Removals of inner maps: policies of identities that have endpoints here, or of those that have none; and with
-    these, as no policy names them any more, prefix sets and port sets."""
+    these, as nothing names them any more, prefix sets, port sets and backends."""
     endpoints = want.tables.get(AFTER_POLICIES)
     used = {record.get("identity") for record in endpoints.records().values()} if endpoints else set()
     steps: List[Step] = []

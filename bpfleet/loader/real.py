@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from bpfleet.errors import HostFailed, HostUnfit
-from bpfleet.loader import links, steps, syscall
+from bpfleet.loader import cgroup, links, steps, syscall
 from bpfleet.loader.clsact import device_hooks
 from bpfleet.loader.devices import Devices, is_ours, read_devices
 from bpfleet.loader.generated.layouts import MAPS
@@ -48,7 +48,11 @@ class RealKernel:
         self._objects = Objects(Path(objects), self._pins, Path(state))
         self._maps = Maps(self._pins, self._wrote)
         self._hooks: links.Mechanism = links.ByHook(
-            [device_hooks(self._pins, self._wrote, use_tcx=use_tcx), Xdp(self._pins, self._wrote)]
+            [
+                device_hooks(self._pins, self._wrote, use_tcx=use_tcx),
+                Xdp(self._pins, self._wrote),
+                cgroup.Cgroup(self._pins, self._wrote),
+            ]
         )
         self._use_tcx = use_tcx
         self._devices = Devices(self._wrote)
@@ -93,6 +97,7 @@ class RealKernel:
             _namespaces(),
             self._use_tcx and links.supported(),
             tuple(sorted(gateways)),
+            cgroup=cgroup.root() is not None,
         )
 
     # -- reading -----------------------------------------------------------------------------------------------------

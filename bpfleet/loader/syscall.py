@@ -28,7 +28,7 @@ ATTACH_TYPES = {"ingress": TCX_INGRESS, "egress": TCX_EGRESS}
 _BEFORE = 1 << 3  # BPF_F_BEFORE, with nothing named: before all
 
 MAP_HASH, MAP_ARRAY, MAP_LPM_TRIE, MAP_HASH_OF_MAPS = 1, 2, 11, 13
-LINK_XDP, LINK_TCX = 6, 11
+LINK_CGROUP, LINK_XDP, LINK_TCX = 3, 6, 11
 XDP = 37  # attach type BPF_XDP
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PIN, _GET = 0, 1, 2, 3, 4, 6, 7
@@ -146,15 +146,20 @@ class _ProgramInfo(ctypes.Structure):
     ]
 
 
+class _DeviceOfLink(ctypes.Structure):
+    _fields_ = [("ifindex", _u32), ("attach_type", _u32)]
+
+
+class _CgroupOfLink(ctypes.Structure):
+    _fields_ = [("id", _u64), ("attach_type", _u32), ("pad", _u32)]
+
+
+class _PlaceOfLink(ctypes.Union):
+    _fields_ = [("device", _DeviceOfLink), ("cgroup", _CgroupOfLink)]
+
+
 class _LinkInfo(ctypes.Structure):
-    _fields_ = [
-        ("type", _u32),
-        ("id", _u32),
-        ("prog_id", _u32),
-        ("pad", _u32),
-        ("ifindex", _u32),
-        ("attach_type", _u32),
-    ]
+    _fields_ = [("type", _u32), ("id", _u32), ("prog_id", _u32), ("pad", _u32), ("at", _PlaceOfLink)]
 
 
 @dataclass(frozen=True)
@@ -181,13 +186,14 @@ class ProgramInfo:
 
 @dataclass(frozen=True)
 class LinkInfo:
-    """What the kernel says of a link. A link whose device is gone has `ifindex` 0."""
+    """What the kernel says of a link. Where its device is gone, `ifindex` is 0; where its cgroup is, `cgroup`."""
 
     id: int
     type: int
     program_id: int
     ifindex: int
     attach_type: int
+    cgroup: int = 0
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -374,7 +380,9 @@ def link_info(fd: int) -> LinkInfo:
     """The kernel's description of a link."""
     info = _LinkInfo()
     _info(fd, info)
-    return LinkInfo(info.id, info.type, info.prog_id, info.ifindex, info.attach_type)
+    if info.type == LINK_CGROUP:
+        return LinkInfo(info.id, info.type, info.prog_id, 0, info.at.cgroup.attach_type, info.at.cgroup.id)
+    return LinkInfo(info.id, info.type, info.prog_id, info.at.device.ifindex, info.at.device.attach_type)
 
 
 def _by_id(command: int, number: int) -> int:
@@ -412,6 +420,25 @@ def links() -> Iterator[int]:
                 return  # the last one; else this one ended since
             continue
         yield fd
+
+
+def cgroup_query(cgroup_fd: int, attach_type: int) -> List[int]:
+    """Ids of the programs attached to a cgroup itself, in the order they run."""
+    room = 64  # the kernel allows BPF_CGROUP_MAX_PROGS = 64 programs a hook
+    programs = (_u32 * room)()
+    attr = _Query(target=cgroup_fd, attach_type=attach_type, prog_ids=_address(programs), count=room)
+    _call(_QUERY, attr)
+    return list(programs[: attr.count])
+
+
+def cgroup_attach(program_fd: int, cgroup_fd: int, attach_type: int) -> int:
+    """A new link of a program to a cgroup; programs of others there run as well."""
+    return _call(_LINK_CREATE, _LinkCreate(prog_fd=program_fd, target=cgroup_fd, attach_type=attach_type))
+
+
+def cgroup_detach_program(program_fd: int, cgroup_fd: int, attach_type: int) -> None:
+    """Take away a program that was attached to a cgroup without a link."""
+    _call(_DETACH, _Detach(target=cgroup_fd, attach_bpf_fd=program_fd, attach_type=attach_type))
 
 
 def tcx_query(ifindex: int, attach_type: int) -> List[Tuple[int, int]]:

@@ -257,6 +257,32 @@ FAILSAFE_PORT = Object(
 )
 DEFAULT_FAILSAFE_PORTS = ({"protocol": "tcp", "port": 22, "direction": "ingress"},)
 
+FRONTEND = Object(
+    "Frontend",
+    "What clients of a service connect to.",
+    (
+        Field(
+            "address",
+            Address(),
+            "Address of the service; of no node and no endpoint.",
+            required=True,
+        ),
+        Field("port", Integer(1, 65535), "Port of the service.", required=True),
+        Field("protocol", Text(choices=("tcp", "udp")), "Protocol.", default="tcp"),
+    ),
+)
+
+BACKEND = Object(
+    "Backend",
+    "Who answers for a service. A frontend's connections go to backends of its address family.",
+    (
+        Field("labels", LABELS, "Every endpoint whose identity has all these labels; {} means every endpoint."),
+        Field("address", Address(), "One address, of an endpoint or of anything else that the node can reach."),
+        Field("port", Integer(1, 65535), "Port there. Default: the frontend's."),
+    ),
+    exactly_one=("labels", "address"),
+)
+
 ATTACH = Object(
     "Attach",
     "How the workload is attached.",
@@ -483,7 +509,29 @@ POLICY = Resource(
     checks=(policy_checks.selector("selector", "node_selector"),),
 )
 
+SERVICE = Resource(
+    "service",
+    "Service",
+    "Frontends whose connections are spread over backends, by every node for what runs on it. Policies judge by the "
+    "backend, as if it had been addressed directly. A service without backends refuses connections at once.",
+    (
+        _CLUSTER,
+        Field(
+            "frontends",
+            ListOf(FRONTEND, set_like=True, least=1),
+            "What clients connect to. No two services may have the same frontend.",
+            required=True,
+        ),
+        Field(
+            "backends",
+            ListOf(BACKEND, set_like=True),
+            "Who answers. An empty list refuses every connection.",
+            required=True,
+        ),
+    ),
+)
+
 RESOURCES: Dict[str, Resource] = {
-    resource.kind: resource for resource in (CLUSTER, NODE, IDENTITY, ENDPOINT, CIDR_GROUP, POLICY)
+    resource.kind: resource for resource in (CLUSTER, NODE, IDENTITY, ENDPOINT, CIDR_GROUP, POLICY, SERVICE)
 }
 """Resource types by kind, in the order in which they refer to each other."""

@@ -16,6 +16,9 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 from bpfleet.model.document import canonical_json
 
 TUNNEL_DEVICE = "bpfleet_vxlan"
+CGROUP_ROOT = "/"
+"""The place of socket hooks: the root of the host's own cgroups."""
+SOCKET_HOOKS = tuple(f"{does}{family}" for does in ("connect", "sendmsg", "recvmsg", "getpeername") for family in "46")
 DEVICE_PREFIX = "bpf-"
 """Host-side devices made for workloads are called this and ten hex digits of their endpoint's name's hash."""
 
@@ -103,7 +106,7 @@ class NodeState:
     """Everything of ours on a node.
 
     programs: object name -> Program.      attachments: (device, hook) -> object name; hooks of a
-    device are "ingress", "egress", "xdp-native" and "xdp-generic".
+    device are "ingress", "egress", "xdp-native" and "xdp-generic", of CGROUP_ROOT SOCKET_HOOKS.
     tables: map name -> Table.             nested: outer map name -> {outer key: Table of the inner map}.
     devices: device name -> its kind.      routes: (destination, device) -> Route.      sysctls: dotted name -> value.
     """
@@ -160,6 +163,7 @@ class Facts:
     namespaces: names under /run/netns.    tcx: whether programs are attached by tcx links
     (kernel 6.6 and later) rather than by clsact filters.
     gateways: next hops of default routes.    controller: whence the change under way comes, empty if from here.
+    cgroup: whether the host has a cgroup2 hierarchy, whose root socket hooks are attached to.
     """
 
     node: str
@@ -168,6 +172,7 @@ class Facts:
     tcx: bool = True
     gateways: Tuple[str, ...] = ()
     controller: str = ""
+    cgroup: bool = True
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,14 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class ServiceSummary:
+    """A service in short: each frontend as people write it, and how many backends it has."""
+
+    name: str
+    frontends: Tuple[Tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
 class Compiled:
     """What the compiler answers: the state, the names of its rule ids, what waits, and warnings for people."""
 
@@ -202,3 +215,4 @@ class Compiled:
     identities: Mapping[int, str] = field(default_factory=dict)
     waiting: Tuple[Waiting, ...] = ()
     warnings: Tuple[str, ...] = ()
+    services: Tuple[ServiceSummary, ...] = ()

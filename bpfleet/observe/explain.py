@@ -15,6 +15,7 @@ from bpfleet.compile import entries, lookup, policy
 from bpfleet.compile.entries import Settings
 from bpfleet.compile.host import is_failsafe
 from bpfleet.compile.selector import LabelIndex
+from bpfleet.compile.services import Backends, frontend_text
 from bpfleet.errors import InvalidInput
 from bpfleet.model import identity
 from bpfleet.model.document import DocumentSet
@@ -22,6 +23,7 @@ from bpfleet.model.resources import PORT_PROTOCOLS, PROTOCOL_NUMBERS
 from bpfleet.observe.events import NOT_CLOSED, PROTOCOL_NAMES, VERDICTS
 from bpfleet.observe.names import rule_names
 
+_SHOWN_BACKENDS = 10
 ENTITY_NUMBERS = {"world": identity.WORLD, "host": identity.HOST, "remote-node": identity.REMOTE_NODE}
 ECHO_REQUESTS = {"icmp": 8, "icmpv6": 128}
 """Type of the message that is meant where none is named (RFC 792, RFC 4443)."""
@@ -69,6 +71,7 @@ def explain(
         raise InvalidInput(f"{protocol!r} is no protocol", field="protocol", remedy=f"Use one of {choices}.")
     if protocol not in PORT_PROTOCOLS and port is not None:
         raise InvalidInput(f"{protocol} has no ports", field="port", remedy="Leave the port out.")
+    _refuse_frontend(documents, destination, protocol, port)
     asked = _asked(protocol, port, message)
     ends = [_end(documents, source, "source"), _end(documents, destination, "destination")]
     if all(end.node is None for end in ends):
@@ -118,6 +121,27 @@ def _asked(protocol: str, port: Optional[int], message: Tuple[Optional[int], Opt
             raise InvalidInput(f"{protocol} has no types", field="type", remedy="Leave type and code out.")
         return {} if port is None else {"port": port}
     return {"type": ECHO_REQUESTS[protocol] if kind is None else kind, "code": code or 0}
+
+
+def _refuse_frontend(documents: DocumentSet, text: str, protocol: str, port: Optional[int]) -> None:
+    """A frontend is nobody: policy judges the backend that a connection is given."""
+    address = _address(text)
+    for name, service in sorted(documents.of_kind("service").items()):
+        for frontend in service.spec["frontends"]:
+            if (frontend["address"], frontend["port"], frontend["protocol"]) != (address, port, protocol):
+                continue
+            index = LabelIndex(
+                (one.spec["number"], one.spec["labels"]) for one in documents.of_kind("identity").values()
+            )
+            found = Backends(documents, index).of_frontend(service, frontend)
+            listed = ", ".join(f"{backend} port {at}" for backend, at in found[:_SHOWN_BACKENDS])
+            more = f", and {len(found) - _SHOWN_BACKENDS} more" if len(found) > _SHOWN_BACKENDS else ""
+            raise InvalidInput(
+                f"{frontend_text(frontend)} is a frontend of service/{name}: "
+                + ("policy judges the backend" if found else "it has no backends, so connections are refused"),
+                field="destination",
+                remedy=f"Ask about one of its backends: {listed}{more}." if found else "Give it backends.",
+            )
 
 
 def _at_home(end: End, other: End) -> End:

@@ -14,7 +14,7 @@ from bpfleet.loader.pins import Pins, open_pin
 FIRST_DROP = 16
 """From this reason on a packet was dropped (bpf/include/bpfleet/reasons.h)."""
 
-_COUNTED_MAPS = ("addresses", "connections", "endpoints", "policies")
+_COUNTED_MAPS = ("addresses", "backends", "connections", "endpoints", "policies", "services")
 
 
 def counters(pins: str) -> List[Dict[str, Any]]:

@@ -15,6 +15,8 @@ import pulumi_bpfleet as bpfleet
 
 PORT = 80
 """What everything in the shop listens on (TCP)."""
+SERVICE_ADDRESSES = ("10.96.0.10", "fd00:bf:96::10")
+"""Where the API is found, whoever serves it."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,19 @@ def declare(hosts: Mapping[str, Host], batch_to_db: str = "deny") -> None:
         ingress=[bpfleet.RuleArgs(peers=[having(role="monitor")], ports=[*pings, pages])],
     )
 
+    # One address for all that serve the API.
+    four, six = SERVICE_ADDRESSES
+    bpfleet.Service(
+        "shop-api",
+        cluster=shop,
+        frontends=[bpfleet.FrontendArgs(address=address, port=PORT) for address in SERVICE_ADDRESSES],
+        backends=[bpfleet.BackendArgs(labels={"role": "api"})],
+    )
+
     # For whoever tries it out: where each workload is, and its addresses.
     pulumi.export("port", PORT)
     pulumi.export("workloads", {name: whereabouts(name, at, hosts[at.host]) for name, at in WORKLOADS.items()})
+    pulumi.export("service", {"backend": "api", "address": four, "address6": six})
 
 
 def whereabouts(name: str, at: Workload, host: Host) -> dict[str, str]:

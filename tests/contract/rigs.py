@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence, Set, Tuple
 
 from bpfleet.errors import HostFailed
-from bpfleet.loader import syscall, tc
+from bpfleet.loader import cgroup, syscall, tc
 from bpfleet.loader.btf import ObjectFile
 from bpfleet.loader.fake import FakeKernel
 from bpfleet.loader.kernel import Kernel
 from bpfleet.loader.libbpf import Libbpf
 from bpfleet.loader.real import RealKernel
 from bpfleet.loader.steps import Step
-from bpfleet.model.state import NodeState, Program
+from bpfleet.model.state import SOCKET_HOOKS, NodeState, Program
 from tests.contract.sandbox import Sandbox
 
 UNDERLAY = "under0"
@@ -152,7 +152,7 @@ class RealRig:
         """Id of the link pinned for a hook."""
 
         def ask() -> int:
-            fd = syscall.get(f"/sys/fs/bpf/bpfleet/links/{device}-{hook}")
+            fd = syscall.get(f"/sys/fs/bpf/bpfleet/links/{device.replace('/', '%2f')}-{hook}")
             try:
                 return syscall.link_info(fd).id
             finally:
@@ -224,10 +224,21 @@ class RealRig:
         for device in (UNDERLAY, TAP):
             for hook in ("ingress", "egress"):
                 found.update(str(item) for item in self.sandbox.run(self._ours_at, device, hook))
+        for hook in SOCKET_HOOKS:
+            found.update(f"{hook} {number}" for number in self.sandbox.run(self.at_sockets, hook))
         for namespace in ("w1", "w2"):
             if "eth0" in self.sandbox.command("ip", "-n", namespace, "link"):
                 found.add(f"eth0 in {namespace}")
         return found
+
+    @staticmethod
+    def at_sockets(hook: str) -> List[int]:
+        """Ids of the programs at a hook of the root cgroup."""
+        fd = os.open(cgroup.root() or "", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return syscall.cgroup_query(fd, cgroup.ATTACH_TYPES[hook])
+        finally:
+            os.close(fd)
 
     def _ours_at(self, device: str, hook: str) -> List[Tuple[str, int]]:
         foreign = [_link_id(fd) for fd in self._foreign_fds]

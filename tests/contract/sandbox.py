@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
-from bpfleet.loader import syscall
+from bpfleet.loader import cgroup, syscall
 
 T = TypeVar("T")
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
-_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
+_CGROUPS = "bpfleet-contract"
+_serial = itertools.count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -44,13 +47,15 @@ class Sandbox:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
+        self.cgroup = _new_cgroup()
         self.run(self._enter)
 
-    @staticmethod
-    def _enter() -> None:
+    def _enter(self) -> None:
         _checked("unshare", _CLONE_NEWNET | _CLONE_NEWNS)
         _checked("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
         _checked("mount", b"bpf", b"/sys/fs/bpf", b"bpf", 0, None)
+        if self.cgroup is not None:
+            _checked("mount", os.fsencode(self.cgroup), b"/sys/fs/cgroup", None, _MS_BIND, None)
         Path("/run/netns").mkdir(exist_ok=True)
         _checked("mount", b"tmpfs", b"/run/netns", b"tmpfs", 0, None)
         Sandbox._command("ip", "link", "set", "lo", "up")
@@ -72,6 +77,21 @@ class Sandbox:
     def close(self) -> None:
         """End the thread, and with it the namespaces."""
         self._pool.shutdown()
+        if self.cgroup is not None:
+            self.cgroup.rmdir()
+
+
+def _new_cgroup() -> Optional[Path]:
+    """An empty cgroup that the sandbox takes for the root, so that no socket of this machine is hooked."""
+    top = cgroup.root()
+    if top is None:
+        return None
+    for left in top.glob(f"{_CGROUPS}-*"):  # of test processes that were killed
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            left.rmdir()
+    made = top / f"{_CGROUPS}-{os.getpid()}-{next(_serial)}"
+    made.mkdir()
+    return made
 
 
 def _checked(name: str, *arguments: Any) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Dict, Mapping, Sequence, Tuple
 
-from bpfleet.model.state import TUNNEL_DEVICE, Adopted, NodeState, Program, Route, Row, Table, Veth, Vxlan
+from bpfleet.model.state import CGROUP_ROOT, TUNNEL_DEVICE, Adopted, NodeState, Program, Route, Row, Table, Veth, Vxlan
 from tests.contract.rigs import TAP, UNDERLAY
 
 OBJECTS = ("from_endpoint", "to_endpoint", "from_tunnel", "to_tunnel", "from_underlay")
 POLICY_KEY = ("peer", "direction", "protocol", "port")
 POLICY_VALUE = ("rule_id", "action", "shapes")
+
+SOCKETS = {"connect4": "socket_connect4", "getpeername6": "socket_getpeername6"}
+"""Two of the socket hooks stand for all: loading eight programs in every state would take minutes."""
 
 Rules = Sequence[Tuple[int, int, int, int]]  # peer, direction, protocol, port
 
@@ -36,6 +39,11 @@ def entries(rules: Rules) -> Table:
     return Table(POLICY_KEY, POLICY_VALUE, rows)
 
 
+def backends(octets: Sequence[int]) -> Table:
+    """An inner map of backends."""
+    return Table(("index",), ("address", "port"), {(n,): (f"10.77.1.{octet}", 8080) for n, octet in enumerate(octets)})
+
+
 def state(
     endpoints: Mapping[int, int],
     policies: Mapping[int, Rules] = {},
@@ -44,9 +52,11 @@ def state(
     port: int = 8472,
     tap: bool = False,
     tunnel_mtu: int = 1450,
+    services: Mapping[int, Sequence[int]] = {},
     **changes: Any,
 ) -> NodeState:
-    """A node with endpoints {number: identity}, and policies {identity: rules}, among `remote` other nodes."""
+    """A node with endpoints {number: identity}, and policies {identity: rules}, services {port: last
+    octets of their backends}, among `remote` other nodes."""
     veths = [veth(number) for number in endpoints]
     addresses: Dict[Row, Row] = {("192.0.2.1",): (1, 0, "::")}
     for number, device in zip(endpoints, veths):
@@ -82,8 +92,17 @@ def state(
     for name in judged:
         attachments[(name, "ingress")] = "from_endpoint"
         attachments[(name, "egress")] = "to_endpoint"
+    lists = {tuple(octets): _revision(tuple(octets)) for octets in services.values() if octets}
+    frontends: Dict[Row, Row] = {
+        ("10.96.0.1", number, 6): (lists[tuple(octets)], len(octets)) if octets else (0, 0)
+        for number, octets in services.items()
+    }
+    objects = list(OBJECTS)
+    if services:
+        attachments.update({(CGROUP_ROOT, hook): name for hook, name in SOCKETS.items()})
+        objects += SOCKETS.values()
     made = NodeState(
-        programs={name: Program(name, {"tunnel_port": port}) for name in OBJECTS},
+        programs={name: Program(name, {"tunnel_port": port}) for name in objects},
         attachments=attachments,
         tables={
             "addresses": Table(("address",), ("identity", "ifindex", "tunnel_endpoint"), addresses),
@@ -95,8 +114,12 @@ def state(
                 ("addresses_revision", "tunnel_ifindex"),
                 {(0,): (_revision(sorted(addresses.items())), TUNNEL_DEVICE)},
             ),
+            "services": Table(("address", "port", "protocol"), ("backends", "count"), frontends),
         },
-        nested={"policies": {identity: entries(rules) for identity, rules in policies.items()}},
+        nested={
+            "policies": {identity: entries(rules) for identity, rules in policies.items()},
+            "backends": {number: backends(octets) for octets, number in lists.items()},
+        },
         devices=devices,
         routes={(route.destination, route.device): route for route in routes},
         sysctls={f"net/ipv4/conf/{UNDERLAY}/accept_local": "1"},
@@ -115,6 +138,7 @@ TWO = state({1: 65900, 2: 66000}, {65900: WEB, 66000: [(0xFFFFFFFF, 1, 0, 0)]})
 OTHER_RULES = state({1: 65900, 2: 66000}, {65900: [*WEB, (0, 0, 17, 53)], 66000: [(0xFFFFFFFF, 1, 0, 0)]})
 MORE_NODES = state({2: 66000}, {66000: []}, remote=3, tap=True)
 OTHER_PORT = state({1: 65900, 2: 66000}, {65900: WEB}, port=4789)
+SERVICES = state({1: 65900}, services={80: [1, 2], 81: [1], 82: []})
 ALL = {
     "one": ONE,
     "two": TWO,
@@ -122,5 +146,6 @@ ALL = {
     "more nodes": MORE_NODES,
     "other port": OTHER_PORT,
     "small packets": state({1: 65900}, tunnel_mtu=1400),
+    "services": SERVICES,
     "empty": EMPTY,
 }

@@ -47,7 +47,7 @@ def test_a_check_of_fresh_hosts_shows_all_and_writes_nothing(controller: Control
     played = controller.quickstart("--check", "--diff")
     for result in played.of("documents").values():
         assert result.changed and result.result["agent_installed"]
-        assert len(result.result["put"]) == 20
+        assert len(result.result["put"]) == 21
         agent, *parts = [part for part in result.result["diff"] if "after" in part]
         assert (agent["before_header"], agent["before"]) == ("agent", "") and "digest: " in agent["after"]
         assert [part["before"] for part in parts] == [""] * 20

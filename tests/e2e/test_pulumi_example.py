@@ -51,11 +51,14 @@ def test_the_example_previews_with_a_labs_configuration(folder: Path, lab: Lab) 
     report = preview(folder, lab)
     steps = {step["urn"].rsplit("::", 1)[-1]: step for step in report["steps"]}
     kinds = [step["urn"].split("::")[2] for step in report["steps"]]
-    assert {kind: kinds.count(f"bpfleet:index:{kind}") for kind in ("Node", "Identity", "Endpoint", "Policy")} == {
+    assert {
+        kind: kinds.count(f"bpfleet:index:{kind}") for kind in ("Node", "Identity", "Endpoint", "Policy", "Service")
+    } == {
         "Node": 3,
         "Identity": 6,
         "Endpoint": 6,
         "Policy": 4,
+        "Service": 1,
     }
     inputs = steps["db-from-backend"]["newState"]["inputs"]
     assert inputs["ingress"][1]["action"] == "deny"

@@ -129,20 +129,20 @@ def left_on(lab: Lab) -> dict[str, list[str]]:
 
 def test_the_fleet_in_python_is_the_fleet_in_yaml(examples: Examples, demo: ModuleType) -> None:
     lab = examples.lab
-    assert "+ 21 to create" in examples.python("preview")
+    assert "+ 22 to create" in examples.python("preview")
     assert left_on(lab) == {"h1": [], "h2": [], "h3": []}, "a preview asks no host"
 
-    assert "+ 21 created" in examples.python("up")
+    assert "+ 22 created" in examples.python("up")
     outputs, by_python = examples.outputs("quickstart-python"), examples.digests()
     assert sorted(by_python) == ["h1", "h2", "h3"] and len({documents for documents, _ in by_python.values()}) == 1
     with demo.serving(lab, outputs["workloads"], int(outputs["port"])):
         reached: Reached = demo.probe(lab, outputs["workloads"], int(outputs["port"]))
         assert {ends for ends, passed in reached.items() if passed} == ALLOWED
-        assert "21 unchanged" in examples.python("up")
+        assert "22 unchanged" in examples.python("up")
         assert "~ 1 updated" in examples.python("up", "--batch-to-db", "allow")
         changed: Reached = demo.probe(lab, outputs["workloads"], int(outputs["port"]))
         assert {ends for ends in changed if changed[ends] != reached[ends]} == {("batch", "db")}
-    assert "- 21 deleted" in examples.python("destroy")
+    assert "- 22 deleted" in examples.python("destroy")
     assert left_on(lab) == {"h1": [], "h2": [], "h3": []}
 
     examples.run("quickstart-pulumi", "pulumi", "stack", "init", "lab")

@@ -40,6 +40,21 @@ CASES: Dict[str, Tuple[List[Document], Facts]] = {
         ],
         fleet.facts(1),
     ),
+    "services": (
+        [
+            *_without("policy/db", "policy/api", "identity/db"),
+            fleet.service("api", ["10.96.0.1:80", "[fd96::1]:80"], [{"labels": {"app": "api"}, "port": 8080}]),
+            fleet.service("dns", ["10.96.0.2:53", "10.96.0.2:53/udp"], [{"address": "192.0.2.53"}]),
+            fleet.service("same", ["10.96.0.3:81"], [{"labels": {"tier": "back"}, "port": 8080}]),
+            fleet.service("waiting", ["10.96.0.4:80"], [{"labels": {"app": "db"}}]),
+            fleet.service("none", ["10.96.0.5:80"], []),
+        ],
+        fleet.facts(1),
+    ),
+    "no-cgroup": (
+        [*_without("policy/db", "policy/api"), fleet.service("none", ["10.96.0.5:80"], [])],
+        Facts("h1", {"eth0": (1500, ("192.168.77.1",))}, ("w1", "w2"), cgroup=False),
+    ),
     "jumbo-and-own-mtu": (
         [*_without("cluster/fleet"), fleet.cluster(["h1", "h2"], mtu=1400, port=4789)],
         Facts("h1", {"eth0": (9000, ("192.168.77.1",))}, ("w1", "w2")),
@@ -68,4 +83,5 @@ def _readable(compiled: Compiled) -> Dict[str, Any]:
         "rules": {str(number): vars(rule) for number, rule in sorted(compiled.rules.items())},
         "waiting": [vars(waiting) for waiting in compiled.waiting],
         "warnings": list(compiled.warnings),
+        "services": {service.name: dict(service.frontends) for service in compiled.services},
     }

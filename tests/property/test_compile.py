@@ -51,6 +51,9 @@ def fleets(draw: st.DrawFn) -> List[Document]:
     for number, (name, spec) in enumerate(draw(st.lists(st.tuples(st.sampled_from(NAMES), directions), max_size=5))):
         make = draw(st.sampled_from([fleet.policy, fleet.policy, fleet.node_policy]))
         documents.append(make(f"p{number}", {"app": name}, **spec))
+    for number, of in enumerate(draw(st.lists(st.sampled_from(NAMES), max_size=2))):
+        frontends = [f"10.96.0.{number}:80", f"[fd96::{number + 1}]:80/udp"]
+        documents.append(fleet.service(f"s{number}", frontends, [{"labels": {"app": of}}]))
     missing = draw(st.sets(st.integers(0, len(documents) - 1), max_size=3))
     return [document for position, document in enumerate(documents) if position not in missing]
 

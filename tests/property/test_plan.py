@@ -25,6 +25,8 @@ rules = st.lists(
     unique=True,
 )
 
+backends = st.lists(st.integers(1, 4), max_size=4, unique=True)
+
 
 @st.composite
 def states(draw: st.DrawFn) -> NodeState:
@@ -41,6 +43,7 @@ def states(draw: st.DrawFn) -> NodeState:
         port=draw(st.sampled_from([8472, 4789])),
         tap=draw(st.booleans()),
         tunnel_mtu=draw(st.sampled_from([1400, 1450])),
+        services=draw(st.dictionaries(st.integers(80, 83), backends, max_size=4)),
     )
     devices: Dict[str, Any] = dict(made.devices)
     for number in endpoints:
@@ -131,6 +134,18 @@ def test_no_row_has_a_new_revision_with_old_contents(before: NodeState, want: No
                 assert there.nested["policies"].get(identity) == want.nested["policies"].get(identity), step.describe()
         if _node(there) == _node(want) is not None and _node(before) != _node(want):
             assert _rows(there, "addresses") == _rows(want, "addresses"), step.describe()
+
+
+@calm
+@given(states(), states())
+def test_no_frontend_ever_counts_other_backends_than_are_there(before: NodeState, want: NodeState) -> None:
+    kernel = host()
+    bring(kernel, before)
+    for step in plan(want, kernel.read(want)):
+        kernel.do(step)
+        there = kernel.read(want)
+        for number, count in _rows(there, "services").values():
+            assert count == (len(there.nested["backends"][number].rows) if number else 0), step.describe()
 
 
 @calm

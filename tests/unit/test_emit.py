@@ -49,9 +49,8 @@ def test_every_reference_of_the_pulumi_schema_leads_to_a_type() -> None:
 
 def test_pulumi_schema_has_inputs_outputs_and_replacement() -> None:
     resources = package_schema()["resources"]
-    assert set(resources) == {
-        f"bpfleet:index:{name}" for name in ("Cluster", "Node", "Identity", "Endpoint", "CidrGroup", "Policy")
-    }
+    names = ("Cluster", "Node", "Identity", "Endpoint", "CidrGroup", "Policy", "Service")
+    assert set(resources) == {f"bpfleet:index:{name}" for name in names}
     identity = resources["bpfleet:index:Identity"]
     assert "number" not in identity["inputProperties"] and "number" in identity["required"]
     assert identity["requiredInputs"] == ["cluster", "labels"]

@@ -148,14 +148,15 @@ def test_reasons_are_never_renumbered() -> None:
     """Stored output and other programs know these numbers: add, never change."""
     reasons = layouts.ENUMS["reason"]
     assert reasons == {
-        "none": 0, "to_endpoint": 1, "to_tunnel": 2, "to_stack": 3, "neighbour": 4, "underlay": 5,
+        "none": 0, "to_endpoint": 1, "to_tunnel": 2, "to_stack": 3, "neighbour": 4, "underlay": 5, "service": 6,
         "failsafe": 7, "audited": 10,
         "denied_by_rule": 16, "denied_by_default": 17, "truncated": 18, "malformed": 19, "extension_headers": 20,
         "unsupported": 21, "fragment": 22, "multicast": 23, "no_endpoint": 24, "waiting": 25, "spoofed_source": 26,
         "no_connection": 27, "connection_insert": 28, "hop_limit": 29, "own_tunnel": 30, "no_tunnel_device": 31,
         "tunnel_key": 32, "tunnel_reserved": 33, "tunnel_unknown_node": 34, "tunnel_forged_source": 35,
         "tunnel_forged_identity": 36, "unknown_destination": 37, "not_host_source": 38, "underlay_tunnel": 39,
-        "underlay_workload": 40, "rewrite": 41, "blocked": 47, "limit": 64,
+        "underlay_workload": 40, "rewrite": 41, "service_no_backend": 42, "service_flow": 43, "blocked": 47,
+        "limit": 64,
     }  # fmt: skip
     assert layouts.MAPS["counters"]["max_entries"] == reasons["limit"]
 

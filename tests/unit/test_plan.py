@@ -132,7 +132,7 @@ def test_a_device_made_anew_takes_along_what_hangs_on_its_index() -> None:
 
 def test_tables_nobody_declares_are_not_touched() -> None:
     have = dataclasses.replace(ONE, tables={**ONE.tables, "connections": Table((), ())})
-    assert [step.describe() for step in plan(EMPTY, have)][-1] == "remove map policies"
+    assert [step.describe() for step in plan(EMPTY, have)][-1] == "remove map services"
     want = dataclasses.replace(ONE, programs={**ONE.programs, "from_tunnel": Program("from_tunnel")})
     assert kinds(plan(want, ONE)) == ["LoadProgram", "Attach"]
 

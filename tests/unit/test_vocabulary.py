@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bpfleet.compile import compiler, entries, intervals, policy, prefixes
-from bpfleet.loader.generated.layouts import ENUMS, MAPS
+from bpfleet.compile import compiler, entries, intervals, policy, prefixes, services
+from bpfleet.loader.cgroup import ATTACH_TYPES
+from bpfleet.loader.generated.layouts import ENUMS, MAPS, PROGRAMS
 from bpfleet.model import identity, resources
+from bpfleet.model.state import SOCKET_HOOKS
 
 
 def test_policy_entries() -> None:
@@ -63,11 +65,19 @@ def test_tables_name_fields_that_exist() -> None:
         "policy_entries": (entries.POLICY_KEY, entries.POLICY_VALUE),
         "prefix_classes": (prefixes.PREFIX_KEY, prefixes.PREFIX_VALUE),
         "port_intervals": (intervals.PORT_SET_KEY, intervals.PORT_SET_VALUE),
+        "services": (services.SERVICES_KEY, services.SERVICES_VALUE),
+        "backend_entries": (services.BACKEND_KEY, services.BACKEND_VALUE),
     }
     for name, (key, value) in tables.items():
         layout = MAPS[name]
-        assert set(key) == {field["name"] for field in layout["key"]["fields"]}
+        assert set(key) == {field["name"] for field in layout["key"]["fields"]} - {"zero"}
         assert set(value) == {field["name"] for field in layout["value"]["fields"]} - {"zero"}
+
+
+def test_socket_objects_are_there_for_every_hook_that_can_be_attached() -> None:
+    assert set(ATTACH_TYPES) == set(SOCKET_HOOKS)
+    sections = {name: next(iter(PROGRAMS[name].values())) for name in compiler.SOCKET_OBJECTS.values()}
+    assert sections == {f"socket_{hook}": f"cgroup/{hook}" for hook in SOCKET_HOOKS}
 
 
 def test_default_tunnel_port_is_the_headers() -> None:

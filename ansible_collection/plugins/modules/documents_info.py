@@ -28,6 +28,7 @@ options:
       - endpoint
       - cidr_group
       - policy
+      - service
   names:
     description:
       - Only documents of these names.

@@ -728,6 +728,92 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
             ],
         ],
     },
+    "service": {
+        "argument_spec": {
+            "name": {
+                "type": "str",
+                "required": True,
+            },
+            "cluster": {
+                "type": "str",
+                "required": True,
+            },
+            "frontends": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "address": {
+                        "type": "str",
+                        "required": True,
+                    },
+                    "port": {
+                        "type": "int",
+                        "required": True,
+                    },
+                    "protocol": {
+                        "type": "str",
+                        "choices": [
+                            "tcp",
+                            "udp",
+                        ],
+                        "default": "tcp",
+                    },
+                },
+            },
+            "backends": {
+                "type": "list",
+                "elements": "dict",
+                "mutually_exclusive": [
+                    [
+                        "labels",
+                        "address",
+                    ],
+                ],
+                "required_one_of": [
+                    [
+                        "labels",
+                        "address",
+                    ],
+                ],
+                "options": {
+                    "labels": {
+                        "type": "dict",
+                    },
+                    "address": {
+                        "type": "str",
+                    },
+                    "port": {
+                        "type": "int",
+                    },
+                },
+            },
+            "state": {
+                "type": "str",
+                "choices": [
+                    "present",
+                    "absent",
+                ],
+                "default": "present",
+            },
+            "this_node": {
+                "type": "str",
+            },
+            "deadline": {
+                "type": "int",
+                "default": 60,
+            },
+        },
+        "required_if": [
+            (
+                "state",
+                "present",
+                [
+                    "frontends",
+                    "backends",
+                ],
+            ),
+        ],
+    },
     "documents": {
         "argument_spec": {
             "cluster": {
@@ -791,6 +877,7 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                     "endpoint",
                     "cidr_group",
                     "policy",
+                    "service",
                 ],
             },
             "names": {

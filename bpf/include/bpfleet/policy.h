@@ -22,6 +22,7 @@
 #pragma once
 
 #include <linux/in.h>
+#include <linux/in6.h>
 
 #include <bpfleet/base.h>
 #include <bpfleet/identity.h>

@@ -15,6 +15,7 @@ enum reason {
 	REASON_TO_STACK = 3,	/* handed to the host's network stack: for this host, or for the world */
 	REASON_NEIGHBOUR = 4,	/* ARP, neighbour discovery or DHCP of an endpoint with its gateway, or of the host */
 	REASON_UNDERLAY = 5,	/* passed at an underlay device */
+	REASON_SERVICE = 6,	/* a socket was given a backend; or a workload was told that there is none */
 	REASON_FAILSAFE = 7,	/* of events only: a new connection to a failsafe port, which no policy can close */
 
 	REASON_AUDITED = 10,	/* counted besides: a judgement that let pass what policy would drop without audit mode */
@@ -45,6 +46,8 @@ enum reason {
 	REASON_UNDERLAY_TUNNEL = 39,	/* a tunnel packet whose outer source is no member */
 	REASON_UNDERLAY_WORKLOAD = 40,	/* a bare packet on the underlay with a workload's source */
 	REASON_REWRITE = 41,		/* the kernel refused to change the packet */
+	REASON_SERVICE_NO_BACKEND = 42,	/* to a service without backends: refused at once */
+	REASON_SERVICE_FLOW = 43,	/* a flow's translation could not be recorded, or is lost */
 	REASON_BLOCKED = 47,		/* from a network that the cluster blocks */
 
 	REASON_LIMIT = 64,
@@ -75,4 +78,5 @@ enum hook {
 	HOOK_FROM_UNDERLAY = 5,
 	HOOK_TO_UNDERLAY = 6,
 	HOOK_XDP_UNDERLAY = 7,
+	HOOK_SOCKET = 8,
 };

@@ -9,6 +9,7 @@
 #include <bpfleet/identity.h>
 #include <bpfleet/policy.h>
 #include <bpfleet/reasons.h>
+#include <bpfleet/service.h>
 
 struct vocabulary {
 	enum reason reason;
@@ -33,6 +34,8 @@ struct vocabulary {
 	struct prefix_class prefix_classes_value;
 	struct port_key port_intervals_key;
 	struct port_interval port_intervals_value;
+	__u32 backend_entries_key;
+	struct backend backend_entries_value;
 };
 
 const volatile struct vocabulary vocabulary = {};

@@ -14,6 +14,7 @@ from .identity import *
 from .node import *
 from .policy import *
 from .provider import *
+from .service import *
 from ._inputs import *
 from . import outputs
 _utilities.register(
@@ -29,7 +30,8 @@ _utilities.register(
    "bpfleet:index:Endpoint": "Endpoint",
    "bpfleet:index:Identity": "Identity",
    "bpfleet:index:Node": "Node",
-   "bpfleet:index:Policy": "Policy"
+   "bpfleet:index:Policy": "Policy",
+   "bpfleet:index:Service": "Service"
   }
  }
 ]

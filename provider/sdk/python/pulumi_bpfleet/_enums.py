@@ -13,6 +13,7 @@ __all__ = [
     'ExpressionOperator',
     'FailsafePortDirection',
     'FailsafePortProtocol',
+    'FrontendProtocol',
     'NodeOnDeleteUnreachable',
     'PeerEntity',
     'PolicyMode',
@@ -72,6 +73,15 @@ class FailsafePortDirection(_builtins.str, Enum):
 
 @pulumi.type_token("bpfleet:index:FailsafePortProtocol")
 class FailsafePortProtocol(_builtins.str, Enum):
+    """
+    Protocol.
+    """
+    TCP = "tcp"
+    UDP = "udp"
+
+
+@pulumi.type_token("bpfleet:index:FrontendProtocol")
+class FrontendProtocol(_builtins.str, Enum):
     """
     Protocol.
     """

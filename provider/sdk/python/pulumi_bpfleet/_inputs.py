@@ -18,6 +18,8 @@ from ._enums import *
 __all__ = [
     'AttachArgs',
     'AttachArgsDict',
+    'BackendArgs',
+    'BackendArgsDict',
     'ClusterHandleArgs',
     'ClusterHandleArgsDict',
     'DefaultDenyArgs',
@@ -28,6 +30,8 @@ __all__ = [
     'ExpressionArgsDict',
     'FailsafePortArgs',
     'FailsafePortArgsDict',
+    'FrontendArgs',
+    'FrontendArgsDict',
     'NodeHandleArgs',
     'NodeHandleArgsDict',
     'PeerArgs',
@@ -96,6 +100,80 @@ class AttachArgs:
     @netns.setter
     def netns(self, value: pulumi.Input[Optional[_builtins.str]]):
         pulumi.set(self, "netns", value)
+
+
+class BackendArgsDict(TypedDict):
+    """
+    Who answers for a service. A frontend's connections go to backends of its address family. Exactly one of labels, address must be given.
+    """
+    address: NotRequired[pulumi.Input[Optional[_builtins.str]]]
+    """
+    One address, of an endpoint or of anything else that the node can reach.
+    """
+    labels: NotRequired[pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]]
+    """
+    Every endpoint whose identity has all these labels; {} means every endpoint.
+    """
+    port: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Port there. Default: the frontend's.
+    """
+
+@pulumi.input_type
+class BackendArgs:
+    def __init__(__self__, *,
+                 address: pulumi.Input[Optional[_builtins.str]] = None,
+                 labels: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]] = None,
+                 port: pulumi.Input[Optional[_builtins.int]] = None):
+        """
+        Who answers for a service. A frontend's connections go to backends of its address family. Exactly one of labels, address must be given.
+
+        :param pulumi.Input[_builtins.str] address: One address, of an endpoint or of anything else that the node can reach.
+        :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] labels: Every endpoint whose identity has all these labels; {} means every endpoint.
+        :param pulumi.Input[_builtins.int] port: Port there. Default: the frontend's.
+        """
+        if address is not None:
+            pulumi.set(__self__, "address", address)
+        if labels is not None:
+            pulumi.set(__self__, "labels", labels)
+        if port is not None:
+            pulumi.set(__self__, "port", port)
+
+    @_builtins.property
+    @pulumi.getter
+    def address(self) -> pulumi.Input[Optional[_builtins.str]]:
+        """
+        One address, of an endpoint or of anything else that the node can reach.
+        """
+        return pulumi.get(self, "address")
+
+    @address.setter
+    def address(self, value: pulumi.Input[Optional[_builtins.str]]):
+        pulumi.set(self, "address", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def labels(self) -> pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]:
+        """
+        Every endpoint whose identity has all these labels; {} means every endpoint.
+        """
+        return pulumi.get(self, "labels")
+
+    @labels.setter
+    def labels(self, value: pulumi.Input[Optional[Mapping[str, pulumi.Input[_builtins.str]]]]):
+        pulumi.set(self, "labels", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def port(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Port there. Default: the frontend's.
+        """
+        return pulumi.get(self, "port")
+
+    @port.setter
+    def port(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "port", value)
 
 
 class ClusterHandleArgsDict(TypedDict):
@@ -405,6 +483,80 @@ class FailsafePortArgs:
 
     @protocol.setter
     def protocol(self, value: pulumi.Input[Optional['FailsafePortProtocol']]):
+        pulumi.set(self, "protocol", value)
+
+
+class FrontendArgsDict(TypedDict):
+    """
+    What clients of a service connect to.
+    """
+    address: pulumi.Input[_builtins.str]
+    """
+    Address of the service; of no node and no endpoint.
+    """
+    port: pulumi.Input[_builtins.int]
+    """
+    Port of the service.
+    """
+    protocol: NotRequired[pulumi.Input[Optional['FrontendProtocol']]]
+    """
+    Protocol.
+    """
+
+@pulumi.input_type
+class FrontendArgs:
+    def __init__(__self__, *,
+                 address: pulumi.Input[_builtins.str],
+                 port: pulumi.Input[_builtins.int],
+                 protocol: pulumi.Input[Optional['FrontendProtocol']] = None):
+        """
+        What clients of a service connect to.
+
+        :param pulumi.Input[_builtins.str] address: Address of the service; of no node and no endpoint.
+        :param pulumi.Input[_builtins.int] port: Port of the service.
+        :param pulumi.Input['FrontendProtocol'] protocol: Protocol.
+        """
+        pulumi.set(__self__, "address", address)
+        pulumi.set(__self__, "port", port)
+        if protocol is None:
+            protocol = 'tcp'
+        if protocol is not None:
+            pulumi.set(__self__, "protocol", protocol)
+
+    @_builtins.property
+    @pulumi.getter
+    def address(self) -> pulumi.Input[_builtins.str]:
+        """
+        Address of the service; of no node and no endpoint.
+        """
+        return pulumi.get(self, "address")
+
+    @address.setter
+    def address(self, value: pulumi.Input[_builtins.str]):
+        pulumi.set(self, "address", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def port(self) -> pulumi.Input[_builtins.int]:
+        """
+        Port of the service.
+        """
+        return pulumi.get(self, "port")
+
+    @port.setter
+    def port(self, value: pulumi.Input[_builtins.int]):
+        pulumi.set(self, "port", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def protocol(self) -> pulumi.Input[Optional['FrontendProtocol']]:
+        """
+        Protocol.
+        """
+        return pulumi.get(self, "protocol")
+
+    @protocol.setter
+    def protocol(self, value: pulumi.Input[Optional['FrontendProtocol']]):
         pulumi.set(self, "protocol", value)
 
 

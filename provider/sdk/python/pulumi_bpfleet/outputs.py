@@ -18,11 +18,13 @@ from ._enums import *
 
 __all__ = [
     'Attach',
+    'Backend',
     'ClusterHandle',
     'DefaultDeny',
     'Device',
     'Expression',
     'FailsafePort',
+    'Frontend',
     'NodeHandle',
     'Peer',
     'Port',
@@ -66,6 +68,54 @@ class Attach(dict):
         Network namespace of the workload (a name under /run/netns on the node); a veth pair is made for it, eth0 inside.
         """
         return pulumi.get(self, "netns")
+
+
+@pulumi.output_type
+class Backend(dict):
+    """
+    Who answers for a service. A frontend's connections go to backends of its address family. Exactly one of labels, address must be given.
+    """
+    def __init__(__self__, *,
+                 address: Optional[_builtins.str] = None,
+                 labels: Optional[Mapping[str, _builtins.str]] = None,
+                 port: Optional[_builtins.int] = None):
+        """
+        Who answers for a service. A frontend's connections go to backends of its address family. Exactly one of labels, address must be given.
+
+        :param _builtins.str address: One address, of an endpoint or of anything else that the node can reach.
+        :param Mapping[str, _builtins.str] labels: Every endpoint whose identity has all these labels; {} means every endpoint.
+        :param _builtins.int port: Port there. Default: the frontend's.
+        """
+        if address is not None:
+            pulumi.set(__self__, "address", address)
+        if labels is not None:
+            pulumi.set(__self__, "labels", labels)
+        if port is not None:
+            pulumi.set(__self__, "port", port)
+
+    @_builtins.property
+    @pulumi.getter
+    def address(self) -> Optional[_builtins.str]:
+        """
+        One address, of an endpoint or of anything else that the node can reach.
+        """
+        return pulumi.get(self, "address")
+
+    @_builtins.property
+    @pulumi.getter
+    def labels(self) -> Optional[Mapping[str, _builtins.str]]:
+        """
+        Every endpoint whose identity has all these labels; {} means every endpoint.
+        """
+        return pulumi.get(self, "labels")
+
+    @_builtins.property
+    @pulumi.getter
+    def port(self) -> Optional[_builtins.int]:
+        """
+        Port there. Default: the frontend's.
+        """
+        return pulumi.get(self, "port")
 
 
 @pulumi.output_type
@@ -266,6 +316,54 @@ class FailsafePort(dict):
     @_builtins.property
     @pulumi.getter
     def protocol(self) -> Optional['FailsafePortProtocol']:
+        """
+        Protocol.
+        """
+        return pulumi.get(self, "protocol")
+
+
+@pulumi.output_type
+class Frontend(dict):
+    """
+    What clients of a service connect to.
+    """
+    def __init__(__self__, *,
+                 address: _builtins.str,
+                 port: _builtins.int,
+                 protocol: Optional['FrontendProtocol'] = None):
+        """
+        What clients of a service connect to.
+
+        :param _builtins.str address: Address of the service; of no node and no endpoint.
+        :param _builtins.int port: Port of the service.
+        :param 'FrontendProtocol' protocol: Protocol.
+        """
+        pulumi.set(__self__, "address", address)
+        pulumi.set(__self__, "port", port)
+        if protocol is None:
+            protocol = 'tcp'
+        if protocol is not None:
+            pulumi.set(__self__, "protocol", protocol)
+
+    @_builtins.property
+    @pulumi.getter
+    def address(self) -> _builtins.str:
+        """
+        Address of the service; of no node and no endpoint.
+        """
+        return pulumi.get(self, "address")
+
+    @_builtins.property
+    @pulumi.getter
+    def port(self) -> _builtins.int:
+        """
+        Port of the service.
+        """
+        return pulumi.get(self, "port")
+
+    @_builtins.property
+    @pulumi.getter
+    def protocol(self) -> Optional['FrontendProtocol']:
         """
         Protocol.
         """

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* cgroup hook sendmsg6: an unconnected UDP socket sends by IPv6. See socket.h. Fails open: what is no service passes as it is. */
+#include <bpfleet/socket.h>
+#include <bpfleet/vocabulary.h>
+
+SEC("cgroup/sendmsg6")
+int bpfl_sendmsg6(struct bpf_sock_addr *context)
+{
+	return socket_to_backend(context, true, false);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,136 @@
+"""Frontends and backends that cannot be: what services must fulfil with each other, with nodes and with endpoints."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Dict, Iterator, Mapping, Optional, Tuple
+
+from bpfleet.compile.host import is_failsafe
+from bpfleet.compile.services import frontend_text
+from bpfleet.errors import BpfleetError, Conflict, InvalidInput
+from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.state import Facts
+
+_ELSEWHERE = "Choose an address that nothing has, such as one of 10.96.0.0/16."
+
+
+def service_conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
+    """What services declare that others have already, or that nobody can answer for."""
+    clusters = documents.of_kind("cluster")
+    cluster = clusters[min(clusters)] if clusters else None
+    owners: Dict[str, Document] = {}
+    for kind in ("endpoint", "node"):
+        for document in documents.of_kind(kind).values():
+            spec = document.spec
+            owners.update(dict.fromkeys(spec.get("addresses") or [spec["address"]], document))
+    services = [service for _, service in sorted(documents.of_kind("service").items())]
+    taken: Dict[str, Tuple[Document, str]] = {}
+    frontend_addresses: Dict[str, Document] = {}
+    for service in services:
+        for index, frontend in enumerate(service.spec["frontends"]):
+            field = f"frontends[{index}]"
+            text, address = frontend_text(frontend), frontend["address"]
+            frontend_addresses.setdefault(address, service)
+            unfit = _unfit(address)
+            if unfit:
+                yield InvalidInput(
+                    f"{address} {unfit}: no service can have it",
+                    resource=service.key,
+                    field=f"{field}.address",
+                    remedy=_ELSEWHERE,
+                )
+            first, _ = taken.setdefault(text, (service, field))
+            if first is not service:
+                yield Conflict(
+                    f"{text} is already a frontend of {first.key}",
+                    resource=service.key,
+                    field=field,
+                    remedy="Give one of the two another address, port or protocol.",
+                    details={"other": first.key},
+                )
+            owner = owners.get(address)
+            if owner is not None:
+                yield _owned(service, field, frontend, owner, cluster)
+            listed = [backend.get("address") for backend in service.spec["backends"]]
+            if listed and all(one is not None and _is_v6(one) != _is_v6(address) for one in listed):
+                yield Conflict(
+                    f"{text} is of another address family than every backend ({', '.join(map(str, listed))})",
+                    resource=service.key,
+                    field=f"{field}.address",
+                    remedy="List a backend of the frontend's family, or remove the frontend.",
+                    details={"backends": listed},
+                )
+    for service in services:
+        for index, backend in enumerate(service.spec["backends"]):
+            address = backend.get("address")
+            if address is None:
+                continue
+            field = f"backends[{index}].address"
+            unfit = _unfit(address)
+            if unfit:
+                yield InvalidInput(
+                    f"{address} {unfit}: it is no backend",
+                    resource=service.key,
+                    field=field,
+                    remedy="List addresses that every node can reach.",
+                )
+            other = frontend_addresses.get(address)
+            if other is not None:
+                yield Conflict(
+                    f"{address} is an address of {other.key}: a service is no backend of a service",
+                    resource=service.key,
+                    field=field,
+                    remedy=f"List the backends of {other.key} here.",
+                    details={"other": other.key},
+                )
+
+
+def frontends_on_node(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError]:
+    """Frontends on any address that this node's devices have: what the node serves there would be out of reach."""
+    held = {address: name for name, (_, addresses) in facts.devices.items() for address in addresses}
+    declared = {node.spec["address"] for node in documents.of_kind("node").values()}
+    for _, service in sorted(documents.of_kind("service").items()):
+        for index, frontend in enumerate(service.spec["frontends"]):
+            address = frontend["address"]
+            if address in held and address not in declared:
+                yield Conflict(
+                    f"{address} is an address of node/{facts.node} (device {held[address]})",
+                    resource=service.key,
+                    field=f"frontends[{index}]",
+                    remedy=_ELSEWHERE,
+                    details={"other": f"node/{facts.node}"},
+                )
+
+
+def _owned(
+    service: Document, field: str, frontend: Mapping[str, object], owner: Document, cluster: Optional[Document]
+) -> Conflict:
+    protocol, port = str(frontend["protocol"]), int(str(frontend["port"]))
+    why = ""
+    if owner.kind == "node" and cluster is not None and is_failsafe(cluster, protocol, port):
+        why = f", and {protocol} port {port} is a failsafe port: whoever connects to it would be led elsewhere"
+    return Conflict(
+        f"{frontend['address']} is an address of {owner.key}{why}",
+        resource=service.key,
+        field=field,
+        remedy=_ELSEWHERE,
+        details={"other": owner.key},
+    )
+
+
+def _unfit(address: str) -> str:
+    parsed = ipaddress.ip_address(address)
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        return f"is the IPv4 address {parsed.ipv4_mapped} written as IPv6"
+    kinds = (
+        ("a loopback address", parsed.is_loopback),
+        ("a link-local address", parsed.is_link_local),
+        ("a multicast address", parsed.is_multicast),
+        ("the unspecified address", parsed.is_unspecified),
+        ("the broadcast address", str(parsed) == "255.255.255.255"),
+    )
+    return next((f"is {name}" for name, holds in kinds if holds), "")
+
+
+def _is_v6(address: str) -> bool:
+    return ":" in address
