@@ -122,12 +122,12 @@ class Cgroup:
             self._evict([one for one in occupants if one != keep], place, hook)
 
     def detach(self, device: str, hook: str) -> None:
-        """Unpin our link, and take what is left of ours off the hook."""
-        if unpin(self._pins.link(device, hook)):
-            self._wrote()
+        """Take ours off the hook, and unpin our link. In this order: a link that only loses its name ends later."""
         with _opened() as place:
             if place is not None:
                 self._evict(self._ours(place, hook), place, hook)
+        if unpin(self._pins.link(device, hook)):
+            self._wrote()
 
     def _create(self, program_fd: int, place: int, hook: str) -> int:
         try:

@@ -183,14 +183,16 @@ def _check_value(kind: Type, value: Any, path: str, problems: List[Problem]) -> 
         return _check_integer(kind, value, path, problems)
     if isinstance(kind, Boolean):
         if not isinstance(value, bool):
-            problems.append(Problem(path, f"must be true or false, not {_kind_of(value)}"))
+            problems.append(
+                Problem(path, f"must be true or false, not {_kind_of(value)}", "Write true or false, unquoted.")
+            )
         return value
     if isinstance(kind, (Address, Cidr)):
         return _check_network(kind, value, path, problems)
     if isinstance(kind, ListOf):
         return _check_list(kind, value, path, problems)
     if not isinstance(value, Mapping):
-        problems.append(Problem(path, f"must be a mapping, not {_kind_of(value)}"))
+        problems.append(Problem(path, f"must be a mapping, not {_kind_of(value)}", "Write it as keys with values."))
         return value
     if isinstance(kind, MapOf):
         for key in value:
@@ -223,7 +225,13 @@ def _check_alternatives(
 
 def _check_text(kind: Text, value: Any, path: str, problems: List[Problem]) -> Any:
     if not isinstance(value, str):
-        problems.append(Problem(path, f"must be a string, not {_kind_of(value)}"))
+        problems.append(
+            Problem(
+                path,
+                f"must be a string, not {_kind_of(value)}",
+                "Write it as text; quote it if it looks like a number.",
+            )
+        )
     elif kind.choices and value not in kind.choices:
         problems.append(Problem(path, f"{value!r} is not one of the choices", f"Use {_either(kind.choices)}."))
     elif kind.pattern and not re.fullmatch(kind.pattern, value):
@@ -235,7 +243,9 @@ def _check_integer(kind: Integer, value: Any, path: str, problems: List[Problem]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        problems.append(Problem(path, f"must be a whole number, not {_kind_of(value)}"))
+        problems.append(
+            Problem(path, f"must be a whole number, not {_kind_of(value)}", f"Use {kind.least} to {kind.most}.")
+        )
     elif not kind.least <= value <= kind.most:
         problems.append(Problem(path, f"{value} is out of range", f"Use {kind.least} to {kind.most}."))
     return value
@@ -245,7 +255,7 @@ def _check_network(kind: Union[Address, Cidr], value: Any, path: str, problems: 
     parse = ipaddress.ip_address if isinstance(kind, Address) else ipaddress.ip_network
     noun = "an IPv4 or IPv6 address" if isinstance(kind, Address) else "a network such as 10.0.1.0/24"
     if not isinstance(value, str):
-        problems.append(Problem(path, f"must be {noun}, not {_kind_of(value)}"))
+        problems.append(Problem(path, f"must be {noun}, not {_kind_of(value)}", "Write it as text."))
         return value
     try:
         parsed = parse(value)
@@ -262,7 +272,9 @@ def _check_network(kind: Union[Address, Cidr], value: Any, path: str, problems: 
 
 def _check_list(kind: ListOf, value: Any, path: str, problems: List[Problem]) -> Any:
     if not isinstance(value, (list, tuple)):
-        problems.append(Problem(path, f"must be a list, not {_kind_of(value)}"))
+        problems.append(
+            Problem(path, f"must be a list, not {_kind_of(value)}", "Write it as a list, also with one item.")
+        )
         return value
     items = [_check_value(kind.item, item, f"{path}[{index}]", problems) for index, item in enumerate(value)]
     if len(items) < kind.least:

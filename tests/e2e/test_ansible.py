@@ -226,6 +226,8 @@ def test_declared_either_way_it_is_the_same_fleet_and_neither_deletes_the_others
 
     controller.clear()
     controller.quickstart()
+    elsewhere = controller.play(tasks(("agent", {"state": "absent", "cluster": "other"})), ok=False).of("agent")
+    assert {result.result["error"]["code"] for result in elsewhere.values()} == {"NotOwner"}
     assert controller.digests() == by_pulumi, "the same documents, and the same NodeState on every node"
 
     # And the other way round.

@@ -73,7 +73,16 @@ def check(datapath: Datapath, frame: bytes, family: int) -> None:
         assert reason == "neighbour"  # ARP by its type alone; egress allows neither host nor world
     else:
         assert ENUMS["reason"][reason] >= 16
-        assert len(result.events) in (1, 2)
+        # the drop, after the allows of the sender and the receiver where the hop limit is what ends it
+        assert 1 <= len(result.events) <= (3 if reason == "hop_limit" else 2)
+
+
+def test_allowed_twice_and_out_of_hops(restricted: Datapath) -> None:
+    restricted.maps["connections"].clear()
+    x = ADDRESSES[4]
+    frame = bytearray(f.ether(f.tcp(x["a"], x["b"], PORTS)))
+    frame[14 + 8] = 0
+    check(restricted, bytes(frame), 4)
 
 
 @BOUNDED

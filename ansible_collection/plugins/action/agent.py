@@ -21,7 +21,7 @@ class ActionModule(AgentAction):
     def work(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Bring the agent to what is wanted."""
         if arguments["state"] == "absent":
-            return self._remove(self.node(arguments), bool(arguments["force"]))
+            return self._remove(self.node(arguments), arguments.get("cluster"), bool(arguments["force"]))
         channel = self.channel()
         held = read(channel, ("cluster",))
         agent = AgentChange.of(held.hello)
@@ -37,11 +37,16 @@ class ActionModule(AgentAction):
                 channel.install()
         return result
 
-    def _remove(self, node: str, force: bool) -> dict[str, Any]:
+    def _remove(self, node: str, cluster: str | None, force: bool) -> dict[str, Any]:
         channel = self.channel()
         held = read(channel)
         must_be(node, held)
-        others = sorted({item["owner"] for item in held.store.values() if not item["owner"].startswith("ansible:")})
+        owners = {item["owner"] for item in held.store.values()}
+        others = sorted(
+            owner
+            for owner in owners
+            if not (owner == f"ansible:{cluster}" if cluster else owner.startswith("ansible:"))
+        )
         if others and not force:
             raise NotOwner(
                 f"the host holds documents of {', '.join(others)}",

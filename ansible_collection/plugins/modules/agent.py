@@ -33,10 +33,16 @@ options:
       - Which node the host is; with O(state=absent) it is cleared only if it still is this node.
       - 'Default: the host''s name in the inventory.'
     type: str
+  cluster:
+    description:
+      - With O(state=absent), the cluster whose playbook the host's documents must be of; a host of another
+        cluster is not cleared.
+      - 'Default: any playbook''s.'
+    type: str
   force:
     description:
-      - Clear the host with O(state=absent) although it holds documents of a Pulumi stack or another owner
-        that is no playbook.
+      - Clear the host with O(state=absent) although it holds documents of a Pulumi stack, of another
+        cluster's playbook, or of another owner.
     type: bool
     default: false
 attributes:

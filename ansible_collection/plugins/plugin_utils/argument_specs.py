@@ -859,6 +859,9 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
             "this_node": {
                 "type": "str",
             },
+            "cluster": {
+                "type": "str",
+            },
             "force": {
                 "type": "bool",
                 "default": False,
