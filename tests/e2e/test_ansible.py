@@ -50,7 +50,7 @@ def test_a_check_of_fresh_hosts_shows_all_and_writes_nothing(controller: Control
         assert len(result.result["put"]) == 21
         agent, *parts = [part for part in result.result["diff"] if "after" in part]
         assert (agent["before_header"], agent["before"]) == ("agent", "") and "digest: " in agent["after"]
-        assert [part["before"] for part in parts] == [""] * 20
+        assert [part["before"] for part in parts] == [""] * 21
         assert "".join(part["after"] for part in parts).count("\n  number: ") == 6, "numbers are known"
     whole = controller.play(QUICKSTART / "playbook.yml", "--check", "--diff")
     assert "changed: [h1] => (item=/etc/modules-load.d/bpfleet.conf)" in whole.text, "files of other services too"

@@ -46,10 +46,13 @@ def test_pulumi_changes_the_datapath_once_and_connects_twice_a_transaction_at_mo
 
 
 def test_a_play_takes_one_transaction_and_two_connections(emptied: Controller) -> None:
+    """The deciding host takes one more of each, if another host's task has new identities and comes first."""
     for port in (80, 8080):
         documents = fleet.documents(emptied.lab, port)
         before = look(emptied.lab)
         emptied.play(fleet.playbook(documents))
         emptied.disconnect()
         took = between(before, look(emptied.lab), len(documents))
-        assert {(node.transactions, node.connections) for node in took} == {(1, 2)}
+        counts = sorted((node.transactions, node.connections) for node in took)
+        assert counts[:-1] == [(1, 2)] * (len(counts) - 1)
+        assert counts[-1] == (1, 2) or (port == 80 and counts[-1] == (2, 3)), "identities are new only at first"

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from bpfleet.agent import wire
-from bpfleet.errors import HostFailed, Unreachable
+from bpfleet.errors import HostFailed, TransactionFailed, Unreachable
 from bpfleet.lab import Host, Lab
 from bpfleet.transport.dial import Schedule
 from bpfleet.transport.fleet import Fleet
@@ -137,7 +137,8 @@ def test_a_controller_that_gets_no_new_connection_reports_the_change_put_back(
     with mended(host), Fleet(progress, schedule=QUICK) as fleet:
         outcome = fleet.transact({"h1": target}, change(host))["h1"]
         assert isinstance(outcome, Failed), outcome
-        assert isinstance(outcome.error, Unreachable)
+        assert isinstance(outcome.error, TransactionFailed)
+        assert "put back" in str(outcome.error) and "no TCP connection to port 22" in str(outcome.error)
         assert outcome.rolled_back
         assert journal(host)["transaction"] is None
     assert kernel_side(host) == before
