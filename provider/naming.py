@@ -14,10 +14,15 @@ from typing import Any, Dict, Optional, Tuple
 from urllib.parse import parse_qsl, urlsplit
 
 from bpfleet.errors import InvalidInput
-from bpfleet.model.resources import SSH
+from bpfleet.model.resources import CLUSTER_HANDLE, RESOURCES, SSH
 from bpfleet.model.schema import Boolean, Text, camel, check
 
-IN_CLUSTER = frozenset({"identity", "endpoint", "cidr_group", "policy", "service"})
+IN_CLUSTER = frozenset(
+    kind
+    for kind, resource in RESOURCES.items()
+    if any(field.type is CLUSTER_HANDLE and not field.computed for field in resource.fields)
+)
+"""Kinds of resources that belong to a cluster, and name it by its handle."""
 
 
 @dataclass(frozen=True)

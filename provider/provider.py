@@ -277,7 +277,7 @@ def _previewed(shape: Shape, inputs: Plain, old_inputs: Plain, old_outputs: Plai
 
 def _declared(shape: Shape, name: str, old: Plain) -> Optional[Document]:
     """The document that the state declares, to compare with what nodes hold."""
-    if not old or shape.kind not in ("endpoint", "cidr_group", "policy", "service"):
+    if not old or shape.kind not in IN_CLUSTER - {"identity"}:
         return None
     spec = {field.name: old[field.name] for field in shape.resource.spec_fields if field.name in old}
     return Document(shape.kind, name, spec)

@@ -39,12 +39,6 @@ def prefix_of(text: str) -> Prefix:
     return network.version, int(network.network_address), network.prefixlen
 
 
-def address_prefix(text: str) -> Prefix:
-    """An address as a prefix of full length."""
-    address = ipaddress.ip_address(text)
-    return address.version, int(address), _BITS[address.version]
-
-
 def _end(prefix: Prefix) -> Prefix:
     """The least that sorts after all that lies inside."""
     version, start, length = prefix

@@ -18,9 +18,9 @@ from typing import Callable, Dict, Iterable, Iterator, List, Optional
 
 from bpfleet.errors import HostFailed, HostUnfit
 from bpfleet.loader import syscall
-from bpfleet.loader.links import Hook, Occupant, program_name
+from bpfleet.loader.links import Hook, Occupant, evict, pinned_link, program_name
 from bpfleet.loader.objects import PROGRAM_PREFIX
-from bpfleet.loader.pins import Pins, open_pin, unpin
+from bpfleet.loader.pins import Pins, unpin
 from bpfleet.model.state import CGROUP_ROOT
 
 # enum bpf_attach_type of linux/bpf.h
@@ -99,9 +99,7 @@ class Cgroup:
         path = self._pins.link(device, hook)
         with _opened() as place:
             if place is None:
-                raise HostUnfit(
-                    "the host has no cgroup2 hierarchy", remedy="Mount it: mount -t cgroup2 none /sys/fs/cgroup"
-                )
+                raise HostUnfit(NO_CGROUP, remedy="Mount it: mount -t cgroup2 none /sys/fs/cgroup")
             occupants = self._ours(place, hook)
             pinned = self._pinned(hook)
             keep = next((one for one in occupants if pinned is not None and one.link_id == pinned.id), None)
@@ -148,33 +146,11 @@ class Cgroup:
 
     def _evict(self, ours: Iterable[Occupant], place: int, hook: str) -> None:
         for one in ours:
-            try:
-                if one.link_id:
-                    fd = syscall.link_by_id(one.link_id)
-                    try:
-                        syscall.link_detach(fd)
-                    finally:
-                        os.close(fd)
-                else:
-                    fd = syscall.program_by_id(one.program_id)
-                    try:
-                        syscall.cgroup_detach_program(fd, place, ATTACH_TYPES[hook])
-                    finally:
-                        os.close(fd)
-            except OSError as error:
-                if error.errno != errno.ENOENT:  # its last holder let go of it meanwhile
-                    raise
-                continue
-            self._wrote()
+            if evict(one, lambda fd: syscall.cgroup_detach_program(fd, place, ATTACH_TYPES[hook])):
+                self._wrote()
 
     def _pinned(self, hook: str) -> Optional[syscall.LinkInfo]:
-        fd = open_pin(self._pins.link(CGROUP_ROOT, hook))
-        if fd is None:
-            return None
-        try:
-            return syscall.link_info(fd)
-        finally:
-            os.close(fd)
+        return pinned_link(self._pins.link(CGROUP_ROOT, hook))
 
     @staticmethod
     def _ours(place: int, hook: str) -> List[Occupant]:

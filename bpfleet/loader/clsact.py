@@ -16,7 +16,7 @@ from typing import Callable, Dict, Iterable, List, Optional, Tuple
 
 from bpfleet.errors import HostFailed
 from bpfleet.loader import syscall, tc
-from bpfleet.loader.links import Hook, Mechanism, Tcx, device_index, device_name, program_name
+from bpfleet.loader.links import Hook, Mechanism, Tcx, device_index, device_name, program_name, require_device
 from bpfleet.loader.objects import PROGRAM_PREFIX
 from bpfleet.loader.pins import Pins
 
@@ -66,11 +66,7 @@ class Clsact:
 
     def attach(self, device: str, hook: str, program_fd: int) -> None:
         """Replace the program of our filter, or make one. Raises HostFailed."""
-        index = device_index(device)
-        if index is None:
-            raise HostFailed(
-                f"device {device} is not there", remedy=f"Create {device}, or remove what is declared for it."
-            )
+        index = require_device(device)
         program = syscall.program_info(program_fd)
         known: Dict[int, bool] = {}
         with tc.TrafficControl() as control:

@@ -103,11 +103,7 @@ class Tcx:
 
     def attach(self, device: str, hook: str, program_fd: int) -> None:
         """Update our link at the hook, or make one, and pin it. Raises HostFailed, HostUnfit."""
-        index = device_index(device)
-        if index is None:
-            raise HostFailed(
-                f"device {device} is not there", remedy=f"Create {device}, or remove what is declared for it."
-            )
+        index = require_device(device)
         program = syscall.program_info(program_fd).id
         occupants = self._ours(index, hook, {})
         path = self._pins.link(device, hook)
@@ -161,23 +157,7 @@ class Tcx:
         return link
 
     def _evict(self, one: Occupant, index: int, hook: str) -> None:
-        try:
-            if one.link_id:
-                fd = syscall.link_by_id(one.link_id)
-                try:
-                    syscall.link_detach(fd)
-                finally:
-                    os.close(fd)
-            else:
-                fd = syscall.program_by_id(one.program_id)
-                try:
-                    syscall.tcx_detach_program(fd, index, syscall.ATTACH_TYPES[hook])
-                finally:
-                    os.close(fd)
-        except OSError as error:
-            if error.errno != errno.ENOENT:  # gone since we asked: a link ends a moment after its last name
-                raise
-        else:
+        if evict(one, lambda fd: syscall.tcx_detach_program(fd, index, syscall.ATTACH_TYPES[hook])):
             self._wrote()
 
     def _ours(self, index: int, hook: str, known: Dict[int, bool]) -> List[Occupant]:
@@ -196,13 +176,7 @@ class Tcx:
         return found
 
     def _pinned(self, device: str, hook: str) -> Optional[syscall.LinkInfo]:
-        fd = open_pin(self._pins.link(device, hook))
-        if fd is None:
-            return None
-        try:
-            return syscall.link_info(fd)
-        finally:
-            os.close(fd)
+        return pinned_link(self._pins.link(device, hook))
 
     def _holder(self, link: syscall.LinkInfo, hook: str, known: Dict[int, bool]) -> Optional[str]:
         """Name of the device here at whose hook the link is; the index alone may be another namespace's."""
@@ -239,6 +213,48 @@ def program_name(program_id: int) -> str:
         return syscall.program_info(fd).name
     finally:
         os.close(fd)
+
+
+def pinned_link(path: Path) -> Optional[syscall.LinkInfo]:
+    """The link that is pinned there, or None."""
+    fd = open_pin(path)
+    if fd is None:
+        return None
+    try:
+        return syscall.link_info(fd)
+    finally:
+        os.close(fd)
+
+
+def evict(one: Occupant, detach_program: Callable[[int], None]) -> bool:
+    """Take a program of ours off its hook; `detach_program` does it by descriptor where no link holds it.
+
+    False if it was gone since it was found: a link ends a moment after its last name.
+    """
+    fd = -1
+    try:
+        if one.link_id:
+            fd = syscall.link_by_id(one.link_id)
+            syscall.link_detach(fd)
+        else:
+            fd = syscall.program_by_id(one.program_id)
+            detach_program(fd)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return True
+
+
+def require_device(device: str) -> int:
+    """A device's index. Raises HostFailed."""
+    index = device_index(device)
+    if index is None:
+        raise HostFailed(f"device {device} is not there", remedy=f"Create {device}, or remove what is declared for it.")
+    return index
 
 
 def device_index(device: str) -> Optional[int]:

@@ -12,7 +12,7 @@ from typing import Callable, Dict, Iterable, Optional, Tuple
 
 from bpfleet.errors import HostFailed
 from bpfleet.loader import rtnl, syscall
-from bpfleet.loader.links import Hook, device_index, program_name
+from bpfleet.loader.links import Hook, device_index, pinned_link, program_name, require_device
 from bpfleet.loader.objects import PROGRAM_PREFIX
 from bpfleet.loader.pins import Pins, open_pin, unpin
 
@@ -47,11 +47,7 @@ class Xdp:
 
     def attach(self, device: str, hook: str, program_fd: int) -> None:
         """Update our link, or make one and pin it; ours in the other mode goes first. Raises HostFailed."""
-        index = device_index(device)
-        if index is None:
-            raise HostFailed(
-                f"device {device} is not there", remedy=f"Create {device}, or remove what is declared for it."
-            )
+        index = require_device(device)
         program, path = syscall.program_info(program_fd).id, self._pins.link(device, hook)
         there = _attached(device).get(hook, 0)
         pinned = self._pinned(device, hook)
@@ -104,13 +100,7 @@ class Xdp:
         return link
 
     def _pinned(self, device: str, hook: str) -> Optional[syscall.LinkInfo]:
-        fd = open_pin(self._pins.link(device, hook))
-        if fd is None:
-            return None
-        try:
-            return syscall.link_info(fd)
-        finally:
-            os.close(fd)
+        return pinned_link(self._pins.link(device, hook))
 
 
 def _attached(device: str) -> Dict[str, int]:

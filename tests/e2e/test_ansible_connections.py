@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ class Connection(Local):
 def controller(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Controller]:
     folder = tmp_path_factory.mktemp("connections")
     assemble(folder / "collections")
-    with Lab.up(f"ways-{folder.parent.name[-8:]}", 2, 0, directory=folder / "lab", guarded=True) as lab:
+    with Lab.up(f"ways-{os.getpid()}", 2, 0, directory=folder / "lab", guarded=True) as lab:
         made = Controller(lab, folder / "collections", folder)
         yield made
         made.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from bpfleet.lab import Lab
 from bpfleet.model.document import canonical_json
 from bpfleet.transport.fleet import Fleet
 from tests.e2e.ansible_play import Controller, Played, tasks
-from tests.e2e.test_ansible_faults import descendants
+from tests.e2e.test_ansible_faults import kill_with_descendants
 from tests.unit.test_transport_numbers import colliding
 from tools.build_collection import assemble
 
@@ -54,7 +53,7 @@ def controller(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> It
     assemble(folder / "collections")
     # One more host, to which nothing happens.
     hosts = len(POINTS) + 1
-    with Lab.up(f"cuts-{folder.parent.name[-8:]}", hosts, 0, directory=folder / "lab", guarded=True) as lab:
+    with Lab.up(f"cuts-{os.getpid()}", hosts, 0, directory=folder / "lab", guarded=True) as lab:
         made = Controller(lab, folder / "collections", folder)
         yield made
         made.close()
@@ -177,9 +176,7 @@ def test_the_controller_killed_at_every_point(controller: Controller, tmp_path: 
     try:
         points.wait()
     finally:
-        for pid in [process.pid, *descendants(process.pid)]:
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
+        kill_with_descendants(process)
     assert_each_as_expected(controller, points, old)
     assert_finished(controller, controller.play(playbook(controller, "four")))
 

@@ -76,6 +76,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def kill_with_descendants(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started, at once. One that ends by itself meanwhile is no matter."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
 @pytest.fixture
 def controller(make_lab: Callable[..., Lab], tmp_path: Path) -> Iterator[Controller]:
     lab = make_lab(nodes=2, workloads=0)
@@ -157,9 +165,7 @@ def test_a_controller_that_is_killed_between_apply_and_confirm(controller: Contr
     try:
         held.wait()
     finally:
-        for pid in [process.pid, *descendants(process.pid)]:
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
+        kill_with_descendants(process)
     held.go_on()
     pending = controller.hellos()["h2"]["pending"]
     assert pending is not None and pending["owner"] == "ansible:pair", "applied, and nobody confirms it"

@@ -7,6 +7,7 @@ interleavings of two controllers.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import defaultdict
@@ -36,7 +37,7 @@ CLUSTER = {"kind": "cluster", "name": "prod"}
 def controller(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Controller]:
     folder = tmp_path_factory.mktemp("numbers")
     assemble(folder / "collections")
-    with Lab.up(f"forks-{folder.parent.name[-8:]}", HOSTS, 0, directory=folder / "lab", guarded=True) as lab:
+    with Lab.up(f"forks-{os.getpid()}", HOSTS, 0, directory=folder / "lab", guarded=True) as lab:
         made = Controller(lab, folder / "collections", folder)
         yield made
         made.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ NO_WEB = policy("db", {"app": "db"}, ingress=[{"peers": [{"labels": {"app": "fre
 def ground(needs_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     """Two hosts whose `db` endpoints let only `free` ones in, confirmed."""
     folder = tmp_path_factory.mktemp("boot")
-    with Lab.up(f"boot-{folder.parent.name[-6:]}", 2, 3, directory=folder, share=[FOLDER], guarded=True) as lab:
+    with Lab.up(f"boot-{os.getpid()}", 2, 3, directory=folder, share=[FOLDER], guarded=True) as lab:
         with Fleet() as fleet:
             one = Ground(lab, fleet)
             fleet.each(one.targets.values(), fleet.install)

@@ -7,6 +7,7 @@ Each host of the lab is a cluster of itself and stands at one point, so that all
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def item(kind: str, name: str, spec: Mapping[str, Any]) -> wire.Item:
 @pytest.fixture(scope="module")
 def points(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Points]:
     folder = tmp_path_factory.mktemp("points")
-    with Lab.up(f"points-{folder.parent.name[-8:]}", len(POINTS), 0, directory=folder, guarded=True) as lab:
+    with Lab.up(f"points-{os.getpid()}", len(POINTS), 0, directory=folder, guarded=True) as lab:
         yield Points(lab)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ KEY = "/etc/ssh/ssh_host_ed25519_key"
 
 @pytest.fixture
 def lab(tmp_path: Path, needs_root: None) -> Iterator[Lab]:
-    with Lab.up(f"hosts-{tmp_path.parent.name[-8:]}", 2, 0, directory=tmp_path / "lab", guarded=True) as up:
+    with Lab.up(f"hosts-{os.getpid()}", 2, 0, directory=tmp_path / "lab", guarded=True) as up:
         yield up
 
 

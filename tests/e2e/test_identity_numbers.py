@@ -5,6 +5,7 @@ tests/unit/test_transport_numbers.py goes through many interleavings of the same
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ NODES = ("h1", "h2", "h3")
 
 @pytest.fixture
 def lab(tmp_path: Path, needs_root: None) -> Iterator[Lab]:
-    with Lab.up(f"numbers-{tmp_path.parent.name[-8:]}", len(NODES), 0, directory=tmp_path / "lab", guarded=True) as up:
+    with Lab.up(f"numbers-{os.getpid()}", len(NODES), 0, directory=tmp_path / "lab", guarded=True) as up:
         yield up
 
 

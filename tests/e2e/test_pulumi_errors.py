@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ1DTUbUmBbVMPBv3PqAUQYX6kEBSKy
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("errors")
-    with Lab.up(f"pulumi-bad-{folder.parent.name[-8:]}", 3, 2, directory=folder, guarded=True) as up:
+    with Lab.up(f"pulumi-bad-{os.getpid()}", 3, 2, directory=folder, guarded=True) as up:
         yield up
 
 

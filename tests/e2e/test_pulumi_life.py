@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def spec_of(item: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("pulumi")
-    with Lab.up(f"pulumi-{folder.parent.name[-8:]}", 4, 2, directory=folder / "lab", guarded=True) as lab:
+    with Lab.up(f"pulumi-{os.getpid()}", 4, 2, directory=folder / "lab", guarded=True) as lab:
         stack = Stack(folder / "stack", cli_folder())
         for name in ("h1", "h2", "h3"):
             stack.resources[name] = node(lab.host(name), lab.private_key)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ Digests = dict[str, tuple[str, str | None]]
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("order")
-    with Lab.up(f"pulumi-order-{folder.parent.name[-8:]}", 2, 2, directory=folder, guarded=True) as up:
+    with Lab.up(f"pulumi-order-{os.getpid()}", 2, 2, directory=folder, guarded=True) as up:
         yield up
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +41,7 @@ MEDDLING = {
 @pytest.fixture(scope="module")
 def ground(needs_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("repair")
-    with Lab.up(f"repair-{folder.parent.name[-6:]}", 1, 3, directory=folder, guarded=True) as lab, Fleet() as fleet:
+    with Lab.up(f"repair-{os.getpid()}", 1, 3, directory=folder, guarded=True) as lab, Fleet() as fleet:
         one = Ground(lab, fleet)
         fleet.each(one.targets.values(), fleet.install)
         one.declare(*one.base(), NO_WEB)

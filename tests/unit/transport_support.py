@@ -259,7 +259,8 @@ class Sshd:
         # An empty home: this machine's login scripts are none of the test's business.
         mounts = f"mount -t tmpfs tmpfs /run && mkdir -p /run/sshd && mount -t tmpfs tmpfs {_HOME}"
         inner = f"{mounts} && exec {_SSHD} -D -e -f {config}"
-        command = ["unshare", "--mount", "--", "sh", "-c", inner]
+        # It dies with the tests, killed or not.
+        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--", "sh", "-c", inner]
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(command, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 20

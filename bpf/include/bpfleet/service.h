@@ -94,14 +94,6 @@ static __always_inline __u32 service_hash(__u64 value)
 	return value * 0x9e3779b97f4a7c15ULL >> 32;
 }
 
-static __always_inline __u32 service_hash_of(const struct connection_key *flow)
-{
-	__u64 value = flow->source.halves[0] ^ flow->source.halves[1] ^ flow->rest;
-
-	value = (value ^ value >> 29) * 0xbf58476d1ce4e5b9ULL;
-	return service_hash(value ^ flow->destination.halves[0] ^ flow->destination.halves[1]);
-}
-
 /* By content, so that the choice is the same when a record was lost. */
 static __always_inline const struct backend *backend_choose(void *list, const struct service *service, __u32 hash)
 {
