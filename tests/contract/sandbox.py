@@ -11,6 +11,7 @@ import errno
 import itertools
 import os
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
@@ -78,7 +79,20 @@ class Sandbox:
         """End the thread, and with it the namespaces."""
         self._pool.shutdown()
         if self.cgroup is not None:
-            self.cgroup.rmdir()
+            _remove(self.cgroup)
+
+
+def _remove(group: Path) -> None:
+    """Remove a cgroup as soon as it is empty: a watchdog that has just been told to end may still be in it."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            group.rmdir()
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.05)
 
 
 def _new_cgroup() -> Optional[Path]:
