@@ -3,6 +3,7 @@
  *
  *   - ARP, neighbour discovery and DHCP between the workload and its gateway always pass, to the stack;
  *   - a source that is not the endpoint's own address is dropped;
+ *   - a service's frontend becomes one of its backends, for all that follows; without a backend the sender is told so;
  *   - egress policy judges; for an endpoint of this node its ingress policy judges right here too, and the packet goes
  *     straight to it;
  *   - another node's address is reached through the tunnel, with this endpoint's identity as VNI. That includes that
@@ -13,9 +14,11 @@
  * Fails closed: what is not understood is dropped.
  */
 #include <bpfleet/admit.h>
+#include <bpfleet/balance.h>
 #include <bpfleet/forward.h>
 #include <bpfleet/gateway.h>
 #include <bpfleet/host.h>
+#include <bpfleet/refuse.h>
 #include <bpfleet/vocabulary.h>
 
 /* Traffic with the gateway that is no connection. Neighbour discovery counts only towards the link, where the stack
@@ -121,6 +124,11 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	if (packet.kind == PACKET_RELATED && !address_equal(&packet.flow.source, &packet.source))
 		packet.kind = PACKET_UNTRACKED;
 	connection_find(&packet, DIRECTION_EGRESS, &found);
+	reason = balance_out(skb, &packet, &found);
+	if (reason == REASON_SERVICE_NO_BACKEND)
+		return refuse(skb, &packet, reason, endpoint);
+	if (reason)
+		return drop(skb, &packet, reason);
 	if (packet.kind != PACKET_RELATED &&
 	    admit_established(&packet, &found, skb->ifindex,
 			      revisions_pack(side.policy_revision, side.addresses_revision))) {
@@ -161,7 +169,7 @@ int bpfl_from_ep(struct __sk_buff *skb)
 			reason = hop_decrement(skb, &packet);
 		if (reason)
 			return drop(skb, &packet, reason);
-		return deliver(skb, &packet, ifindex, receiver);
+		return balance_deliver(skb, &packet, &found, ifindex, receiver);
 	}
 }
 

@@ -3,7 +3,8 @@
  *
  *   - a packet is believed only if its outer source is a member, its inner source an address of that member, and its
  *     VNI that address's identity. Each failure has its own reason;
- *   - for an endpoint here, its ingress policy judges, and the packet goes straight to it;
+ *   - for an endpoint here, its ingress policy judges, and the packet goes straight to it; what answers a flow to a
+ *     service's frontend comes from that again;
  *   - for this node's own address it goes to the stack, where a policy selects this node after its ingress judged;
  *   - anything else is dropped. Nothing is forwarded from node to node.
  *
@@ -13,6 +14,7 @@
  * Fails closed: what is not understood is dropped.
  */
 #include <bpfleet/admit.h>
+#include <bpfleet/balance.h>
 #include <bpfleet/forward.h>
 #include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
@@ -98,7 +100,7 @@ int bpfl_from_tun(struct __sk_buff *skb)
 		side.ifindex = found.record->ifindex;
 		receiver = endpoint_find(side.ifindex);
 		if (receiver && is_established(&packet, &found, &outer, receiver, side.addresses_revision))
-			return deliver(skb, &packet, side.ifindex, receiver);
+			return balance_deliver(skb, &packet, &found, side.ifindex, receiver);
 	}
 
 	reason = believe(&packet, &outer, &side.peer);
@@ -133,7 +135,7 @@ int bpfl_from_tun(struct __sk_buff *skb)
 	reason = admit(skb, &packet, &found, &side);
 	if (reason)
 		return drop(skb, &packet, reason);
-	return deliver(skb, &packet, side.ifindex, receiver);
+	return balance_deliver(skb, &packet, &found, side.ifindex, receiver);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

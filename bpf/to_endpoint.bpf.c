@@ -6,15 +6,19 @@
  *     for forwarded packets the source decides, and it must have come in where that address lives: a host or workload
  *     address that came from elsewhere is dropped as spoofed;
  *   - where a policy selects this node, the host's egress policy judges what the host itself sends;
- *   - ingress policy judges. What other hooks redirected here (delivery without bpf_redirect_peer) has a record.
+ *   - ingress policy judges. What other hooks redirected here (delivery without bpf_redirect_peer) has a record, or is
+ *     the answer that a service has no backends;
+ *   - what answers a flow to a service's frontend comes from that again.
  *
  * Fails closed: what is not understood is dropped.
  */
 #include <bpfleet/admit.h>
+#include <bpfleet/balance.h>
 #include <bpfleet/endpoint.h>
 #include <bpfleet/gateway.h>
 #include <bpfleet/host.h>
 #include <bpfleet/node.h>
+#include <bpfleet/refuse.h>
 #include <bpfleet/vocabulary.h>
 
 /* May a packet from a peer at that place have come in by that device? 0: the host itself sent it. */
@@ -55,6 +59,18 @@ static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packe
 	return 0;
 }
 
+/* To the workload: an answer of a backend as that of the frontend. */
+static __always_inline int hand_over(struct __sk_buff *skb, struct packet *packet, const struct found *found)
+{
+	if (balance_answers(found)) {
+		int reason = balance_back(skb, packet, &found->reverse);
+
+		if (reason)
+			return drop(skb, packet, reason);
+	}
+	return pass(skb, REASON_TO_ENDPOINT);
+}
+
 SEC("tc")
 int bpfl_to_ep(struct __sk_buff *skb)
 {
@@ -75,6 +91,8 @@ int bpfl_to_ep(struct __sk_buff *skb)
 		return drop(skb, &packet, reason);
 	if (!skb->ingress_ifindex && (packet_is_neighbour(&packet) || packet_is_dhcp(&packet, false)))
 		return pass(skb, REASON_NEIGHBOUR);
+	if (services_at_tc && is_refusal(skb, &packet))
+		return pass(skb, REASON_SERVICE);
 
 	if (host_policy && !skb->ingress_ifindex) {
 		packet.source_identity = IDENTITY_HOST;
@@ -97,14 +115,14 @@ int bpfl_to_ep(struct __sk_buff *skb)
 			this_node) &&
 	    admit_established(&packet, &found, skb->ifindex,
 			      revisions_pack(side.policy_revision, side.addresses_revision)))
-		return pass(skb, REASON_TO_ENDPOINT);
+		return hand_over(skb, &packet, &found);
 
 	reason = find_ends(skb, &packet, &found, &side, this_node);
 	if (!reason)
 		reason = admit(skb, &packet, &found, &side);
 	if (reason)
 		return drop(skb, &packet, reason);
-	return pass(skb, REASON_TO_ENDPOINT);
+	return hand_over(skb, &packet, &found);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -42,7 +42,11 @@ XDP_OBJECT = "xdp_underlay"
 """Only where a device has XDP."""
 SOCKET_OBJECTS = {hook: f"socket_{hook}" for hook in SOCKET_HOOKS}
 """Those for sockets, which are there when there is a service."""
-NO_CGROUP = "the host has no cgroup2 hierarchy: nothing on it is connected to services"
+BALANCING_OBJECTS = ("from_endpoint", "to_endpoint", "from_tunnel")
+"""Those that balance packets which passed no such socket."""
+NO_CGROUP = (
+    "the host has no cgroup2 hierarchy: services are there for what endpoints send, not for the host's own processes"
+)
 
 ENDPOINTS_KEY = ("ifindex",)
 ENDPOINTS_VALUE = ("identity", "policy_revision", "flags", "workload_mac", "device_mac")
@@ -251,6 +255,8 @@ def _state(
     blocked = cluster.spec.get("blocked_cidrs", ())
     if blocked and "off" in modes.values():
         programs["from_underlay"] = Program("from_underlay", {**constants, "blocked_at_tc": 1})
+    if balanced.summaries:
+        programs.update({name: Program(name, {**constants, "services_at_tc": 1}) for name in BALANCING_OBJECTS})
     if set(modes.values()) != {"off"}:
         programs[XDP_OBJECT] = Program(XDP_OBJECT, constants)
     revisions = (place.addresses_revision, TUNNEL_DEVICE, subjects[HOST].revision)

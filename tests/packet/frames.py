@@ -91,6 +91,17 @@ def icmp(source: str, destination: str, kind: int, rest: bytes = bytes(4), code:
     return ip(source, destination, protocol, struct.pack("!BBH", kind, code, 0) + rest, **more)  # type: ignore[arg-type]
 
 
+def summed(packet: bytes) -> bytes:
+    """The same TCP, UDP or ICMP packet, without options and extension headers, with its transport's checksum."""
+    v6 = packet[0] >> 4 == 6
+    start, protocol = (40, packet[6]) if v6 else (20, packet[9])
+    at = start + {TCP: 16, UDP: 6, ICMP: 2, ICMP6: 2}[protocol]
+    body = packet[:at][start:] + bytes(2) + packet[at + 2 :]
+    pseudo = packet[8:40] if v6 else packet[12:20]
+    number = checksum((b"" if protocol == ICMP else pseudo + struct.pack("!II", len(body), protocol)) + body)
+    return packet[:at] + struct.pack("!H", number or 0xFFFF) + packet[at + 2 :]
+
+
 def echo(source: str, destination: str, identifier: int, reply: bool = False, **more: object) -> bytes:
     """An echo request or reply."""
     kind = (129 if reply else 128) if is_v6(source) else (0 if reply else 8)

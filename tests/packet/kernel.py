@@ -27,7 +27,7 @@ ACTIONS = {TC_ACT_UNSPEC: "pass", TC_ACT_SHOT: "shot", TC_ACT_REDIRECT: "redirec
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN = 0, 1, 2, 3, 4, 10
 _LINK_CREATE, _TCX_INGRESS, _TCX_EGRESS = 28, 46, 47
-_INNER_TYPES = {"hash": 1, "lpm_trie": 11}
+_INNER_TYPES = {"hash": 1, "array": 2, "lpm_trie": 11}
 _SYSCALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 _SK_BUFF_SIZE, _INGRESS_IFINDEX, _IFINDEX = 192, 36, 40
 _CLONE_NEWNET = 0x40000000

@@ -60,6 +60,7 @@ def test_record_of_a_connection(datapath: Datapath) -> None:
         "next_hop": UNDERLAY_2,
         "rule_id": 0,
         "ifindex": DEVICES["a"],
+        "translated": 0,
         "peer": IDENTITIES["c"],
         "route": ENUMS["route"]["tunnel"],
         "state": 0,

@@ -7,7 +7,7 @@ from typing import List
 
 import pytest
 
-from tests.packet import cases_edge, cases_endpoint, cases_host, world
+from tests.packet import cases_edge, cases_endpoint, cases_host, cases_services, world
 from tests.packet.kernel import Datapath
 
 pytestmark = pytest.mark.root
@@ -15,11 +15,17 @@ pytestmark = pytest.mark.root
 ENDPOINT_CASES: List[world.Case] = [
     case
     for family in (4, 6)
-    for make in (cases_endpoint.local_cases, cases_endpoint.policy_cases, cases_endpoint.outward_cases)
+    for make in (
+        cases_endpoint.local_cases,
+        cases_endpoint.policy_cases,
+        cases_endpoint.outward_cases,
+        cases_services.flow_cases,
+        cases_services.error_cases,
+    )
     for case in make(family)
 ]
 CASES = [*ENDPOINT_CASES, *(case for family in (4, 6) for case in cases_edge.device_cases(family))]
-CASES += cases_edge.malformed_v4() + cases_edge.malformed_v6() + cases_edge.always_cases()
+CASES += cases_edge.malformed_v4() + cases_edge.malformed_v6() + cases_edge.always_cases() + cases_services.odd_cases()
 
 
 HOST_CASES = [

@@ -7,6 +7,7 @@ address of each family.
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
@@ -37,7 +38,8 @@ ADDRESSES = {
 }  # fmt: skip
 # Where the names that are not of this node are. d is on a node with an IPv6 underlay.
 TUNNELS = {"c": UNDERLAY_2, "node2": UNDERLAY_2, "d": UNDERLAY_6}
-CONSTANTS = {"tunnel_port": TUNNEL_PORT, "node_address": UNDERLAY, "events_slots_mask": 1023, "blocked_at_tc": 1}
+CONSTANTS = {"tunnel_port": TUNNEL_PORT, "node_address": UNDERLAY, "events_slots_mask": 1023, "blocked_at_tc": 1,
+             "services_at_tc": 1}  # fmt: skip
 HOST_CONSTANTS = {**CONSTANTS, "host_policy": 1}
 """Of a node that a policy selects."""
 DEFAULT_DENY = {"ingress": 9001, "egress": 9002}
@@ -92,11 +94,32 @@ class Move:
 
 
 @dataclass(frozen=True)
+class Frontend:
+    """A service's frontend, written again: its backends, and the number of their list."""
+
+    address: str
+    port: int
+    protocol: int
+    backends: Tuple[Tuple[str, int], ...] = ()
+    number: int = 1
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Every record of a map is gone, as evicted."""
+
+    map: str
+
+
+Change = Union[Policy, Move, Frontend, Forget]
+
+
+@dataclass(frozen=True)
 class Case:
     """One story; its steps happen in order."""
 
     name: str
-    steps: Tuple[Union[Send, Policy, Move], ...]
+    steps: Tuple[Union[Send, Change], ...]
     family: int = field(default=4)
 
     def __str__(self) -> str:
@@ -180,8 +203,19 @@ def entries(rules: Tuple[Rule, ...], selected: Tuple[str, ...]) -> List[Tuple[Di
     return found
 
 
-def apply(datapath: Datapath, change: Union[Policy, Move]) -> None:
+def apply(datapath: Datapath, change: Change) -> None:
     """Make a change, in the order the agent does."""
+    if isinstance(change, Forget):
+        datapath.maps[change.map].clear()
+        return
+    if isinstance(change, Frontend):
+        listed = sorted(change.backends, key=lambda one: (ipaddress.ip_address(one[0]).packed, one[1]))
+        rows = [({"index": index}, {"address": address, "port": port}) for index, (address, port) in enumerate(listed)]
+        if rows:
+            datapath.set_inner("backends", {"id": change.number}, rows)
+        key = {"address": change.address, "port": change.port, "protocol": change.protocol}
+        datapath.maps["services"].update(key, {"backends": change.number if rows else 0, "count": len(rows)})
+        return
     if isinstance(change, Move):
         datapath.maps[change.map].update(change.key, change.value)
         return

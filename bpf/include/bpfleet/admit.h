@@ -21,6 +21,7 @@ struct found {
 	struct connection_key reverse; /* its key, if the packet is a reply; else the key is the packet's flow */
 	__u32 now;
 	__u8 is_reply;
+	__u8 is_translated; /* the flow goes to a frontend, its record or a new one says so */
 };
 
 /* The endpoint that judges, and the other end as it is known now. */
@@ -51,6 +52,7 @@ static __always_inline void connection_find(struct packet *packet, __u8 directio
 
 	found->record = NULL;
 	found->is_reply = 0;
+	found->is_translated = 0;
 	found->now = connection_now();
 	packet_face(packet, direction);
 	if (packet->kind == PACKET_OPENS || packet->kind == PACKET_UNTRACKED || packet->kind == PACKET_FRAGMENT)
@@ -64,6 +66,8 @@ static __always_inline void connection_find(struct packet *packet, __u8 directio
 		found->is_reply = 1;
 	else if (denied)
 		found->record = denied;
+	if (services_at_tc && found->record)
+		found->is_translated = found->record->translated;
 }
 
 /* What a packet changes in its record. Written only if it differs: an unwritten cache line is shared by all CPUs. */
@@ -174,6 +178,7 @@ static __noinline long connection_put(const struct connection_key *key, const st
 		.next_hop = side->peer.next_hop,
 		.rule_id = question->rule_id,
 		.ifindex = side->ifindex,
+		.translated = services_at_tc && found->is_translated && key->direction == DIRECTION_EGRESS,
 		.last_seen = found->now,
 		.peer = question->peer,
 		.route = side->peer.route,

@@ -34,5 +34,8 @@ const volatile __u8 host_policy = 0;
 /* Whether bpfl_from_under looks for blocked sources: there are some, and a device without XDP. */
 const volatile __u8 blocked_at_tc = 0;
 
+/* Whether there are services, so that endpoints' packets without a connection are looked up among them (balance.h). */
+const volatile __u8 services_at_tc = 0;
+
 /* Slots of one CPU in `events`, less one; slots are a power of two, and `events` holds possible CPUs x slots. */
 const volatile __u32 events_slots_mask = 255;

@@ -66,7 +66,8 @@ struct connection {
 	};
 	struct address next_hop; /* where the other end is, see enum route */
 	__u32 rule_id;
-	__u32 ifindex; /* the endpoint's device: a hit proves that the packet uses the endpoint it was checked for */
+	__u32 ifindex : 31; /* the endpoint's device: a hit proves that the packet uses the endpoint it was checked for */
+	__u32 translated : 1; /* an endpoint's flow to a frontend, see balance.h: its answers go through `translations` */
 	__u32 last_seen; /* ticks */
 	__u32 peer : 24; /* identity of the other end */
 	__u32 route : 2;

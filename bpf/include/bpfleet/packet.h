@@ -66,6 +66,7 @@ struct packet {
 	__u32 source_identity;
 	__u32 destination_identity;
 	__u32 rule_id;
+	__u16 transport; /* offset of the transport header in the frame */
 	__u8 verdict;
 	__u8 direction;
 	__u8 hook;
@@ -175,6 +176,7 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 	struct icmp_start icmp;
 	int reason;
 
+	packet->transport = cursor->offset;
 	packet->flow.rest = connection_rest(0, 0, packet->protocol, 0);
 	if (packet->kind == PACKET_FRAGMENT)
 		return 0;

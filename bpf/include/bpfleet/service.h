@@ -15,6 +15,7 @@
 
 #include <bpfleet/base.h>
 #include <bpfleet/connection.h>
+#include <bpfleet/identity.h>
 
 struct service_key {
 	struct address address;
@@ -94,12 +95,31 @@ static __always_inline __u32 service_hash(__u64 value)
 	return value * 0x9e3779b97f4a7c15ULL >> 32;
 }
 
-/* By content, so that the choice is the same when a record was lost. */
-static __always_inline const struct backend *backend_choose(void *list, const struct service *service, __u32 hash)
+#define NOBODY 0	    /* in place of a client's device: sockets reach themselves by loopback */
+#define BACKENDS_OF_ONE 4 /* that lie beside each other: an endpoint may be listed with several ports */
+
+static __always_inline bool backend_is_at(const struct backend *backend, __u32 ifindex)
+{
+	const struct address_record *record = address_find(&backend->address);
+
+	return record && record->ifindex == ifindex;
+}
+
+/* By content, so that the choice is the same when a record was lost. `client` is the device of an endpoint that asks, or
+ * NOBODY: it is not given itself, as no stack takes a packet with its own address as the source. */
+static __always_inline const struct backend *backend_choose(void *list, const struct service *service, __u32 hash,
+							    __u32 client)
 {
 	__u32 index = (__u64)hash * service->count >> 32;
+	const struct backend *backend = bpf_map_lookup_elem(list, &index);
 
-	return bpf_map_lookup_elem(list, &index);
+	if (client == NOBODY)
+		return backend;
+	for (int i = 0; i < BACKENDS_OF_ONE && backend && backend_is_at(backend, client); i++) {
+		index = index + 1 < service->count ? index + 1 : 0;
+		backend = bpf_map_lookup_elem(list, &index);
+	}
+	return backend && !backend_is_at(backend, client) ? backend : NULL;
 }
 
 #define BACKENDS_HALVINGS 17 /* of a list as long as `services` may count to in practice */
@@ -142,21 +162,28 @@ static __always_inline void translation_back(struct connection_key *back, const 
 	back->rest = connection_rest(flow->source_port, port, flow->protocol, DIRECTION_INGRESS);
 }
 
-/* Remember whom a flow's backend stands for. */
-static __always_inline int translation_write_back(const struct connection_key *flow, const struct translation *backend)
-{
-	struct translation frontend = { .address = flow->destination };
+/* Where records are put together. The stack of programs for packets has no room for it (balance.h). */
+struct service_work {
+	struct translation to; /* the backend that was found */
+	struct translation frontend;
 	struct connection_key back;
+};
 
-	frontend.port = flow->destination_port;
-	frontend.backends = backend->backends;
-	translation_back(&back, flow, &backend->address, backend->port);
-	return bpf_map_update_elem(&translations, &back, &frontend, BPF_ANY) ? REASON_SERVICE_FLOW : 0;
+/* Remember whom the flow's backend, in work->to, stands for. */
+static __always_inline int translation_write_back(const struct connection_key *flow, struct service_work *work)
+{
+	work->frontend.address = flow->destination;
+	work->frontend.port = flow->destination_port;
+	work->frontend.zero = 0;
+	work->frontend.backends = work->to.backends;
+	translation_back(&work->back, flow, &work->to.address, work->to.port);
+	return bpf_map_update_elem(&translations, &work->back, &work->frontend, BPF_ANY) ? REASON_SERVICE_FLOW : 0;
 }
 
-/* The backend that `hash` chooses. Returns 0 or a reason; REASON_SERVICE_FLOW leaves a backend in `to` all the same. */
+/* The backend that `hash` chooses, into work->to. Returns 0 or a reason; REASON_SERVICE_FLOW leaves a backend there all
+ * the same. */
 static __always_inline int service_choose(const struct connection_key *flow, const struct service *service, __u32 hash,
-					  struct translation *to)
+					  __u32 client, struct service_work *work)
 {
 	const struct backend *backend;
 	__u32 id = service->backends;
@@ -164,43 +191,42 @@ static __always_inline int service_choose(const struct connection_key *flow, con
 
 	if (!list)
 		return REASON_SERVICE_NO_BACKEND;
-	backend = backend_choose(list, service, hash);
+	backend = backend_choose(list, service, hash, client);
 	if (!backend)
 		return REASON_SERVICE_NO_BACKEND;
-	to->address = backend->address;
-	to->port = backend->port;
-	to->zero = 0;
-	to->backends = id;
-	return translation_write_back(flow, to);
+	work->to.address = backend->address;
+	work->to.port = backend->port;
+	work->to.zero = 0;
+	work->to.backends = id;
+	return translation_write_back(flow, work);
 }
 
-/* The backend of a flow to a service's frontend: the one it has, as long as that is one, or a new one, which `hash`
- * chooses and which is remembered. The flow's key has DIRECTION_EGRESS. As service_choose. */
-static __always_inline int service_translate(const struct connection_key *flow, const struct service *service,
-					     __u32 hash, struct translation *to)
+/* The backend of a flow to a service's frontend, into work->to: the one it has, as long as that is one, or a new one,
+ * which `hash` chooses and which is remembered. The flow's key has DIRECTION_EGRESS. As service_choose. */
+static __noinline int service_translate(const struct connection_key *flow, const struct service *service, __u32 hash,
+					__u32 client, struct service_work *work)
 {
 	const struct translation *known = bpf_map_lookup_elem(&translations, flow);
 	__u32 id = service->backends;
-	struct connection_key back;
 	void *list = NULL;
 	int reason;
 
 	if (known) {
-		*to = *known;
-		if (to->backends == id) {
-			translation_back(&back, flow, &to->address, to->port);
+		work->to = *known;
+		if (work->to.backends == id) {
+			translation_back(&work->back, flow, &work->to.address, work->to.port);
 			/* Looking keeps it from being evicted first. */
-			return bpf_map_lookup_elem(&translations, &back) ? 0 : translation_write_back(flow, to);
+			return bpf_map_lookup_elem(&translations, &work->back) ? 0 : translation_write_back(flow, work);
 		}
 		list = bpf_map_lookup_elem(&backends, &id);
 	}
-	if (list && backend_is_listed(list, service, to)) {
-		to->backends = id;
-		reason = translation_write_back(flow, to);
+	if (list && backend_is_listed(list, service, &work->to)) {
+		work->to.backends = id;
+		reason = translation_write_back(flow, work);
 	} else {
-		reason = service_choose(flow, service, hash, to);
+		reason = service_choose(flow, service, hash, client, work);
 	}
 	if (reason)
 		return reason;
-	return bpf_map_update_elem(&translations, flow, to, BPF_ANY) ? REASON_SERVICE_FLOW : 0;
+	return bpf_map_update_elem(&translations, flow, &work->to, BPF_ANY) ? REASON_SERVICE_FLOW : 0;
 }

@@ -91,7 +91,7 @@ static __always_inline int socket_to_backend(struct bpf_sock_addr *context, bool
 {
 	struct connection_key flow = {};
 	const struct service *service;
-	struct translation to = {};
+	struct service_work work = {};
 	__u64 cookie;
 	int reason;
 
@@ -101,8 +101,8 @@ static __always_inline int socket_to_backend(struct bpf_sock_addr *context, bool
 		return 1;
 	cookie = bpf_get_socket_cookie(context);
 	socket_client(&flow, cookie);
-	reason = once ? service_choose(&flow, service, service_hash(cookie), &to) :
-			service_translate(&flow, service, service_hash(cookie), &to);
+	reason = once ? service_choose(&flow, service, service_hash(cookie), NOBODY, &work) :
+			service_translate(&flow, service, service_hash(cookie), NOBODY, &work);
 	if (reason == REASON_SERVICE_NO_BACKEND) {
 		counter_add(reason, 0);
 		socket_event(&flow, reason);
@@ -111,7 +111,7 @@ static __always_inline int socket_to_backend(struct bpf_sock_addr *context, bool
 	}
 	/* Without a record the process sees the backend's address, no worse. */
 	counter_add(reason ? reason : REASON_SERVICE, 0);
-	socket_write(context, is_v6, &to);
+	socket_write(context, is_v6, &work.to);
 	return 1;
 }
 

@@ -41,6 +41,60 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'inner': 'policy_entries',
         'digest': 'b9528345555f',
     },
+    'translations': {
+        'type': 'lru_hash',
+        'max_entries': 65536,
+        'flags': 0,
+        'key': {
+            'size': 40,
+            'fields': [
+                {'name': 'source', 'offset': 0, 'size': 16, 'kind': 'address'},
+                {'name': 'destination', 'offset': 16, 'size': 16, 'kind': 'address'},
+                {'name': 'source_port', 'offset': 32, 'size': 2, 'kind': 'be16'},
+                {'name': 'destination_port', 'offset': 34, 'size': 2, 'kind': 'be16'},
+                {'name': 'protocol', 'offset': 36, 'size': 1, 'kind': 'u8'},
+                {'name': 'direction', 'offset': 37, 'size': 1, 'kind': 'u8'},
+                {'name': 'zero', 'offset': 38, 'size': 2, 'kind': 'u16'},
+            ],
+        },
+        'value': {
+            'size': 24,
+            'fields': [
+                {'name': 'address', 'offset': 0, 'size': 16, 'kind': 'address'},
+                {'name': 'port', 'offset': 16, 'size': 2, 'kind': 'be16'},
+                {'name': 'zero', 'offset': 18, 'size': 2, 'kind': 'u16'},
+                {'name': 'backends', 'offset': 20, 'size': 4, 'kind': 'u32'},
+            ],
+        },
+        'digest': '98c58628bb12',
+    },
+    'balance_work': {
+        'type': 'percpu_array',
+        'max_entries': 1,
+        'flags': 0,
+        'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'value': {
+            'size': 88,
+            'fields': [
+                {'name': 'address', 'offset': 0, 'size': 16, 'kind': 'address'},
+                {'name': 'port', 'offset': 16, 'size': 2, 'kind': 'be16'},
+                {'name': 'zero', 'offset': 18, 'size': 2, 'kind': 'u16'},
+                {'name': 'backends', 'offset': 20, 'size': 4, 'kind': 'u32'},
+                {'name': 'address', 'offset': 24, 'size': 16, 'kind': 'address'},
+                {'name': 'port', 'offset': 40, 'size': 2, 'kind': 'be16'},
+                {'name': 'zero', 'offset': 42, 'size': 2, 'kind': 'u16'},
+                {'name': 'backends', 'offset': 44, 'size': 4, 'kind': 'u32'},
+                {'name': 'source', 'offset': 48, 'size': 16, 'kind': 'address'},
+                {'name': 'destination', 'offset': 64, 'size': 16, 'kind': 'address'},
+                {'name': 'source_port', 'offset': 80, 'size': 2, 'kind': 'be16'},
+                {'name': 'destination_port', 'offset': 82, 'size': 2, 'kind': 'be16'},
+                {'name': 'protocol', 'offset': 84, 'size': 1, 'kind': 'u8'},
+                {'name': 'direction', 'offset': 85, 'size': 1, 'kind': 'u8'},
+                {'name': 'zero', 'offset': 86, 'size': 2, 'kind': 'u16'},
+            ],
+        },
+        'digest': 'fd4e0bbf34b1',
+    },
     'addresses': {
         'type': 'hash',
         'max_entries': 131072,
@@ -79,14 +133,22 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'addresses_revision', 'offset': 4, 'size': 4, 'kind': 'u32'},
                 {'name': 'next_hop', 'offset': 8, 'size': 16, 'kind': 'address'},
                 {'name': 'rule_id', 'offset': 24, 'size': 4, 'kind': 'u32'},
-                {'name': 'ifindex', 'offset': 28, 'size': 4, 'kind': 'u32'},
+                {'name': 'ifindex', 'offset': 28, 'size': 4, 'kind': 'bits', 'bit_offset': 0, 'bit_size': 31},
+                {
+                    'name': 'translated',
+                    'offset': 28,
+                    'size': 4,
+                    'kind': 'bits',
+                    'bit_offset': 31,
+                    'bit_size': 1,
+                },
                 {'name': 'last_seen', 'offset': 32, 'size': 4, 'kind': 'u32'},
                 {'name': 'peer', 'offset': 36, 'size': 4, 'kind': 'bits', 'bit_offset': 0, 'bit_size': 24},
                 {'name': 'route', 'offset': 36, 'size': 4, 'kind': 'bits', 'bit_offset': 24, 'bit_size': 2},
                 {'name': 'state', 'offset': 36, 'size': 4, 'kind': 'bits', 'bit_offset': 26, 'bit_size': 6},
             ],
         },
-        'digest': '39a2d5a8bfd2',
+        'digest': '01657cae08b9',
     },
     'counters': {
         'type': 'percpu_array',
@@ -225,21 +287,6 @@ MAPS: Dict[str, Dict[str, Any]] = {
         },
         'digest': 'a072223bc4a2',
     },
-    'failsafe': {
-        'type': 'hash',
-        'max_entries': 256,
-        'flags': 0,
-        'key': {
-            'size': 4,
-            'fields': [
-                {'name': 'port', 'offset': 0, 'size': 2, 'kind': 'u16'},
-                {'name': 'protocol', 'offset': 2, 'size': 1, 'kind': 'u8'},
-                {'name': 'direction', 'offset': 3, 'size': 1, 'kind': 'u8'},
-            ],
-        },
-        'value': {'size': 4, 'fields': [{'name': 'listed', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
-        'digest': 'fe38547f7585',
-    },
     'services': {
         'type': 'hash',
         'max_entries': 65536,
@@ -286,32 +333,20 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'inner': 'backend_entries',
         'digest': 'c191afcc18a5',
     },
-    'translations': {
-        'type': 'lru_hash',
-        'max_entries': 65536,
+    'failsafe': {
+        'type': 'hash',
+        'max_entries': 256,
         'flags': 0,
         'key': {
-            'size': 40,
+            'size': 4,
             'fields': [
-                {'name': 'source', 'offset': 0, 'size': 16, 'kind': 'address'},
-                {'name': 'destination', 'offset': 16, 'size': 16, 'kind': 'address'},
-                {'name': 'source_port', 'offset': 32, 'size': 2, 'kind': 'be16'},
-                {'name': 'destination_port', 'offset': 34, 'size': 2, 'kind': 'be16'},
-                {'name': 'protocol', 'offset': 36, 'size': 1, 'kind': 'u8'},
-                {'name': 'direction', 'offset': 37, 'size': 1, 'kind': 'u8'},
-                {'name': 'zero', 'offset': 38, 'size': 2, 'kind': 'u16'},
+                {'name': 'port', 'offset': 0, 'size': 2, 'kind': 'u16'},
+                {'name': 'protocol', 'offset': 2, 'size': 1, 'kind': 'u8'},
+                {'name': 'direction', 'offset': 3, 'size': 1, 'kind': 'u8'},
             ],
         },
-        'value': {
-            'size': 24,
-            'fields': [
-                {'name': 'address', 'offset': 0, 'size': 16, 'kind': 'address'},
-                {'name': 'port', 'offset': 16, 'size': 2, 'kind': 'be16'},
-                {'name': 'zero', 'offset': 18, 'size': 2, 'kind': 'u16'},
-                {'name': 'backends', 'offset': 20, 'size': 4, 'kind': 'u32'},
-            ],
-        },
-        'digest': '98c58628bb12',
+        'value': {'size': 4, 'fields': [{'name': 'listed', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'digest': 'fe38547f7585',
     },
     'blocked': {
         'type': 'lpm_trie',
@@ -412,6 +447,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'from_tunnel': {
@@ -419,6 +455,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'from_underlay': {
@@ -426,6 +463,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'socket_connect4': {
@@ -433,6 +471,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'socket_connect6': {
@@ -440,6 +479,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'socket_getpeername4': {
@@ -447,6 +487,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'socket_getpeername6': {
@@ -454,6 +495,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'socket_recvmsg4': {
@@ -461,6 +503,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'socket_recvmsg6': {
@@ -468,6 +511,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'socket_sendmsg4': {
@@ -475,6 +519,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'socket_sendmsg6': {
@@ -482,6 +527,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'to_endpoint': {
@@ -489,6 +535,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'to_tunnel': {
@@ -496,6 +543,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'to_underlay': {
@@ -503,6 +551,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
     'xdp_underlay': {
@@ -510,6 +559,7 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'node_address': {'offset': 8, 'size': 16, 'kind': 'address'},
         'host_policy': {'offset': 24, 'size': 1, 'kind': 'u8'},
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
+        'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
     },
 }
