@@ -9,7 +9,7 @@ from typing import List
 
 from bench.report import RESULTS, Measurement, table, write
 
-GROUPS = ("spine", "frontends", "survival")
+GROUPS = ("spine", "frontends", "survival", "policy")
 """Modules bench.<group>, each with `measure() -> list[Measurement]`."""
 
 

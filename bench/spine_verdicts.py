@@ -5,43 +5,33 @@ evenly over the identities, and packets go to workloads drawn at random over all
 rules differs, and not how much of the rest is warm. Established: one connection to each workload. New: a SYN from a
 random port. What 10,000 workloads cost against 10, with 10 rules, is a figure of its own: cache misses, mostly.
 
-Timed by bench/harness/verdict_bench.c, net of an empty program. What is timed is everything from the endpoint's
-look-up to the tunnel key and redirect, not the encapsulation behind it.
+Timed as bench/timing.py says, net of an empty program.
 
     python -m bench.spine_verdicts
 """
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import socket
 import struct
-import subprocess
-import tempfile
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
+from bench import timing
 from bench.report import Measurement, table
 from bpfleet.loader import layout
 from bpfleet.loader.generated.layouts import ENUMS
 from tests.packet import frames, kernel
 
-ROOT = Path(__file__).resolve().parents[1]
-HARNESS = ROOT / "build/bench/verdict_bench"
-
 RULES = (10, 1_000, 10_000)
 WORKLOADS = 10_000
-ROUNDS, CALLS = 15, 4_000
+ROUNDS, WARM, CALLS = {"established": 15, "new": 8}, {"established": 16_000, "new": 10_000}, 4_000
 CLIENT_PORT = 40_000
 LOOPBACK = 1  # the device of a packet in BPF_PROG_TEST_RUN unless told otherwise
-SUBJECT, FIRST_IDENTITY = 70_000, 80_000
-SOURCE, NODE, MEMBER = "10.0.0.1", "192.0.2.1", "192.0.2.2"
+SUBJECT, FIRST_IDENTITY = 70_000, timing.TUNNEL_IDENTITY
+SOURCE, NODE, MEMBER = "10.0.0.1", "192.0.2.1", timing.TUNNEL_MEMBER
 PORT = 80
-
-_PROG_LOAD, _SCHED_CLS = 5, 3
-_RETURN_0 = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
+NOTHING = {"rule_id": 0, "action": 0, "shapes": 0, "denies": 0, "flags": 0}
 
 
 def workload_address(number: int) -> str:
@@ -64,10 +54,10 @@ def populate(rules: int, workloads: int) -> kernel.Datapath:
         maps["addresses"].update({"address": workload_address(number)}, record)
     egress = ENUMS["direction"]["egress"]
     header = {"peer": ENUMS["policy_peer"]["header"], "direction": egress, "protocol": 0, "port": 0}
-    entries = [(header, {"rule_id": 0, "action": 0, "classes": ENUMS["policy_class"]["peer_port"]})]
+    entries = [(header, {**NOTHING, "shapes": ENUMS["policy_shape"]["peer_port"]})]
     for number in range(rules):
         key = {"peer": FIRST_IDENTITY + number, "direction": egress, "protocol": frames.TCP, "port": PORT}
-        entries.append((key, {"rule_id": 1 + number, "action": ENUMS["policy_action"]["allow"], "classes": 0}))
+        entries.append((key, {**NOTHING, "rule_id": 1 + number, "action": ENUMS["policy_action"]["allow"]}))
     datapath.set_policy(SUBJECT, entries)
     return datapath
 
@@ -92,65 +82,44 @@ def establish(datapath: kernel.Datapath, count: int) -> None:
         connections.update_raw(key, layout.encode("connections", "value", record))
 
 
-def write_packets(path: Path, flags: int, packets: List[Tuple[int, int]]) -> None:
-    """Packets (peer, source port) as the harness reads them: a frame, and destination and ports of each."""
-    frame = packet(0, 0, flags)
-    at, size = 14 + 16, 8  # destination address and ports of an IPv4 packet without options
-    differences = b"".join(
+def variant(program: int, flags: int, packets: List[Tuple[int, int]]) -> timing.Variant:
+    """Packets (workload, source port) to a program: they differ in destination and ports."""
+    differences = [
         socket.inet_aton(workload_address(number)) + struct.pack("!HH", port, PORT) for number, port in packets
-    )
-    path.write_bytes(struct.pack("=III", len(frame), at, size) + frame + differences)
-
-
-def empty_program() -> int:
-    """A program that returns 0; its descriptor."""
-    instructions, licence = kernel.buffer(_RETURN_0), kernel.buffer(b"GPL\0")
-    attributes = struct.pack("<IIQQ", _SCHED_CLS, 2, kernel.pointer(instructions), kernel.pointer(licence))
-    return kernel.bpf(_PROG_LOAD, attributes, (instructions, licence))[0]
+    ]
+    return timing.Variant(program, packet(0, 0, flags), 14 + 16, differences)
 
 
 def drawn(kind: str, workloads: int, dice: random.Random) -> List[Tuple[int, int]]:
-    """Packets (workload, source port) at random; of new connections enough that hardly any repeats in the rounds."""
+    """Packets (workload, source port) at random; of new connections enough that hardly any repeats, and so few that the
+    kernel need not evict any."""
     if kind == "established":
-        return [(dice.randrange(workloads), CLIENT_PORT) for _ in range(CALLS)]
-    return [(dice.randrange(workloads), dice.randrange(1024, 65536)) for _ in range(CALLS * (ROUNDS + 1))]
+        return [(dice.randrange(workloads), CLIENT_PORT) for _ in range(WARM[kind])]
+    count = (WARM[kind] + CALLS) * ROUNDS[kind]
+    return [(dice.randrange(workloads), dice.randrange(1024, 65536)) for _ in range(count)]
 
 
-def time_verdicts(kind: str, variants: Dict[str, Tuple[int, int]]) -> Dict[str, Any]:
-    """What the harness prints. Kind: "established" or "new". Variants: name -> (rules, workloads).
+def time_verdicts(kind: str, variants: Dict[str, Tuple[int, int]]) -> timing.Timed:
+    """Kind: "established" or "new". Variants: name -> (rules, workloads).
 
     New connections are timed apart from established ones: each writes memory of its own, which would push the others'
     out of the caches. Needs root.
     """
-    subprocess.run(["make", "-s", "-C", str(ROOT / "bench/harness")], check=True)
     dice = random.Random(1)  # the same packets in every run
     loaded: List[kernel.Datapath] = []
-    empty = empty_program()
+    timed: Dict[str, timing.Variant] = {}
+    flags = frames.ACK if kind == "established" else frames.SYN
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments, descriptors = [], [empty]
-            for name, (rules, workloads) in variants.items():
-                datapath = populate(rules, workloads)
-                loaded.append(datapath)
-                if kind == "established":
-                    establish(datapath, workloads)
-                flags = frames.ACK if kind == "established" else frames.SYN
-                path = Path(folder) / name
-                write_packets(path, flags, drawn(kind, workloads, dice))
-                descriptor = datapath.programs["from_endpoint"]
-                descriptors.append(descriptor)
-                arguments.append(f"{name}:{descriptor}:{path}")
-            cpu = max(os.sched_getaffinity(0))
-            command = [str(HARNESS), str(cpu), str(ROUNDS), str(CALLS), str(empty), *arguments]
-            for descriptor in descriptors:
-                os.set_inheritable(descriptor, True)
-            done = subprocess.run(command, check=True, capture_output=True, text=True, pass_fds=descriptors)
+        for name, (rules, workloads) in variants.items():
+            datapath = populate(rules, workloads)
+            loaded.append(datapath)
+            if kind == "established":
+                establish(datapath, workloads)
+            timed[name] = variant(datapath.programs["from_endpoint"], flags, drawn(kind, workloads, dice))
+        return timing.run(timed, ROUNDS[kind], CALLS, WARM[kind])
     finally:
-        os.close(empty)
         for datapath in loaded:
             datapath.close()
-    result: Dict[str, Any] = json.loads(done.stdout)
-    return result
 
 
 def measure() -> List[Measurement]:
@@ -161,8 +130,8 @@ def measure() -> List[Measurement]:
         variants = {str(rules): (rules, WORKLOADS) for rules in RULES}
         variants["few_workloads"] = (few, few)
         timed = time_verdicts(kind, variants)
-        ns = {name: variant["ns"] for name, variant in timed["variants"].items()}
-        note = f"net of {timed['empty_ns']} ns for an empty program"
+        ns = timed.ns
+        note = f"net of {timed.empty_ns} ns for an empty program"
         results += [Measurement(f"verdict_{kind}_{rules}", ns[str(rules)], "ns", note=note) for rules in RULES]
         results.append(_ratio(f"verdict_{kind}_10k_over_10", ns[str(many)], ns[str(few)], at_most=1.3))
         results.append(

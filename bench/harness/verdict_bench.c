@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Times BPF programs packet by packet.
  *
- *   verdict_bench CPU ROUNDS CALLS EMPTY_FD NAME:FD:FILE ...
+ *   verdict_bench CPU ROUNDS WARM CALLS EMPTY_FD NAME:FD:FILE ...
  *
  * The descriptors are of loaded programs and inherited (or paths of pinned ones). A FILE holds one frame and what is
  * different in each packet, so that the packets themselves hardly touch the caches: three 32-bit numbers in this
@@ -9,8 +9,9 @@
  * one after the other. They are used in order, and from the start again at the end.
  * Pinned to one CPU, each round makes CALLS calls of BPF_PROG_TEST_RUN with repeat 1 for every variant, and for the
  * empty program, one variant after the other, each call with the next packet, so that a program that rewrites
- * packets always gets a fresh one. A round's result is the interquartile mean of the kernel's durations, less that of the empty
- * program; a variant's is the median of its rounds. Small and in C, because the caller's own cache footprint counts.
+ * packets always gets a fresh one. WARM calls that do not count come before, so that a variant finds in the caches what
+ * its own packets leave there, not what the variant before it did. A round's result is the interquartile mean of the
+ * kernel's durations, less that of the empty program; a variant's is the median of its rounds. Small and in C, because the caller's own cache footprint counts.
  *
  * Prints {"empty_ns": n, "variants": {NAME: {"ns": median, "rounds": [...]}}}. Exit status 1 with a message otherwise.
  */
@@ -132,16 +133,17 @@ static double median(const double *values, int count)
 int main(int argc, char **argv)
 {
 	struct variant variants[VARIANTS_LIMIT + 1] = {};
-	int count = argc - 5, rounds, calls;
+	int count = argc - 6, rounds, warm, calls;
 	cpu_set_t cpus;
 
-	if (argc < 6 || count > VARIANTS_LIMIT) {
-		fprintf(stderr, "usage: verdict_bench CPU ROUNDS CALLS EMPTY_FD NAME:FD:FILE ...\n");
+	if (argc < 7 || count > VARIANTS_LIMIT) {
+		fprintf(stderr, "usage: verdict_bench CPU ROUNDS WARM CALLS EMPTY_FD NAME:FD:FILE ...\n");
 		return 1;
 	}
 	rounds = atoi(argv[2]);
-	calls = atoi(argv[3]);
-	if (rounds < 1 || calls < 4) {
+	warm = atoi(argv[3]);
+	calls = atoi(argv[4]);
+	if (rounds < 1 || warm < 0 || calls < 4) {
 		fprintf(stderr, "verdict_bench: at least 1 round of 4 calls\n");
 		return 1;
 	}
@@ -155,7 +157,7 @@ int main(int argc, char **argv)
 
 	for (int i = 0; i < count; i++) {
 		struct variant *variant = &variants[i];
-		char *text = argv[5 + i], *fd, *path;
+		char *text = argv[6 + i], *fd, *path;
 
 		variant->name = strtok(text, ":");
 		fd = strtok(NULL, ":");
@@ -169,7 +171,7 @@ int main(int argc, char **argv)
 	}
 	/* The empty program comes last, with the first variant's packets. */
 	variants[count].name = "empty";
-	variants[count].fd = open_program(argv[4]);
+	variants[count].fd = open_program(argv[5]);
 	memcpy(variants[count].frame, variants[0].frame, sizeof(variants[0].frame));
 	variants[count].shape = variants[0].shape;
 	variants[count].patches = variants[0].patches;
@@ -181,14 +183,15 @@ int main(int argc, char **argv)
 			fail("no memory for", variants[i].name);
 	}
 
-	for (int round = -1; round < rounds; round++) { /* round -1 warms up */
+	for (int round = 0; round < rounds; round++) {
 		double empty;
 
-		for (int i = 0; i <= count; i++)
+		for (int i = 0; i <= count; i++) {
+			for (int n = 0; n < warm; n++)
+				call(&variants[i]);
 			for (int n = 0; n < calls; n++)
 				variants[i].durations[n] = call(&variants[i]);
-		if (round < 0)
-			continue;
+		}
 		empty = interquartile_mean(variants[count].durations, calls);
 		variants[count].rounds[round] = empty;
 		for (int i = 0; i < count; i++)

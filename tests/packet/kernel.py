@@ -25,7 +25,8 @@ TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT = 0xFFFFFFFF, 2, 7
 XDP_ACTIONS = {1: "drop", 2: "pass"}
 ACTIONS = {TC_ACT_UNSPEC: "pass", TC_ACT_SHOT: "shot", TC_ACT_REDIRECT: "redirect"}
 
-_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN = 0, 1, 2, 3, 4, 10
+MAP_UPDATE = 2
+_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN = 0, 1, MAP_UPDATE, 3, 4, 10
 _LINK_CREATE, _TCX_INGRESS, _TCX_EGRESS = 28, 46, 47
 _INNER_TYPES = {"hash": 1, "array": 2, "lpm_trie": 11}
 _SYSCALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
@@ -141,7 +142,7 @@ class Datapath:
         self.maps: Dict[str, Map] = {}
         self.programs: Dict[str, int] = {}
         self._objects: List[int] = []
-        self._lib = _libbpf()
+        self._lib = libbpf()
         for name, functions in PROGRAMS.items():
             self._load(name, next(iter(functions)), constants)
         self._events = mmap.mmap(
@@ -172,15 +173,15 @@ class Datapath:
                 size = ctypes.c_size_t()
                 initial = lib.bpf_map__initial_value(one, ctypes.byref(size))
                 data = layout.encode_constants(name, constants, ctypes.string_at(initial, size.value))
-                _check(lib.bpf_map__set_initial_value(one, data, len(data)))
+                check(lib.bpf_map__set_initial_value(one, data, len(data)))
             elif map_name in self.maps:
-                _check(lib.bpf_map__reuse_fd(one, self.maps[map_name].fd))
+                check(lib.bpf_map__reuse_fd(one, self.maps[map_name].fd))
             elif map_name == "events":
-                _check(lib.bpf_map__set_max_entries(one, CPUS * SLOTS))
+                check(lib.bpf_map__set_max_entries(one, CPUS * SLOTS))
             elif map_name == "event_cursor":
-                _check(lib.bpf_map__set_max_entries(one, CPUS))
+                check(lib.bpf_map__set_max_entries(one, CPUS))
             one = lib.bpf_object__next_map(opened, one)
-        _check(lib.bpf_object__load(opened))
+        check(lib.bpf_object__load(opened))
         for map_name, one in names.items():
             if map_name in MAPS and map_name not in self.maps:
                 self.maps[map_name] = Map(map_name, lib.bpf_map__fd(one))
@@ -304,12 +305,14 @@ def _pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-def _check(result: int) -> None:
+def check(result: int) -> None:
+    """Raise OSError for a negative result of libbpf."""
     if result:
         raise OSError(-result, os.strerror(-result))
 
 
-def _libbpf() -> ctypes.CDLL:
+def libbpf() -> ctypes.CDLL:
+    """The library, with the signatures of what is called here."""
     lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
     signatures: Dict[str, tuple[Any, list[Any]]] = {

@@ -1,0 +1,199 @@
+"""What each tc hook costs a packet of an established connection.
+
+Two hosts' worth of records in one set of maps: an endpoint here, a workload on another node, the host. A hundred
+connections of each kind, packets drawn at random over them, timed as bench/timing.py says. A packet from the tunnel is
+given its tunnel key by a program in front, whose own cost is measured beside it and taken off.
+
+    python -m bench.policy_hooks
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+from dataclasses import dataclass, replace
+from typing import Dict, List, Optional, Tuple
+
+from bench import timing
+from bench.report import Measurement, table
+from bpfleet.loader import layout
+from bpfleet.loader.generated.layouts import ENUMS
+from tests.packet import frames, kernel
+
+ROUNDS, WARM, CALLS = 21, 500, 4_000
+CONNECTIONS = 100
+LOOPBACK = 1  # the device of a packet in BPF_PROG_TEST_RUN unless told otherwise
+NEIGHBOUR = 2  # the device of the other endpoint of this node
+NODE, MEMBER, HOST_PEER = "192.0.2.1", timing.TUNNEL_MEMBER, "192.0.2.9"
+HERE, THERE, NEXT_DOOR = "10.0.0.1", "10.1.0.1", "10.0.0.2"
+IDENTITY, OTHER = 70_000, timing.TUNNEL_IDENTITY
+PORT, FIRST_PORT = 80, 40_000
+
+_PORTS_AT = 14 + 20
+_MAC = "02:00:00:00:00:01"
+
+
+def populate(host_policy: bool) -> kernel.Datapath:
+    """Programs and maps of a node on which every direction is selected and all that is sent here is allowed."""
+    constants = {"node_address": NODE, "events_slots_mask": kernel.SLOTS - 1, "host_policy": int(host_policy)}
+    datapath = kernel.Datapath(constants)
+    maps = datapath.maps
+    maps["node"].update({"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": LOOPBACK, "policy_revision": 1})
+    for ifindex in (LOOPBACK, NEIGHBOUR):
+        record = {
+            "policy_revision": 1,
+            "workload_mac": _MAC,
+            "device_mac": _MAC,
+            "flags": ENUMS["endpoint_flag"]["peer"],
+        }
+        maps["endpoints"].update({"ifindex": ifindex}, {**record, "identity": IDENTITY})
+    for address, identity, ifindex, tunnel in (
+        (HERE, IDENTITY, LOOPBACK, ""),
+        (NEXT_DOOR, IDENTITY, NEIGHBOUR, ""),
+        (THERE, OTHER, 0, MEMBER),
+        (MEMBER, ENUMS["identity"]["remote_node"], 0, MEMBER),
+        (NODE, ENUMS["identity"]["host"], 0, ""),
+    ):
+        maps["addresses"].update(
+            {"address": address}, {"identity": identity, "ifindex": ifindex, "tunnel_endpoint": tunnel}
+        )
+    entries = []
+    for direction in (ENUMS["direction"]["ingress"], ENUMS["direction"]["egress"]):
+        nothing = {"rule_id": 0, "action": 0, "shapes": 0, "denies": 0, "flags": 0}
+        header = {"peer": ENUMS["policy_peer"]["header"], "direction": direction, "protocol": 0, "port": 0}
+        entries.append((header, {**nothing, "shapes": ENUMS["policy_shape"]["any_port"]}))
+        key = {"peer": 0, "direction": direction, "protocol": frames.TCP, "port": PORT}
+        entries.append((key, {**nothing, "rule_id": 1, "action": ENUMS["policy_action"]["allow"]}))
+    for identity in (IDENTITY, ENUMS["identity"]["host"]):
+        datapath.set_policy(identity, entries)
+    return datapath
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Packets at a hook, and how their connections came about: a SYN (UDP: the first packet) at the hook `opened_by`,
+    from the packets' source, or if they are replies from their destination. None: the hook knows no connections."""
+
+    hook: str
+    source: str
+    destination: str
+    opened_by: Optional[str]
+    is_reply: bool = False
+    host_policy: bool = False
+    tunnelled: bool = False  # it comes with a tunnel key
+    protocol: int = frames.TCP
+    goal: bool = True
+
+
+TUNNEL_PORT = 8472
+FLOWS: Dict[str, Flow] = {
+    "from_endpoint": Flow("from_endpoint", HERE, THERE, "from_endpoint"),
+    "from_endpoint_reply": Flow("from_endpoint", HERE, THERE, "from_tunnel", is_reply=True),
+    "from_endpoint_both_ends": Flow("from_endpoint", HERE, NEXT_DOOR, "from_endpoint", goal=False),
+    "from_tunnel": Flow("from_tunnel", THERE, HERE, "from_tunnel", tunnelled=True),
+    "from_tunnel_reply": Flow("from_tunnel", THERE, HERE, "from_endpoint", is_reply=True, tunnelled=True),
+    "to_endpoint": Flow("to_endpoint", NODE, HERE, "to_endpoint"),
+    "to_tunnel_with_key": Flow("to_tunnel", HERE, THERE, None, tunnelled=True),
+    "to_tunnel": Flow("to_tunnel", NODE, THERE, None),
+    "from_underlay": Flow("from_underlay", HOST_PEER, NODE, None),
+    "from_underlay_tunnel": Flow("from_underlay", MEMBER, NODE, None, protocol=frames.UDP),
+    "from_underlay_host": Flow("from_underlay", HOST_PEER, NODE, "from_underlay", host_policy=True),
+    "to_underlay_host": Flow("to_underlay", NODE, HOST_PEER, "to_underlay", host_policy=True),
+    "to_underlay_host_tunnel": Flow("to_underlay", NODE, MEMBER, None, host_policy=True, protocol=frames.UDP),
+}
+"""With `host`: a policy selects this node. Local delivery judges for both ends and is therefore two hooks in one."""
+
+
+class Bed:
+    """A node's programs and maps, and a tunnel in front of those that want one."""
+
+    def __init__(self, host_policy: bool) -> None:
+        self.datapath = populate(host_policy)
+        self._tunnels: Dict[str, timing.Programs] = {}
+
+    def close(self) -> None:
+        """Unload."""
+        for one in self._tunnels.values():
+            one.close()
+        self.datapath.close()
+
+    def program(self, hook: str, tunnelled: bool) -> int:
+        """What to run for a packet at a hook ("empty": for none)."""
+        if not tunnelled:
+            return self.datapath.programs[hook]
+        if hook not in self._tunnels:
+            self._tunnels[hook] = programs = timing.Programs(self.datapath)
+            programs.go_on_in(self.datapath.programs.get(hook) or programs.descriptors["bench_empty"])
+        return self._tunnels[hook].descriptors["bench_tunnel"]
+
+    def open(self, flow: Flow) -> None:
+        """Make the flow's connections, answered."""
+        if flow.opened_by is None:
+            return
+        source, destination = (flow.destination, flow.source) if flow.is_reply else (flow.source, flow.destination)
+        name = f"opener of {flow.hook}"
+        self.datapath.programs[name] = self.program(flow.opened_by, flow.opened_by == "from_tunnel")
+        for number in range(CONNECTIONS):
+            frame = frames.ether(frames.tcp(source, destination, (FIRST_PORT + number, PORT)))
+            self.datapath.run_raw(name, frame, bytes(192))
+        connections = self.datapath.maps["connections"]
+        keys = connections.keys()
+        for key in keys:
+            record = layout.decode("connections", "value", connections.lookup_raw(key))
+            state = ENUMS["connection_state"]["replied"]
+            connections.update_raw(key, layout.encode("connections", "value", {**record, "state": state}))
+
+    def variant(self, flow: Flow, dice: random.Random) -> timing.Variant:
+        """The flow's packets."""
+        drawn = [FIRST_PORT + dice.randrange(CONNECTIONS) for _ in range(CALLS)]
+        if flow.protocol == frames.UDP:
+            frame = frames.ether(frames.udp(flow.source, flow.destination, (FIRST_PORT, TUNNEL_PORT)))
+            ports = [(port, TUNNEL_PORT) for port in drawn]
+        else:
+            frame = frames.ether(frames.tcp(flow.source, flow.destination, (FIRST_PORT, PORT), frames.ACK))
+            ports = [(PORT, port) if flow.is_reply else (port, PORT) for port in drawn]
+        program = self.program(flow.hook, flow.tunnelled)
+        return timing.Variant(program, frame, _PORTS_AT, [struct.pack("!HH", *pair) for pair in ports])
+
+
+def time_hooks() -> Tuple[timing.Timed, Dict[str, float]]:
+    """What the harness measured, and each flow's nanoseconds without what stands in front of it. Needs root.
+
+    Raises RuntimeError if a packet was dropped or judged anew.
+    """
+    dice = random.Random(1)  # the same packets in every run
+    beds = {host_policy: Bed(host_policy) for host_policy in (False, True)}
+    try:
+        for flow in FLOWS.values():
+            beds[flow.host_policy].open(flow)
+        variants = {name: beds[flow.host_policy].variant(flow, dice) for name, flow in FLOWS.items()}
+        variants["key"] = replace(variants["from_tunnel"], program=beds[False].program("empty", True))
+        for bed in beds.values():
+            bed.datapath.maps["counters"].clear()
+        with contextlib.ExitStack() as watches:
+            seen = [watches.enter_context(bed.datapath.watch()) for bed in beds.values()]
+            timed = timing.run(variants, ROUNDS, CALLS, WARM)
+        for (result,) in seen:
+            if result.events:
+                raise RuntimeError(f"not established: {result.events[:3]}, {len(result.events)} in all")
+    finally:
+        for bed in beds.values():
+            bed.close()
+    ns = {name: timed.less(name, "key") if flow.tunnelled else timed.ns[name] for name, flow in FLOWS.items()}
+    return timed, ns
+
+
+def measure() -> List[Measurement]:
+    """hook_established_ns_max, and the others beside it."""
+    timed, ns = time_hooks()
+    most = max(ns[name] for name, flow in FLOWS.items() if flow.goal)
+    note = f"net of {timed.empty_ns} ns for an empty program; {CONNECTIONS} connections of each kind"
+    return [
+        Measurement("hook_established_ns_max", round(most, 1), "ns", at_most=200, sides=ns, note=note),
+        *(Measurement(f"hook_{name}", round(value, 1), "ns", note=note) for name, value in ns.items()),
+    ]
+
+
+if __name__ == "__main__":
+    print(table(measure()))

@@ -1,0 +1,87 @@
+"""What a policy verdict costs with 10 to 100,000 rules, one for each peer, peers drawn at random over all of them.
+
+As bench/spine_verdicts.py, but the number of workloads and of connections grows with that of rules: what becomes slower
+then is the memory behind the look-ups. Each population is timed with its memory as warm as its own packets leave it.
+Beside it, in the same rounds: one bare look-up of the same connections, and 10 rules with all the workloads (so that
+only peers grow, and `addresses` holds 100,000).
+
+    python -m bench.policy_verdicts
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Dict, List, Tuple
+
+from bench import timing
+from bench.report import Measurement, table
+from bench.spine_verdicts import CALLS, ROUNDS, WARM, drawn, establish, populate, variant
+from tests.packet import frames, kernel
+
+RULES = (10, 1_000, 10_000, 100_000)
+FEW, MANY, MOST = RULES[0], RULES[2], RULES[3]
+GOALS = {("established", MANY): 1.3, ("established", MOST): 3.0, ("new", MANY): 1.3, ("new", MOST): 4.0}
+
+POPULATIONS: Dict[str, Tuple[int, int]] = {
+    **{str(rules): (rules, rules) for rules in RULES},
+    f"{FEW}_of_{MOST}": (FEW, MOST),
+}
+"""name -> (rules, workloads)"""
+
+
+def time_verdicts(kind: str) -> timing.Timed:
+    """Each population, and with "bare_" before its name a look-up of its connections. Needs root."""
+    dice = random.Random(1)  # the same packets in every run
+    flags = frames.ACK if kind == "established" else frames.SYN
+    variants: Dict[str, timing.Variant] = {}
+    loaded: List[kernel.Datapath | timing.Programs] = []
+    try:
+        for name, (rules, workloads) in POPULATIONS.items():
+            datapath = populate(rules, workloads)
+            loaded.append(datapath)
+            packets = drawn(kind, workloads, dice)
+            variants[name] = variant(datapath.programs["from_endpoint"], flags, packets)
+            if kind == "established":
+                establish(datapath, workloads)
+                programs = timing.Programs(datapath)
+                loaded.append(programs)
+                variants[f"bare_{name}"] = variant(programs.descriptors["bench_lookup"], flags, packets)
+        return timing.run(variants, ROUNDS[kind], CALLS, WARM[kind])
+    finally:
+        for one in loaded:
+            one.close()
+
+
+def measure() -> List[Measurement]:
+    """policy_established_* and policy_new_*."""
+    results: List[Measurement] = []
+    for kind in ("established", "new"):
+        timed = time_verdicts(kind)
+        note = f"net of {timed.empty_ns} ns for an empty program; as many workloads and connections as rules"
+        for rules in RULES:
+            sides = {"bare look-up": timed.ns[f"bare_{rules}"]} if kind == "established" else {}
+            results.append(Measurement(f"policy_{kind}_{rules}", timed.ns[str(rules)], "ns", sides=sides, note=note))
+        few = timed.ns[str(FEW)]
+        for rules in (MANY, MOST):
+            ratio = round(timed.ns[str(rules)] / few, 3)
+            sides = {str(rules): timed.ns[str(rules)], str(FEW): few}
+            if kind == "established":
+                sides["bare look-up grows by ns"] = round(timed.ns[f"bare_{rules}"] - timed.ns[f"bare_{FEW}"], 1)
+            goal = GOALS[kind, rules]
+            name = f"policy_{kind}_{rules // 1000}k_over_{FEW}"
+            results.append(Measurement(name, ratio, "ratio", at_most=goal, sides=sides, note=note))
+        alone = timed.ns[f"{FEW}_of_{MOST}"]
+        results.append(
+            Measurement(
+                f"policy_{kind}_rules_alone_{MOST // 1000}k_over_{FEW}",
+                round(timed.ns[str(MOST)] / alone, 3),
+                "ratio",
+                sides={f"{MOST} rules": timed.ns[str(MOST)], f"{FEW} rules": alone},
+                note=f"{MOST} workloads and connections on both sides",
+            )
+        )
+    return results
+
+
+if __name__ == "__main__":
+    print(table(measure()))
