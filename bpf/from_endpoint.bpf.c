@@ -67,7 +67,8 @@ static __always_inline int admit_at_receiver(struct __sk_buff *skb, struct packe
 {
 	side->policy_revision = *(const volatile __u32 *)&receiver->policy_revision;
 	connection_find(packet, DIRECTION_INGRESS, found);
-	if (admit_established(packet, found, ifindex, revisions_pack(side->policy_revision, side->addresses_revision)))
+	if (admit_established(skb, packet, found, ifindex,
+			      revisions_pack(side->policy_revision, side->addresses_revision)))
 		return 0;
 	side->peer.identity = packet->source_identity;
 	side->peer.route = ROUTE_LOCAL;
@@ -130,7 +131,7 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	if (reason)
 		return drop(skb, &packet, reason);
 	if (packet.kind != PACKET_RELATED &&
-	    admit_established(&packet, &found, skb->ifindex,
+	    admit_established(skb, &packet, &found, skb->ifindex,
 			      revisions_pack(side.policy_revision, side.addresses_revision))) {
 		side.peer.next_hop = found.record->next_hop;
 		side.peer.route = found.record->route;

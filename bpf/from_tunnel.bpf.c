@@ -24,7 +24,8 @@ struct outer {
 	__u32 vni;
 };
 
-static __always_inline int outer_read(struct __sk_buff *skb, struct outer *outer)
+/* By itself for the sake of the stack: its key is large. */
+static __noinline int outer_read(struct __sk_buff *skb, struct outer *outer)
 {
 	struct bpf_tunnel_key key = {};
 
@@ -60,15 +61,15 @@ static __always_inline int believe(const struct packet *packet, const struct out
 	return sender->identity == outer->vni ? 0 : REASON_TUNNEL_FORGED_IDENTITY;
 }
 
-static __always_inline bool is_established(const struct packet *packet, const struct found *found,
-					   const struct outer *outer, const struct endpoint *receiver,
+static __always_inline bool is_established(struct __sk_buff *skb, const struct packet *packet,
+					   const struct found *found, const struct outer *outer, const struct endpoint *receiver,
 					   __u32 addresses_revision)
 {
 	const struct connection *record = found->record;
 
 	return packet->kind != PACKET_RELATED && record->route == ROUTE_TUNNEL && record->peer == outer->vni &&
 	       address_equal(&record->next_hop, &outer->source) &&
-	       admit_established(packet, found, record->ifindex,
+	       admit_established(skb, packet, found, record->ifindex,
 				 revisions_pack(receiver->policy_revision, addresses_revision));
 }
 
@@ -99,7 +100,7 @@ int bpfl_from_tun(struct __sk_buff *skb)
 	if (found.record) {
 		side.ifindex = found.record->ifindex;
 		receiver = endpoint_find(side.ifindex);
-		if (receiver && is_established(&packet, &found, &outer, receiver, side.addresses_revision))
+		if (receiver && is_established(skb, &packet, &found, &outer, receiver, side.addresses_revision))
 			return balance_deliver(skb, &packet, &found, side.ifindex, receiver);
 	}
 

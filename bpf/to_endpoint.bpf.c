@@ -113,7 +113,7 @@ int bpfl_to_ep(struct __sk_buff *skb)
 	if (packet.kind != PACKET_RELATED && found.record &&
 	    origin_fits(skb->ingress_ifindex, found.record->peer, found.record->route, &found.record->next_hop,
 			this_node) &&
-	    admit_established(&packet, &found, skb->ifindex,
+	    admit_established(skb, &packet, &found, skb->ifindex,
 			      revisions_pack(side.policy_revision, side.addresses_revision)))
 		return hand_over(skb, &packet, &found);
 

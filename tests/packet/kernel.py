@@ -20,6 +20,7 @@ from bpfleet.loader.generated.layouts import ENUMS, MAPS, PROGRAMS
 BUILD = Path(__file__).resolve().parents[2] / "build/bpf"
 CPUS = os.sysconf("SC_NPROCESSORS_CONF")
 SLOTS = 1024
+FLOW_MAPS = ("flow_slots", "flows", "flow_counts")
 
 TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT = 0xFFFFFFFF, 2, 7
 XDP_ACTIONS = {1: "drop", 2: "pass"}
@@ -180,6 +181,9 @@ class Datapath:
                 check(lib.bpf_map__set_max_entries(one, CPUS * SLOTS))
             elif map_name == "event_cursor":
                 check(lib.bpf_map__set_max_entries(one, CPUS))
+            elif map_name in FLOW_MAPS and "flows_passed" in constants:
+                room = ENUMS["flow_slot"]["first"] + constants["flows_passed"] + constants["flows_dropped"]
+                check(lib.bpf_map__set_max_entries(one, room))
             one = lib.bpf_object__next_map(opened, one)
         check(lib.bpf_object__load(opened))
         for map_name, one in names.items():
@@ -259,6 +263,19 @@ class Datapath:
         _, left = bpf(_TEST_RUN, attributes, (data, out, ctx))
         _, code, _, size = struct.unpack_from("<IIII", left)
         return code, out.raw[:size]
+
+    def flows(self) -> List[Dict[str, Any]]:
+        """The history: what each slot is and carried, first those that did not fit; numbers become names."""
+        found = []
+        first = ENUMS["flow_slot"]["first"]
+        counts = self.maps["flow_counts"]
+        for key, flow in self.maps["flows"].items():
+            count = counts.lookup(key)
+            if flow["verdict"] or (key["index"] < first and count["packets"] + count["answer_packets"]):
+                for field in ("verdict", "direction", "reason"):
+                    flow[field] = layout.name_of(field, flow[field])
+                found.append({"slot": key["index"], **flow, **count})
+        return found
 
     def counters(self) -> Dict[str, int]:
         """Packets by the reason's name."""

@@ -58,7 +58,7 @@ def test_record_of_a_connection(datapath: Datapath) -> None:
         "policy_revision": 1,
         "addresses_revision": 1,
         "next_hop": UNDERLAY_2,
-        "rule_id": 0,
+        "flow": ENUMS["flow_slot"]["first"],
         "ifindex": DEVICES["a"],
         "translated": 0,
         "peer": IDENTITIES["c"],

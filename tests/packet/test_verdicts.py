@@ -41,6 +41,10 @@ HOST_CASES = [
 ]
 
 
+RECORDED = ("verdict", "rule_id", "direction")
+"""What an event and the history say alike."""
+
+
 def play(datapath: Datapath, case: world.Case) -> None:
     """Take the steps of a case and compare all that came of each packet."""
     for number, step in enumerate(case.steps, 1):
@@ -64,6 +68,10 @@ def play(datapath: Datapath, case: world.Case) -> None:
             "frame": step.out.hex() if step.out is not None else None,
         }
         assert have == want, f"step {number} of {case}"
+        kept = {tuple(flow[name] for name in RECORDED) for flow in datapath.flows()}
+        for event in result.events:
+            if event["reason"] != "failsafe" and event["hook"] != "xdp_underlay":
+                assert tuple(event[name] for name in RECORDED) in kept, f"step {number} of {case}: not in the history"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -38,8 +38,10 @@ ADDRESSES = {
 }  # fmt: skip
 # Where the names that are not of this node are. d is on a node with an IPv6 underlay.
 TUNNELS = {"c": UNDERLAY_2, "node2": UNDERLAY_2, "d": UNDERLAY_6}
-CONSTANTS = {"tunnel_port": TUNNEL_PORT, "node_address": UNDERLAY, "events_slots_mask": 1023, "blocked_at_tc": 1,
-             "services_at_tc": 1}  # fmt: skip
+CONSTANTS = {
+    "tunnel_port": TUNNEL_PORT, "node_address": UNDERLAY, "events_slots_mask": 1023, "blocked_at_tc": 1,
+    "services_at_tc": 1, "flows_passed": 48, "flows_dropped": 16,
+}  # fmt: skip
 HOST_CONSTANTS = {**CONSTANTS, "host_policy": 1}
 """Of a node that a policy selects."""
 DEFAULT_DENY = {"ingress": 9001, "egress": 9002}

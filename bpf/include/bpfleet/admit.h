@@ -11,6 +11,7 @@
 
 #include <bpfleet/base.h>
 #include <bpfleet/connection.h>
+#include <bpfleet/flow.h>
 #include <bpfleet/identity.h>
 #include <bpfleet/outcome.h>
 #include <bpfleet/packet.h>
@@ -92,13 +93,15 @@ static __always_inline void connection_touch(const struct packet *packet, const 
 
 	if (next != state)
 		record->state = next;
-	if (record->last_seen != found->now)
+	if (record->last_seen != found->now) {
 		record->last_seen = found->now;
+		flow_touch(&record->flow, found->now);
+	}
 }
 
 /* True if the record alone lets the packet pass for this endpoint. */
-static __always_inline bool admit_established(const struct packet *packet, const struct found *found, __u32 ifindex,
-					      __u64 revisions)
+static __always_inline bool admit_established(struct __sk_buff *skb, const struct packet *packet,
+					      const struct found *found, __u32 ifindex, __u64 revisions)
 {
 	const struct connection *record = found->record;
 
@@ -106,6 +109,7 @@ static __always_inline bool admit_established(const struct packet *packet, const
 	    (record->state & CONNECTION_DENIED))
 		return false;
 	connection_touch(packet, found);
+	flow_add(&record->flow, found->is_reply, skb->len);
 	return true;
 }
 
@@ -176,7 +180,7 @@ static __noinline long connection_put(const struct connection_key *key, const st
 	struct connection fresh = {
 		.revisions = revisions_pack(side->policy_revision, side->addresses_revision),
 		.next_hop = side->peer.next_hop,
-		.rule_id = question->rule_id,
+		.flow = question->flow,
 		.ifindex = side->ifindex,
 		.translated = services_at_tc && found->is_translated && key->direction == DIRECTION_EGRESS,
 		.last_seen = found->now,
@@ -188,6 +192,38 @@ static __noinline long connection_put(const struct connection_key *key, const st
 	return bpf_map_update_elem(&connections, key, &fresh, BPF_ANY);
 }
 
+/* The slot of what was judged. By itself for the sake of the stack, as connection_put. */
+static __noinline __u32 flow_judged(const struct question *question, const struct judgement *judgement, __u32 now)
+{
+	bool is_egress = question->direction == DIRECTION_EGRESS;
+	struct flow_key key = {
+		.source_identity = is_egress ? question->subject : question->peer,
+		.destination_identity = is_egress ? question->peer : question->subject,
+		.rule_id = judgement->rule_id,
+		.port = question->has_port ? question->port : 0,
+		.protocol = question->protocol,
+		.direction = question->direction,
+		.verdict = judgement->verdict,
+	};
+
+	return flow_find(&key, now);
+}
+
+/* Why a record denies, in the packet: what its flow says. False if that flow did not fit: then policy is asked again. */
+static __always_inline bool denied_again(struct packet *packet, const struct connection *record)
+{
+	const struct flow *flow;
+
+	if (record->flow < FLOW_FIRST)
+		return false;
+	flow = bpf_map_lookup_elem(&flows, &record->flow);
+	if (!flow)
+		return false;
+	packet->verdict = flow->key.verdict;
+	packet->rule_id = flow->key.rule_id;
+	return true;
+}
+
 /* Returns 0 to let the packet pass, or the reason to drop it. The verdict, its rule and direction are left in the
  * packet; the event of a new connection that passes is written here, that of a drop by drop(). */
 static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct found *found, const struct side *side)
@@ -196,7 +232,6 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 	struct connection *record = found->record;
 	struct question question = {};
 	struct judgement judgement = {};
-	__u8 state = 0;
 
 	packet->direction = side->direction;
 	if (side->identity == IDENTITY_WAITING)
@@ -210,14 +245,12 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 		packet->direction = key->direction;
 		if (record->revisions == revisions_pack(side->policy_revision, side->addresses_revision) && record->ifindex == side->ifindex) {
 			connection_touch(packet, found);
-			if (!(record->state & CONNECTION_DENIED))
-				return 0;
-			packet->verdict = record->state & CONNECTION_DENIED_DEFAULT ? VERDICT_DEFAULT_DENY :
-										     VERDICT_DENY;
-			packet->rule_id = record->rule_id;
-			return judgement_reason(packet->verdict);
+			if (!(record->state & CONNECTION_DENIED) || denied_again(packet, record)) {
+				flow_add(&record->flow, found->is_reply, skb->len);
+				return record->state & CONNECTION_DENIED ? judgement_reason(packet->verdict) : 0;
+			}
 		}
-		state = record->state;
+		question.state = record->state;
 		question.direction = key->direction;
 		question.protocol = key->protocol;
 		/* An error may come from a router: it is the connection's other end that is judged. */
@@ -242,31 +275,24 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 	packet->verdict = judgement.verdict;
 	packet->rule_id = judgement.rule_id;
 
-	if (packet->kind == PACKET_FRAGMENT) {
-		if (judgement_passes(&judgement) && !judgement.has_ports)
-			return 0;
+	if (packet->kind == PACKET_FRAGMENT && (!judgement_passes(&judgement) || judgement.has_ports))
 		return REASON_FRAGMENT;
-	}
-	if (judgement_passes(&judgement)) {
-		state &= ~(CONNECTION_DENIED | CONNECTION_DENIED_DEFAULT);
-	} else {
-		if (!record)
-			return judgement_reason(judgement.verdict);
-		state |= CONNECTION_DENIED;
-		if (judgement.verdict == VERDICT_DEFAULT_DENY)
-			state |= CONNECTION_DENIED_DEFAULT;
-	}
+	question.flow = flow_judged(&question, &judgement, found->now);
+	if (judgement_passes(&judgement))
+		question.state &= ~CONNECTION_DENIED;
+	else
+		question.state |= CONNECTION_DENIED;
 	/* A reset opens nothing; an error says nothing about where the connection goes. */
-	if (packet->kind != PACKET_RELATED &&
-	    (record || (packet->kind <= PACKET_OPENS && !(packet->tcp_flags & TCP_RST)))) {
-		question.rule_id = judgement.rule_id;
-		question.state = connection_next_state(packet, found, state);
+	if (packet->kind != PACKET_RELATED && packet->kind != PACKET_FRAGMENT &&
+	    (record || (judgement_passes(&judgement) && packet->kind <= PACKET_OPENS && !(packet->tcp_flags & TCP_RST)))) {
+		question.state = connection_next_state(packet, found, question.state);
 		if (connection_put(key, found, side, &question))
 			return REASON_CONNECTION_INSERT;
 	}
+	flow_add(&question.flow, found->is_reply, skb->len);
 	if (!judgement_passes(&judgement))
 		return judgement_reason(judgement.verdict);
-	if (!record || judgement.verdict == VERDICT_AUDIT)
+	if (packet->kind != PACKET_FRAGMENT && (!record || judgement.verdict == VERDICT_AUDIT))
 		event_write(skb, packet, admitted_reason(side));
 	return 0;
 }

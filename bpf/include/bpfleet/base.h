@@ -39,3 +39,8 @@ const volatile __u8 services_at_tc = 0;
 
 /* Slots of one CPU in `events`, less one; slots are a power of two, and `events` holds possible CPUs x slots. */
 const volatile __u32 events_slots_mask = 255;
+
+/* How many flows the history keeps (flow.h), of those that passed and of those that were dropped. Its maps have room for
+ * both and two more. */
+const volatile __u32 flows_passed = 8192;
+const volatile __u32 flows_dropped = 2048;

@@ -29,8 +29,7 @@ enum connection_state {
 	CONNECTION_FIN_INITIATOR = 2,
 	CONNECTION_FIN_RESPONDER = 4,
 	CONNECTION_RESET = 8,
-	CONNECTION_DENIED = 16,	       /* was allowed, is no longer; rule_id names why */
-	CONNECTION_DENIED_DEFAULT = 32, /* with the former: by default deny, not by a rule */
+	CONNECTION_DENIED = 16,	       /* was allowed, is no longer; its flow names why */
 };
 
 /* Time is kept in ticks of 2^30 ns (1.07 s) of the monotonic clock: a shift where a second would be a division. */
@@ -65,7 +64,7 @@ struct connection {
 		__u64 revisions;
 	};
 	struct address next_hop; /* where the other end is, see enum route */
-	__u32 rule_id;
+	__u32 flow; /* its slot (flow.h), which names the rule */
 	__u32 ifindex : 31; /* the endpoint's device: a hit proves that the packet uses the endpoint it was checked for */
 	__u32 translated : 1; /* an endpoint's flow to a frontend, see balance.h: its answers go through `translations` */
 	__u32 last_seen; /* ticks */

@@ -103,8 +103,8 @@ static __always_inline void host_begin(struct packet *packet, struct found *foun
 }
 
 /* True if a record of the host lets the packet pass. An unjudged connection vouches for its answers only. */
-static __always_inline bool host_is_established(const struct packet *packet, const struct found *found,
-						const struct side *side)
+static __always_inline bool host_is_established(struct __sk_buff *skb, const struct packet *packet,
+						const struct found *found, const struct side *side)
 {
 	const struct connection *record = found->record;
 
@@ -116,7 +116,7 @@ static __always_inline bool host_is_established(const struct packet *packet, con
 		return found->is_reply;
 	}
 	return packet->kind != PACKET_RELATED &&
-	       admit_established(packet, found, HOST_IFINDEX,
+	       admit_established(skb, packet, found, HOST_IFINDEX,
 				 revisions_pack(side->policy_revision, side->addresses_revision));
 }
 
@@ -144,7 +144,7 @@ static __always_inline int host_record_unjudged(const struct packet *packet, con
 static __always_inline int host_admit(struct __sk_buff *skb, struct packet *packet, struct found *found,
 				      struct side *side)
 {
-	if (host_is_established(packet, found, side))
+	if (host_is_established(skb, packet, found, side))
 		return 0;
 	if (failsafe_inbound(packet, side->direction)) {
 		if (packet->kind == PACKET_OPENS) {

@@ -5,6 +5,7 @@
 #include <bpfleet/base.h>
 #include <bpfleet/counters.h>
 #include <bpfleet/events.h>
+#include <bpfleet/flow.h>
 #include <bpfleet/packet.h>
 
 /* Tell readers what was decided about a packet. Not on the path of an established connection. */
@@ -41,6 +42,31 @@ __noinline int event_write(struct __sk_buff *skb, const struct packet *packet, i
 	return 0;
 }
 
+/* The port that a flow is known by: see struct flow_key. */
+static __always_inline __u16 packet_port(const struct packet *packet)
+{
+	if (packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_ICMPV6)
+		return packet->icmp_type << 8 | packet->icmp_code;
+	return bpf_ntohs(packet->flow.destination_port);
+}
+
+/* Put what was dropped for another reason than policy into the history; admit() does so with what policy judged. */
+static __noinline void flow_drop(const struct packet *packet, int reason, __u32 bytes)
+{
+	struct flow_key key = {
+		.source_identity = packet->source_identity,
+		.destination_identity = packet->destination_identity,
+		.port = packet_port(packet),
+		.protocol = packet->protocol,
+		.direction = packet->direction,
+		.verdict = VERDICT_DROP,
+		.reason = reason,
+	};
+	__u32 slot = flow_find(&key, flow_now());
+
+	flow_add(&slot, false, bytes);
+}
+
 /* Count and tell, and drop. Global like packet_parse, so that it is checked once and not at every place it is called. */
 __noinline int drop(struct __sk_buff *skb, struct packet *packet, int reason)
 {
@@ -49,6 +75,7 @@ __noinline int drop(struct __sk_buff *skb, struct packet *packet, int reason)
 	if (reason != REASON_DENIED_BY_RULE && reason != REASON_DENIED_BY_DEFAULT) {
 		packet->verdict = VERDICT_DROP;
 		packet->rule_id = 0;
+		flow_drop(packet, reason, skb->len);
 	}
 	counter_add(reason, skb->len);
 	event_write(skb, packet, reason);

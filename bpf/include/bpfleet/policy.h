@@ -130,9 +130,9 @@ struct question {
 	__u8 protocol;
 	__u16 port; /* host byte order; of ICMP type << 8 | code */
 	__u8 has_port; /* `port` is known */
-	__u8 state;    /* of the connection's record, as rule_id, once it is judged */
+	__u8 state;    /* of the connection's record, as flow, once it is judged */
 	__u16 zero;
-	__u32 rule_id;
+	__u32 flow;
 };
 
 /* What is still to be looked up of one direction. */

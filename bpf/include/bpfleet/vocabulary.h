@@ -6,6 +6,7 @@
 
 #include <bpfleet/connection.h>
 #include <bpfleet/endpoint.h>
+#include <bpfleet/flow.h>
 #include <bpfleet/identity.h>
 #include <bpfleet/policy.h>
 #include <bpfleet/reasons.h>
@@ -28,6 +29,8 @@ struct vocabulary {
 	enum policy_limit policy_limit;
 	enum connection_state connection_state;
 	enum connection_time connection_time;
+	enum flow_slot flow_slot;
+	enum flow_time flow_time;
 	struct policy_key policy_entries_key;
 	struct policy_entry policy_entries_value;
 	struct prefix_key prefix_classes_key;

@@ -7,6 +7,50 @@ from __future__ import annotations
 from typing import Any, Dict
 
 MAPS: Dict[str, Dict[str, Any]] = {
+    'flow_slots': {
+        'type': 'hash',
+        'max_entries': 10242,
+        'flags': 0,
+        'key': {
+            'size': 20,
+            'fields': [
+                {'name': 'source_identity', 'offset': 0, 'size': 4, 'kind': 'u32'},
+                {'name': 'destination_identity', 'offset': 4, 'size': 4, 'kind': 'u32'},
+                {'name': 'rule_id', 'offset': 8, 'size': 4, 'kind': 'u32'},
+                {'name': 'port', 'offset': 12, 'size': 2, 'kind': 'u16'},
+                {'name': 'protocol', 'offset': 14, 'size': 1, 'kind': 'u8'},
+                {'name': 'direction', 'offset': 15, 'size': 1, 'kind': 'u8'},
+                {'name': 'verdict', 'offset': 16, 'size': 1, 'kind': 'u8'},
+                {'name': 'reason', 'offset': 17, 'size': 1, 'kind': 'u8'},
+                {'name': 'zero', 'offset': 18, 'size': 2, 'kind': 'u16'},
+            ],
+        },
+        'value': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'digest': 'fd6de2ea71b4',
+    },
+    'flows': {
+        'type': 'array',
+        'max_entries': 10242,
+        'flags': 0,
+        'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'value': {
+            'size': 32,
+            'fields': [
+                {'name': 'source_identity', 'offset': 0, 'size': 4, 'kind': 'u32'},
+                {'name': 'destination_identity', 'offset': 4, 'size': 4, 'kind': 'u32'},
+                {'name': 'rule_id', 'offset': 8, 'size': 4, 'kind': 'u32'},
+                {'name': 'port', 'offset': 12, 'size': 2, 'kind': 'u16'},
+                {'name': 'protocol', 'offset': 14, 'size': 1, 'kind': 'u8'},
+                {'name': 'direction', 'offset': 15, 'size': 1, 'kind': 'u8'},
+                {'name': 'verdict', 'offset': 16, 'size': 1, 'kind': 'u8'},
+                {'name': 'reason', 'offset': 17, 'size': 1, 'kind': 'u8'},
+                {'name': 'zero', 'offset': 18, 'size': 2, 'kind': 'u16'},
+                {'name': 'last_seen', 'offset': 20, 'size': 4, 'kind': 'u32'},
+                {'name': 'first_seen', 'offset': 24, 'size': 8, 'kind': 'u64'},
+            ],
+        },
+        'digest': 'abfa0ab411b4',
+    },
     'policy_entries': {
         'type': 'hash',
         'max_entries': 1,
@@ -132,7 +176,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'policy_revision', 'offset': 0, 'size': 4, 'kind': 'u32'},
                 {'name': 'addresses_revision', 'offset': 4, 'size': 4, 'kind': 'u32'},
                 {'name': 'next_hop', 'offset': 8, 'size': 16, 'kind': 'address'},
-                {'name': 'rule_id', 'offset': 24, 'size': 4, 'kind': 'u32'},
+                {'name': 'flow', 'offset': 24, 'size': 4, 'kind': 'u32'},
                 {'name': 'ifindex', 'offset': 28, 'size': 4, 'kind': 'bits', 'bit_offset': 0, 'bit_size': 31},
                 {
                     'name': 'translated',
@@ -148,7 +192,38 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'state', 'offset': 36, 'size': 4, 'kind': 'bits', 'bit_offset': 26, 'bit_size': 6},
             ],
         },
-        'digest': '01657cae08b9',
+        'digest': '2d8fa6d8cdcd',
+    },
+    'flow_counts': {
+        'type': 'percpu_array',
+        'max_entries': 10242,
+        'flags': 0,
+        'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'value': {
+            'size': 32,
+            'fields': [
+                {'name': 'packets', 'offset': 0, 'size': 8, 'kind': 'u64'},
+                {'name': 'bytes', 'offset': 8, 'size': 8, 'kind': 'u64'},
+                {'name': 'answer_packets', 'offset': 16, 'size': 8, 'kind': 'u64'},
+                {'name': 'answer_bytes', 'offset': 24, 'size': 8, 'kind': 'u64'},
+            ],
+        },
+        'digest': '7150fd9960f7',
+    },
+    'flow_cursors': {
+        'type': 'array',
+        'max_entries': 2,
+        'flags': 0,
+        'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
+        'value': {
+            'size': 16,
+            'fields': [
+                {'name': 'used', 'offset': 0, 'size': 4, 'kind': 'u32'},
+                {'name': 'hand', 'offset': 4, 'size': 4, 'kind': 'u32'},
+                {'name': 'retired', 'offset': 8, 'size': 8, 'kind': 'u64'},
+            ],
+        },
+        'digest': 'bf65da9452eb',
     },
     'counters': {
         'type': 'percpu_array',
@@ -437,8 +512,10 @@ ENUMS: Dict[str, Dict[str, Any]] = {
         'any': 128,
     },
     'policy_limit': {'entries': 262144, 'prefixes': 262144, 'intervals': 262144},
-    'connection_state': {'replied': 1, 'fin_initiator': 2, 'fin_responder': 4, 'reset': 8, 'denied': 16, 'denied_default': 32},
+    'connection_state': {'replied': 1, 'fin_initiator': 2, 'fin_responder': 4, 'reset': 8, 'denied': 16},
     'connection_time': {'tick_shift': 30, 'tcp_ticks': 7451, 'other_ticks': 56, 'closing_ticks': 10},
+    'flow_slot': {'passed': 0, 'dropped': 1, 'first': 2, 'limit': 10242},
+    'flow_time': {'tick_shift': 30, 'idle_ticks': 8192},
 }
 
 CONSTANTS: Dict[str, Dict[str, Any]] = {
@@ -449,6 +526,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'from_tunnel': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -457,6 +536,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'from_underlay': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -465,6 +546,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'socket_connect4': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -473,6 +556,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'socket_connect6': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -481,6 +566,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'socket_getpeername4': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -489,6 +576,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'socket_getpeername6': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -497,6 +586,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'socket_recvmsg4': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -505,6 +596,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'socket_recvmsg6': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -513,6 +606,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'socket_sendmsg4': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -521,6 +616,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'socket_sendmsg6': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -529,6 +626,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'to_endpoint': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -537,6 +636,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'to_tunnel': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -545,6 +646,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'to_underlay': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -553,6 +656,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
     'xdp_underlay': {
         'tunnel_port': {'offset': 0, 'size': 2, 'kind': 'u16'},
@@ -561,6 +666,8 @@ CONSTANTS: Dict[str, Dict[str, Any]] = {
         'blocked_at_tc': {'offset': 25, 'size': 1, 'kind': 'u8'},
         'services_at_tc': {'offset': 26, 'size': 1, 'kind': 'u8'},
         'events_slots_mask': {'offset': 28, 'size': 4, 'kind': 'u32'},
+        'flows_passed': {'offset': 32, 'size': 4, 'kind': 'u32'},
+        'flows_dropped': {'offset': 36, 'size': 4, 'kind': 'u32'},
     },
 }
 

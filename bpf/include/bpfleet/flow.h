@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Flow history: what was judged how, by pair of identities, with packets, bytes, first and last seen. No process keeps it.
+ *
+ * A flow has a slot: its key in `flow_slots` leads to a number, under which `flows` has what it is and `flow_counts` what
+ * it carried, by CPU. The slow path finds the number or takes a free one; a connection's record holds it, so that an
+ * established packet pays for one array element of its own CPU. What a record says of its verdict stands in the slot.
+ *
+ * Flows that passed and flows that were dropped have slots of their own, so that who is dropped a lot displaces nothing
+ * that passed. Where none is free, one that was idle for FLOW_IDLE_TICKS is taken: longer than any record lives that
+ * nothing uses, so no live record ever names a slot that means something else by now. Where none is idle, the flow is
+ * counted together with all others that did not fit.
+ *
+ * Taking a slot over: last_seen is exchanged for 0, then the slot is written, then last_seen. Who found it by its old key
+ * sees the 0 or another key, and counts that packet as one that did not fit.
+ */
+#pragma once
+
+#include <bpfleet/base.h>
+#include <bpfleet/reasons.h>
+
+enum flow_slot {
+	FLOW_PASSED = 0,  /* all that passed and did not fit */
+	FLOW_DROPPED = 1, /* all that was dropped and did not fit */
+	FLOW_FIRST = 2,
+	FLOW_LIMIT = 2 + 8192 + 2048,
+};
+
+enum flow_time {
+	FLOW_TICK_SHIFT = 30,	/* as CONNECTION_TICK_SHIFT */
+	FLOW_IDLE_TICKS = 8192, /* 2.4 h; more than CONNECTION_TCP_TICKS */
+};
+
+#define FLOW_PROBES 4 /* slots that are looked at for an idle one */
+
+struct flow_key {
+	__u32 source_identity;
+	__u32 destination_identity;
+	__u32 rule_id;
+	__u16 port; /* the connection's destination port, host byte order; of ICMP type << 8 | code */
+	__u8 protocol;
+	__u8 direction; /* whose policy judged: enum direction */
+	__u8 verdict;	/* enum verdict */
+	__u8 reason;	/* of VERDICT_DROP: enum reason; else 0 */
+	__u16 zero;
+};
+
+struct flow {
+	struct flow_key key; /* verdict 0: the slot is free */
+	__u32 last_seen;     /* ticks; 0: the slot is changing its owner */
+	__u64 first_seen;    /* ns of CLOCK_MONOTONIC */
+};
+
+/* Answers are what travels against the connection. */
+struct flow_count {
+	__u64 packets;
+	__u64 bytes;
+	__u64 answer_packets;
+	__u64 answer_bytes;
+};
+
+struct flow_cursor {
+	__u32 used; /* slots taken for the first time; may run over by as many as there are CPUs */
+	__u32 hand; /* where to look for an idle one next */
+	__u64 retired; /* flows that gave their slot to another */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FLOW_LIMIT);
+	__type(key, struct flow_key);
+	__type(value, __u32);
+} flow_slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FLOW_LIMIT);
+	__type(key, __u32);
+	__type(value, struct flow);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FLOW_LIMIT);
+	__type(key, __u32);
+	__type(value, struct flow_count);
+} flow_counts SEC(".maps");
+
+/* By FLOW_PASSED and FLOW_DROPPED. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FLOW_FIRST);
+	__type(key, __u32);
+	__type(value, struct flow_cursor);
+} flow_cursors SEC(".maps");
+
+static __always_inline __u32 flow_now(void)
+{
+	return bpf_ktime_get_coarse_ns() >> FLOW_TICK_SHIFT;
+}
+
+/* Count a packet into a slot. The path of every packet. */
+static __always_inline void flow_add(const __u32 *slot, bool is_answer, __u32 bytes)
+{
+	struct flow_count *count = bpf_map_lookup_elem(&flow_counts, slot);
+
+	if (!count)
+		return;
+	if (is_answer) {
+		count->answer_packets++;
+		count->answer_bytes += bytes;
+	} else {
+		count->packets++;
+		count->bytes += bytes;
+	}
+}
+
+/* Once a tick at most for each connection. */
+static __always_inline void flow_touch(const __u32 *slot, __u32 now)
+{
+	struct flow *flow;
+
+	if (*slot < FLOW_FIRST)
+		return;
+	flow = bpf_map_lookup_elem(&flows, slot);
+	if (flow && flow->last_seen != now)
+		flow->last_seen = now;
+}
+
+static __always_inline bool flow_is(const struct flow *flow, const struct flow_key *key)
+{
+	const __u32 *a = (const __u32 *)&flow->key, *b = (const __u32 *)key;
+
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]));
+}
+
+/* Whether a slot that was found by its key is that key's still, and not idle from here on. */
+static __always_inline bool flow_hold(struct flow *flow, const struct flow_key *key, __u32 now)
+{
+	__u32 seen = *(volatile __u32 *)&flow->last_seen;
+
+	if (!seen)
+		return false;
+	if (seen != now && __sync_val_compare_and_swap(&flow->last_seen, seen, now) == 0)
+		return false;
+	return flow_is(flow, key);
+}
+
+static long flow_clear_cpu(__u32 cpu, void *slot)
+{
+	struct flow_count *count = bpf_map_lookup_percpu_elem(&flow_counts, slot, cpu);
+
+	if (!count)
+		return 1;
+	count->packets = 0;
+	count->bytes = 0;
+	count->answer_packets = 0;
+	count->answer_bytes = 0;
+	return 0;
+}
+
+/* A slot that nobody has: `kind` itself if there is none. */
+static __always_inline __u32 flow_claim(__u32 kind, __u32 now)
+{
+	struct flow_cursor *cursor = bpf_map_lookup_elem(&flow_cursors, &kind);
+	__u32 limit = kind == FLOW_DROPPED ? flows_dropped : flows_passed;
+	__u32 first = FLOW_FIRST + (kind == FLOW_DROPPED ? flows_passed : 0);
+
+	if (!cursor || !limit)
+		return kind;
+	if (cursor->used < limit) {
+		__u32 number = __sync_fetch_and_add(&cursor->used, 1);
+
+		if (number < limit)
+			return first + number;
+	}
+	for (int i = 0; i < FLOW_PROBES; i++) {
+		__u32 slot = first + __sync_fetch_and_add(&cursor->hand, 1) % limit;
+		struct flow *flow = bpf_map_lookup_elem(&flows, &slot);
+		__u32 seen;
+
+		if (!flow)
+			return kind;
+		seen = *(volatile __u32 *)&flow->last_seen;
+		if (!seen || (__s32)(now - seen) <= FLOW_IDLE_TICKS ||
+		    __sync_val_compare_and_swap(&flow->last_seen, seen, 0) != seen)
+			continue;
+		bpf_map_delete_elem(&flow_slots, &flow->key);
+		bpf_loop(1 << 16, flow_clear_cpu, &slot, 0);
+		__sync_fetch_and_add(&cursor->retired, 1);
+		return slot;
+	}
+	return kind;
+}
+
+/* The slot of a flow, seen now. Not on the path of an established connection.
+ *
+ * Not static: the verifier checks it once by itself, as packet_parse. */
+__noinline int flow_find(const struct flow_key *key, __u32 now)
+{
+	struct flow *flow;
+	__u32 *known;
+	__u32 kind, slot;
+
+	if (!key)
+		return FLOW_PASSED;
+	kind = key->verdict == VERDICT_ALLOW || key->verdict == VERDICT_AUDIT ? FLOW_PASSED : FLOW_DROPPED;
+	known = bpf_map_lookup_elem(&flow_slots, key);
+	if (known) {
+		slot = *known;
+		flow = bpf_map_lookup_elem(&flows, &slot);
+		return flow && flow_hold(flow, key, now) ? slot : kind;
+	}
+	slot = flow_claim(kind, now);
+	if (slot < FLOW_FIRST)
+		return slot;
+	flow = bpf_map_lookup_elem(&flows, &slot);
+	if (!flow)
+		return kind;
+	flow->key = *key;
+	flow->first_seen = bpf_ktime_get_ns();
+	__sync_lock_test_and_set(&flow->last_seen, now);
+	if (bpf_map_update_elem(&flow_slots, key, &slot, BPF_NOEXIST)) {
+		/* Another CPU was first. This slot is free again once it has been idle. */
+		flow->key = (struct flow_key){};
+		known = bpf_map_lookup_elem(&flow_slots, key);
+		return known ? *known : kind;
+	}
+	return slot;
+}

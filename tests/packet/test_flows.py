@@ -1,0 +1,237 @@
+"""The history of flows: what is counted where, what does not fit, and that nothing ever names another rule."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from bpfleet.loader.generated.layouts import ENUMS
+from tests.packet import frames as f
+from tests.packet.kernel import Datapath
+from tests.packet.world import ADDRESSES, CONSTANTS, DEFAULT_DENY, DEVICES, IDENTITIES, Policy, Rule, apply
+
+pytestmark = pytest.mark.root
+
+X = ADDRESSES[4]
+TIMES, SLOTS = ENUMS["flow_time"], ENUMS["flow_slot"]
+PASSED, DROPPED = CONSTANTS["flows_passed"], CONSTANTS["flows_dropped"]
+FLOW = ("source_identity", "destination_identity", "direction", "protocol", "port", "verdict", "rule_id", "reason")
+COUNTS = ("packets", "bytes", "answer_packets", "answer_bytes")
+
+
+def send(datapath: Datapath, packet: bytes, at: str = "a") -> List[Dict[str, Any]]:
+    """The events of a packet that an endpoint sends."""
+    return datapath.run("from_endpoint", f.ether(packet), DEVICES[at]).events
+
+
+def answer(datapath: Datapath, packet: bytes, to: str = "a") -> List[Dict[str, Any]]:
+    """The events of a packet that comes by the tunnel."""
+    return datapath.run("to_endpoint", f.ether(packet), DEVICES[to], DEVICES["vxlan"]).events
+
+
+def flows(datapath: Datapath) -> Dict[Tuple[Any, ...], Tuple[int, ...]]:
+    """What the history says: (a flow's key) -> (packets, bytes, and those of answers)."""
+    return {
+        tuple(flow[name] for name in FLOW): tuple(flow[name] for name in COUNTS)
+        for flow in datapath.flows()
+        if flow["slot"] >= SLOTS["first"]
+    }
+
+
+def did_not_fit(datapath: Datapath, slot: str) -> int:
+    """Packets of flows that did not fit."""
+    return int(datapath.maps["flow_counts"].lookup({"index": SLOTS[slot]})["packets"])
+
+
+def flow(
+    verdict: str = "allow",
+    rule: int = 0,
+    port: int = 80,
+    ends: str = "ac",
+    direction: str = "egress",
+    protocol: int = f.TCP,
+    reason: str = "none",
+) -> Tuple[Any, ...]:
+    """A flow's key."""
+    source, destination = (IDENTITIES[name] for name in ends)
+    return source, destination, direction, protocol, port, verdict, rule, reason
+
+
+def test_a_connection_counts_both_ways(datapath: Datapath) -> None:
+    """Each packet once, the first included, and that of another connection of the same flow."""
+    before = time.monotonic_ns()
+    there, back = f.tcp(X["a"], X["c"], (40000, 80)), f.tcp(X["c"], X["a"], (80, 40000), f.SYN | f.ACK)
+    data = f.ip(X["a"], X["c"], f.TCP, f.tcp_header(40000, 80, f.ACK) + b"x" * 100)
+    send(datapath, there)
+    answer(datapath, back)
+    for _ in range(3):
+        send(datapath, data)
+    send(datapath, f.tcp(X["a"], X["c"], (40001, 80)))
+    sizes = [len(f.ether(one)) for one in (there, data, back)]
+    assert flows(datapath) == {flow(): (5, 2 * sizes[0] + 3 * sizes[1], 1, sizes[2])}
+    (found,) = datapath.flows()
+    assert before <= found["first_seen"] <= time.monotonic_ns()
+    assert abs((time.monotonic_ns() >> TIMES["tick_shift"]) - found["last_seen"]) <= 2
+
+
+def test_last_seen_follows_an_established_connection(datapath: Datapath) -> None:
+    send(datapath, f.tcp(X["a"], X["c"], (40000, 80)))
+    ((key, record),) = datapath.maps["connections"].items()
+    (slot,) = [{"index": one["slot"]} for one in datapath.flows()]
+    kept = datapath.maps["flows"].lookup(slot)
+    now = kept["last_seen"]
+    datapath.maps["connections"].update(key, {**record, "last_seen": now - 20})
+    datapath.maps["flows"].update(slot, {**kept, "last_seen": now - 20})
+    send(datapath, f.tcp(X["a"], X["c"], (40000, 80), f.ACK))
+    assert abs(datapath.maps["flows"].lookup(slot)["last_seen"] - now) <= 2
+    assert datapath.maps["flows"].lookup(slot)["first_seen"] == kept["first_seen"]
+
+
+def test_both_ends_here_are_two_judgements(datapath: Datapath) -> None:
+    apply(datapath, Policy("b", (Rule("ingress", 21, 0, f.TCP, 80),), ("ingress",)))
+    send(datapath, f.tcp(X["a"], X["b"], (40000, 80)))
+    send(datapath, f.tcp(X["a"], X["b"], (40000, 81)))
+    size = len(f.ether(f.tcp(X["a"], X["b"], (40000, 80))))
+    once = (1, size, 0, 0)
+    assert flows(datapath) == {
+        flow(ends="ab"): once,
+        flow(ends="ab", direction="ingress", rule=21): once,
+        flow(ends="ab", port=81): once,
+        flow("default_deny", DEFAULT_DENY["ingress"], 81, "ab", "ingress"): once,
+    }
+
+
+def test_protocols_and_messages(datapath: Datapath) -> None:
+    send(datapath, f.udp(X["a"], X["c"], (40000, 53)))
+    send(datapath, f.echo(X["a"], X["c"], 7))
+    send(datapath, f.echo(X["a"], X["c"], 8))
+    found = {key: counts[0] for key, counts in flows(datapath).items()}
+    assert found == {flow(port=53, protocol=f.UDP): 1, flow(port=8 << 8, protocol=f.ICMP): 2}
+
+
+def test_what_is_dropped_for_another_reason(datapath: Datapath) -> None:
+    for _ in range(2):
+        send(datapath, f.tcp(X["b"], X["c"], (40000, 80)))
+    ((key, counts),) = flows(datapath).items()
+    assert key[5:] == ("drop", 0, "spoofed_source")
+    assert counts[0] == 2
+
+
+def test_a_changed_policy_leaves_what_was_as_it_was(datapath: Datapath) -> None:
+    """Allowed, then denied, then allowed by another rule: three flows, each with the packets that it had."""
+    syn, data = f.tcp(X["a"], X["c"], (40000, 80)), f.tcp(X["a"], X["c"], (40000, 80), f.ACK)
+    apply(datapath, Policy("a", (Rule("egress", 31),), ("egress",)))
+    for packet in (syn, data, data):
+        send(datapath, packet)
+    apply(datapath, Policy("a", (Rule("egress", 41, 0, f.TCP, 0, "deny"),), ("egress",), 3))
+    for _ in range(4):
+        (event,) = send(datapath, data)
+        assert (event["verdict"], event["rule_id"]) == ("deny", 41)
+    apply(datapath, Policy("a", (Rule("egress", 32, 0, f.TCP),), ("egress",), 4))
+    send(datapath, data)
+    found = {key: counts[0] for key, counts in flows(datapath).items()}
+    assert found == {flow(rule=31): 3, flow("deny", 41): 4, flow(rule=32): 1}
+
+
+def fill(datapath: Datapath, count: int, first: int = 1000) -> None:
+    """As many flows that pass."""
+    for port in range(first, first + count):
+        send(datapath, f.tcp(X["a"], X["c"], (40000, port)))
+
+
+def test_what_does_not_fit_is_counted(datapath: Datapath) -> None:
+    """Those that are kept go on counting, the others count together."""
+    fill(datapath, PASSED + 5)
+    assert {key[4] for key in flows(datapath)} == set(range(1000, 1000 + PASSED))
+    assert did_not_fit(datapath, "passed") == 5
+    send(datapath, f.tcp(X["a"], X["c"], (40000, 1000), f.ACK))
+    send(datapath, f.tcp(X["a"], X["c"], (40000, 1000 + PASSED), f.ACK))
+    assert flows(datapath)[flow(port=1000)][0] == 2
+    assert (did_not_fit(datapath, "passed"), did_not_fit(datapath, "dropped")) == (6, 0)
+
+
+def test_a_scan_displaces_nothing_that_passed(datapath: Datapath) -> None:
+    fill(datapath, 3)
+    apply(datapath, Policy("b", (), ("egress",)))
+    for port in range(1, DROPPED + 8):
+        send(datapath, f.tcp(X["b"], X["c"], (40000, port)), "b")
+    assert did_not_fit(datapath, "dropped") == 7
+    fill(datapath, 3, 2000)
+    passed = {key[4] for key in flows(datapath) if key[5] == "allow"}
+    assert passed == {1000, 1001, 1002, 2000, 2001, 2002}
+    assert did_not_fit(datapath, "passed") == 0
+
+
+def test_a_denied_connection_without_a_slot_still_names_its_rule(datapath: Datapath) -> None:
+    data = f.tcp(X["a"], X["c"], (40000, 80), f.ACK)
+    send(datapath, f.tcp(X["a"], X["c"], (40000, 80)))
+    apply(datapath, Policy("b", (), ("egress",)))
+    for port in range(1, DROPPED + 1):
+        send(datapath, f.tcp(X["b"], X["c"], (40000, port)), "b")
+    for verdict, rules, rule in (
+        ("deny", (Rule("egress", 41, 0, f.TCP, 0, "deny"),), 41),
+        ("default_deny", (), DEFAULT_DENY["egress"]),
+    ):
+        apply(datapath, Policy("a", rules, ("egress",), rule))
+        for _ in range(3):
+            (event,) = send(datapath, data)
+            assert (event["verdict"], event["rule_id"]) == (verdict, rule)
+            (event,) = answer(datapath, f.tcp(X["c"], X["a"], (80, 40000), f.ACK))
+            assert (event["verdict"], event["rule_id"]) == (verdict, rule)
+
+
+def age(datapath: Datapath, port: int, ticks: int) -> None:
+    """Make one flow older."""
+    (found,) = [one for one in datapath.flows() if one["port"] == port]
+    slot = {"index": found["slot"]}
+    now = time.monotonic_ns() >> TIMES["tick_shift"]
+    kept = datapath.maps["flows"].lookup(slot)
+    datapath.maps["flows"].update(slot, {**kept, "last_seen": (now - ticks) & 0xFFFFFFFF})
+
+
+def test_an_idle_flow_gives_its_slot_to_a_new_one(datapath: Datapath) -> None:
+    """But none that a record may still name; and one that comes again before that keeps it."""
+    fill(datapath, PASSED)
+    # As after an uptime in which it could have been idle: the machine may have started just now.
+    age(datapath, 1000, TIMES["idle_ticks"] + 9)
+    age(datapath, 1001, TIMES["idle_ticks"] - 9)
+    send(datapath, f.tcp(X["a"], X["c"], (40000, 3000)))
+    found = flows(datapath)
+    assert flow(port=1000) not in found and flow(port=1001) in found
+    assert found[flow(port=3000)][0] == 1, "it starts from nothing"
+    assert datapath.maps["flow_cursors"].lookup({"index": SLOTS["passed"]})["retired"] == 1
+    age(datapath, 1002, TIMES["idle_ticks"] + 9)
+    send(datapath, f.tcp(X["a"], X["c"], (40000, 1002)))
+    send(datapath, f.tcp(X["a"], X["c"], (40000, 3001)))
+    assert flows(datapath)[flow(port=1002)][0] == 2
+    assert did_not_fit(datapath, "passed") == 1
+
+
+def test_a_slot_in_other_hands_is_not_counted_into(datapath: Datapath) -> None:
+    """Whoever finds a slot while, or after, it changes its owner: the packet counts with those that did not fit."""
+    send(datapath, f.tcp(X["a"], X["c"], (40000, 80)))
+    (found,) = datapath.flows()
+    slot = {"index": found["slot"]}
+    kept = datapath.maps["flows"].lookup(slot)
+    for changed in ({"last_seen": 0}, {"port": 81}):
+        datapath.maps["flows"].update(slot, {**kept, **changed})
+        send(datapath, f.tcp(X["a"], X["c"], (40000, 80)))
+    datapath.maps["flows"].update(slot, kept)
+    assert flows(datapath)[flow()][0] == 1
+    assert did_not_fit(datapath, "passed") == 2
+
+
+def test_what_the_host_sends_counts_too(host_datapath: Datapath) -> None:
+    """Its own traffic is judged by its own policies."""
+    apply(host_datapath, Policy("host", (Rule("egress", 51, 0, f.UDP, 123),), ("egress",)))
+    for port in (123, 123, 124):
+        packet = f.udp(X["host"], X["world"], (40000, port))
+        host_datapath.run("to_underlay", f.ether(packet), DEVICES["eth0"])
+    found = {key: counts[0] for key, counts in flows(host_datapath).items()}
+    ends = (IDENTITIES["host"], IDENTITIES["world"], "egress", f.UDP)
+    assert found == {
+        (*ends, 123, "allow", 51, "none"): 2,
+        (*ends, 124, "default_deny", DEFAULT_DENY["egress"], "none"): 1,
+    }
