@@ -50,10 +50,24 @@ def port_unreachable(source: str, destination: str, about: bytes, hops: int = 64
     v6 = f.is_v6(source)
     quoted = about[: (40 if v6 else (about[0] & 15) * 4) + 8]
     packet = f.icmp(source, destination, 1 if v6 else 3, bytes(4) + quoted, code=4 if v6 else 3, hops=hops)
-    if not v6:
-        head = packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:20]
-        packet = head[:10] + struct.pack("!H", f.checksum(head)) + head[12:] + packet[20:]
-    return f.summed(packet)
+    return f.summed(packet if v6 else _without_identification(packet))
+
+
+def refusal(source: str, destination: str, about: bytes) -> bytes:
+    """What says that there is no backend: a reset of what is TCP, else an error."""
+    v6 = f.is_v6(source)
+    if about[6 if v6 else 9] != f.TCP:
+        return port_unreachable(source, destination, about)
+    there, here, number, answers, _, flags = struct.unpack_from("!HHIIBB", about, 40 if v6 else 20)
+    acked = flags & f.ACK
+    fields = (here, there, answers if acked else 0, 0 if acked else number + 1, 0x50, f.RST if acked else f.RST | f.ACK)
+    packet = f.ip(source, destination, f.TCP, struct.pack("!HHIIBBHHH", *fields, 0, 0, 0))
+    return f.summed(packet if v6 else _without_identification(packet))
+
+
+def _without_identification(packet: bytes) -> bytes:
+    head = packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:20]
+    return head[:10] + struct.pack("!H", f.checksum(head)) + head[12:] + packet[20:]
 
 
 def refused(at: str, packet: bytes, **event: Any) -> Send:
@@ -62,7 +76,7 @@ def refused(at: str, packet: bytes, **event: Any) -> Send:
     source, destination = (
         str(ipaddress.ip_address(packet[a:b])) for a, b in (((8, 24), (24, 40)) if v6 else ((12, 16), (16, 20)))
     )
-    answer = f.ether(port_unreachable(destination, source, packet), f.HOST_MAC, f.WORKLOAD_MAC)
+    answer = f.ether(refusal(destination, source, packet), f.HOST_MAC, f.WORKLOAD_MAC)
     return Send("from_endpoint", f.ether(packet), "redirect", {"service_no_backend": 1}, at, out=answer,
                 events=dropped("service_no_backend", direction="egress", source=source, destination=destination, **event))  # fmt: skip
 
@@ -130,14 +144,14 @@ def flow_cases(family: int) -> List[Case]:
                 Policy("a", (), ("egress", "ingress")),
                 refused("a", make(a, front, TO), destination_port=PORT),
                 refused("t", make(t, front, TO)),
-                Send("to_endpoint", f.ether(port_unreachable(front, t, make(t, front, TO))), "pass", {"service": 1}, "t", "t"),
+                Send("to_endpoint", f.ether(refusal(front, t, make(t, front, TO))), "pass", {"service": 1}, "t", "t"),
             )),
             (f"{name}: nobody else passes off as such a refusal", (
                 Frontend(front, PORT, protocol),
                 Policy("t", (), ("ingress",)),
-                denied("to_endpoint", "t", port_unreachable(front, t, make(t, front, TO)), DEFAULT_DENY["ingress"], "ingress", via="eth0"),
-                denied("to_endpoint", "t", port_unreachable(front, t, make(t, front, (CLIENT, 81))), DEFAULT_DENY["ingress"], "ingress", via="eth0"),
-                shot("from_endpoint", "t", port_unreachable(front, t, make(t, front, TO)), "spoofed_source"),
+                denied("to_endpoint", "t", refusal(front, t, make(t, front, TO)), DEFAULT_DENY["ingress"], "ingress", via="eth0"),
+                denied("to_endpoint", "t", refusal(front, t, make(t, front, (CLIENT, 81))), DEFAULT_DENY["ingress"], "ingress", via="eth0"),
+                shot("from_endpoint", "t", refusal(front, t, make(t, front, TO)), "spoofed_source"),
             )),
             (f"{name}: the client alone is no backend of itself", (to(a), refused("a", make(a, front, TO)))),
             (f"{name}: a client among the backends is given another", (

@@ -211,9 +211,14 @@ static __always_inline int balance_deliver(struct __sk_buff *skb, struct packet 
 	return deliver(skb, packet, ifindex, endpoint);
 }
 
+/* Of the client's tuple: neighbouring ports and addresses must be far apart, so high bits are brought down between. */
 static __always_inline __u32 balance_hash(const struct connection_key *flow)
 {
-	return service_hash(flow->source.halves[0] + 31 * (flow->source.halves[1] + 31 * flow->rest));
+	__u64 hash = flow->source.halves[0];
+
+	hash = service_mix(hash) ^ flow->source.halves[1];
+	hash = service_mix(hash) ^ flow->rest;
+	return service_hash(service_mix(hash));
 }
 
 /* Whether a packet may be one to a frontend: of no connection to its destination itself. */

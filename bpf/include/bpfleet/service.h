@@ -95,6 +95,13 @@ static __always_inline __u32 service_hash(__u64 value)
 	return value * 0x9e3779b97f4a7c15ULL >> 32;
 }
 
+/* One round for a longer key: bits that only the low half has come to bear on the high half of the next. */
+static __always_inline __u64 service_mix(__u64 value)
+{
+	value *= 0x9e3779b97f4a7c15ULL;
+	return value ^ value >> 32;
+}
+
 #define NOBODY 0	    /* in place of a client's device: sockets reach themselves by loopback */
 #define BACKENDS_OF_ONE 4 /* that lie beside each other: an endpoint may be listed with several ports */
 
