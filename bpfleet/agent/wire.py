@@ -300,8 +300,21 @@ class Judged(TypedDict, total=False):
     policy_labels: Dict[str, str]
 
 
+class ExplainedBackend(TypedDict):
+    """What decides about one backend of a frontend."""
+
+    destination: Dict[str, str]
+    port: int
+    verdict: str
+    judged: List[Judged]
+
+
 class ExplainResult(TypedDict, total=False):
-    """source and destination: {"name", "identity_name", "endpoint"?, "node"?}."""
+    """source and destination: {"name", "identity_name", "endpoint"?, "node"?}.
+
+    To a service's frontend, `backends` has what decides, and `judged` is empty; the verdict may then be `mixed` (it is
+    not the same for all backends) or `refused` (there is none).
+    """
 
     source: Dict[str, str]
     destination: Dict[str, str]
@@ -311,6 +324,7 @@ class ExplainResult(TypedDict, total=False):
     code: int
     verdict: str
     judged: List[Judged]
+    backends: List[ExplainedBackend]
 
 
 class WipeParams(TypedDict, total=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bpfleet.cli.reach import add_arguments, colour, targets
@@ -13,7 +13,8 @@ from bpfleet.model.resources import PROTOCOL_NUMBERS
 
 PORT_HELP = "port and protocol, a protocol such as icmp, or a message's type or type and code, such as 8/icmp, 3.1/icmp"
 _MESSAGES = ("icmp", "icmpv6")
-_COLOURS = {"allowed": "32", "audited": "33", "denied": "31", "dropped": "31"}
+_COLOURS = {"allowed": "32", "audited": "33", "denied": "31", "dropped": "31", "mixed": "33", "refused": "31"}
+_SHOWN_BACKENDS = 10
 
 
 def register(subparsers: Any) -> None:
@@ -22,7 +23,8 @@ def register(subparsers: Any) -> None:
         "explain",
         help="which rule decides a flow",
         description="Which rule, on which node, decides the first packet of a flow, in both directions: the egress of "
-        "its source and the ingress of its destination. Taken from what is declared, not from traffic.",
+        "its source and the ingress of its destination. To a service's frontend: for each backend that it may be "
+        "given. Taken from what is declared, not from traffic.",
     )
     add_arguments(parser)
     ends = "an endpoint, a node, an address, or world, host, remote-node"
@@ -85,12 +87,27 @@ def render(answer: Mapping[str, Any]) -> str:
         port = f" type {answer['type']} code {answer['code']}"
     flow = f"{_end(answer['source'])} to {_end(answer['destination'])}, {answer['protocol']}{port}"
     lines = [f"{flow}: {colour(verdict, _COLOURS[verdict])}"]
-    for entry in answer["judged"]:
+    lines += [f"  {line}" for line in _judged(answer["judged"])]
+    if answer.get("backends") == []:
+        lines.append("  it has no backends: connections are refused at once")
+    alike: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for backend in answer.get("backends", ()):
+        alike.setdefault((backend["verdict"], *_judged(backend["judged"])), []).append(backend)
+    for (verdict, *judged), backends in alike.items():
+        shown = ", ".join(f"{_end(one['destination'])} port {one['port']}" for one in backends[:_SHOWN_BACKENDS])
+        more = f" and {len(backends) - _SHOWN_BACKENDS} more" if len(backends) > _SHOWN_BACKENDS else ""
+        lines += [f"  backend {shown}{more}: {colour(verdict, _COLOURS[verdict])}", *(f"    {line}" for line in judged)]
+    return "\n".join(lines)
+
+
+def _judged(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = []
+    for entry in entries:
         why = f" by policy {entry['policy']}, {entry['rule']}" if entry.get("policy") else f", {entry['rule']}"
         said = f' "{entry["description"]}"' if entry.get("description") else ""
         place = f"{entry['direction']} of {entry['subject']} on {entry['node']}"
-        lines.append(f"  {place}: {colour(entry['verdict'], _COLOURS[entry['verdict']])}{why}{said}")
-    return "\n".join(lines)
+        found.append(f"{place}: {colour(entry['verdict'], _COLOURS[entry['verdict']])}{why}{said}")
+    return found
 
 
 def _end(end: Mapping[str, str]) -> str:

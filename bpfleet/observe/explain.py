@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from bpfleet.compile import entries, lookup, policy
 from bpfleet.compile.entries import Settings
@@ -18,12 +18,15 @@ from bpfleet.compile.selector import LabelIndex
 from bpfleet.compile.services import Backends, frontend_text
 from bpfleet.errors import InvalidInput
 from bpfleet.model import identity
-from bpfleet.model.document import DocumentSet
+from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import PORT_PROTOCOLS, PROTOCOL_NUMBERS
+from bpfleet.model.state import RuleName
 from bpfleet.observe.events import NOT_CLOSED, PROTOCOL_NAMES, VERDICTS
 from bpfleet.observe.names import rule_names
 
-_SHOWN_BACKENDS = 10
+_UNJUDGED = "an endpoint's traffic with itself is not judged"
+_TO_ITSELF = "the client itself, which its sockets reach unjudged; packets that passed no hooked socket go to another"
+_NODE_TO_ITSELF = "what a node says to itself is not judged"
 ENTITY_NUMBERS = {"world": identity.WORLD, "host": identity.HOST, "remote-node": identity.REMOTE_NODE}
 ECHO_REQUESTS = {"icmp": 8, "icmpv6": 128}
 """Type of the message that is meant where none is named (RFC 792, RFC 4443)."""
@@ -64,6 +67,8 @@ def explain(
 
     source, destination: an endpoint's name, an address, a node's name, or "world", "host", "remote-node". "world" is an
     address in no CIDR that a policy names. message: type and code of ICMP; by default an echo request.
+    A service's frontend is given a backend before anything is judged, so each that may be chosen is decided by itself:
+    `backends` has them, and `verdict` is theirs if it is the same, else `mixed`; without any it is `refused`.
     InvalidInput for names and protocols that do not exist, and where neither end is an endpoint or node.
     """
     if protocol not in PROTOCOL_NUMBERS:
@@ -71,8 +76,17 @@ def explain(
         raise InvalidInput(f"{protocol!r} is no protocol", field="protocol", remedy=f"Use one of {choices}.")
     if protocol not in PORT_PROTOCOLS and port is not None:
         raise InvalidInput(f"{protocol} has no ports", field="port", remedy="Leave the port out.")
-    _refuse_frontend(documents, destination, protocol, port)
     asked = _asked(protocol, port, message)
+    book = _Policies(documents)
+    found = _frontend(documents, destination, protocol, port)
+    if found is not None:
+        return _through(documents, book, source, found, asked["port"])
+    return _decide(documents, book, source, destination, protocol, asked)
+
+
+def _decide(
+    documents: DocumentSet, book: _Policies, source: str, destination: str, protocol: str, asked: Mapping[str, int]
+) -> Dict[str, Any]:
     ends = [_end(documents, source, "source"), _end(documents, destination, "destination")]
     if all(end.node is None for end in ends):
         raise InvalidInput(
@@ -87,13 +101,12 @@ def explain(
             remedy="What a node says to itself is never judged: name another end.",
         )
     ends = [_at_home(ends[0], ends[1]), _at_home(ends[1], ends[0])]
-    book = _Policies(documents)
     judged: List[Dict[str, Any]] = []
     for direction, subject, peer in (("egress", ends[0], ends[1]), ("ingress", ends[1], ends[0])):
         if subject.node is None:
             continue
         if subject.endpoint is not None and subject.endpoint == peer.endpoint:
-            answer: Dict[str, Any] = {"verdict": "allowed", "rule": "an endpoint's traffic with itself is not judged"}
+            answer: Dict[str, Any] = {"verdict": "allowed", "rule": _UNJUDGED}
         else:
             number = asked.get("port", asked.get("type", 0) << 8 | asked.get("code", 0))
             question = lookup.Question(
@@ -123,25 +136,52 @@ def _asked(protocol: str, port: Optional[int], message: Tuple[Optional[int], Opt
     return {"type": ECHO_REQUESTS[protocol] if kind is None else kind, "code": code or 0}
 
 
-def _refuse_frontend(documents: DocumentSet, text: str, protocol: str, port: Optional[int]) -> None:
-    """A frontend is nobody: policy judges the backend that a connection is given."""
+def _frontend(
+    documents: DocumentSet, text: str, protocol: str, port: Optional[int]
+) -> Optional[Tuple[Document, Mapping[str, Any]]]:
+    """The service and its frontend that these name."""
     address = _address(text)
-    for name, service in sorted(documents.of_kind("service").items()):
+    for _, service in sorted(documents.of_kind("service").items()):
         for frontend in service.spec["frontends"]:
-            if (frontend["address"], frontend["port"], frontend["protocol"]) != (address, port, protocol):
-                continue
-            index = LabelIndex(
-                (one.spec["number"], one.spec["labels"]) for one in documents.of_kind("identity").values()
-            )
-            found = Backends(documents, index).of_frontend(service, frontend)
-            listed = ", ".join(f"{backend} port {at}" for backend, at in found[:_SHOWN_BACKENDS])
-            more = f", and {len(found) - _SHOWN_BACKENDS} more" if len(found) > _SHOWN_BACKENDS else ""
-            raise InvalidInput(
-                f"{frontend_text(frontend)} is a frontend of service/{name}: "
-                + ("policy judges the backend" if found else "it has no backends, so connections are refused"),
-                field="destination",
-                remedy=f"Ask about one of its backends: {listed}{more}." if found else "Give it backends.",
-            )
+            if (frontend["address"], frontend["port"], frontend["protocol"]) == (address, port, protocol):
+                return service, frontend
+    return None
+
+
+def _through(
+    documents: DocumentSet, book: _Policies, source: str, found: Tuple[Document, Mapping[str, Any]], port: int
+) -> Dict[str, Any]:
+    """A flow to a frontend: what decides about each backend that it may be given."""
+    service, frontend = found
+    client = _end(documents, source, "source")
+    if client.node is None:
+        raise InvalidInput(
+            f"{source} is no endpoint and no node: for others {frontend_text(frontend)} of {service.key} is no service",
+            field="source",
+            remedy="Ask from an endpoint or a node, or about one of its backends.",
+        )
+    index = LabelIndex((one.spec["number"], one.spec["labels"]) for one in documents.of_kind("identity").values())
+    backends: List[Dict[str, Any]] = []
+    for address, at in Backends(documents, index).of_frontend(service, frontend):
+        end = _end(documents, address, "destination")
+        if (end.endpoint, end.node) == (client.endpoint, client.node):
+            judged = {"direction": "egress", "node": client.node, "subject": client.identity_name}
+            judged.update(verdict="allowed", rule=_TO_ITSELF if client.endpoint else _NODE_TO_ITSELF)
+            entry: Dict[str, Any] = {"verdict": "allowed", "judged": [judged]}
+        else:
+            entry = _decide(documents, book, source, address, frontend["protocol"], {"port": at})
+        shown = {key: entry[key] for key in ("verdict", "judged")}
+        backends.append({"destination": end.to_json(), "port": at, **shown})
+    verdicts = {entry["verdict"] for entry in backends}
+    return {
+        "source": client.to_json(),
+        "destination": {"name": frontend["address"], "identity_name": service.key},
+        "protocol": frontend["protocol"],
+        "port": port,
+        "verdict": verdicts.pop() if len(verdicts) == 1 else "mixed" if verdicts else "refused",
+        "judged": [],
+        "backends": backends,
+    }
 
 
 def _at_home(end: End, other: End) -> End:
@@ -200,6 +240,7 @@ class _Policies:
         self._index = index
         self._documents = documents
         self._cluster = clusters[min(clusters)] if clusters else None
+        self._made: Dict[Tuple[str, int], Tuple[lookup.Maps, Dict[int, RuleName]]] = {}
 
     def judge(self, node: str, subject: int, question: lookup.Question) -> Dict[str, Any]:
         """What the subject's map on that node says of a new connection."""
@@ -209,6 +250,18 @@ class _Policies:
         cluster = self._cluster
         if subject == identity.HOST and cluster and is_failsafe(cluster, name, question.port, question.direction):
             return {"verdict": "allowed", "rule": "a failsafe port, which no policy closes"}
+        if (node, subject) not in self._made:
+            self._made[(node, subject)] = self._make(node, subject)
+        maps, names = self._made[(node, subject)]
+        found = lookup.judge(maps, question)
+        verdict = VERDICTS[found.verdict]
+        if not found.rule_id:
+            return {"verdict": verdict, "rule": NOT_CLOSED}
+        rule = names[found.rule_id]
+        return {"verdict": verdict, "rule_id": found.rule_id, "action": rule.action, **rule_names(rule)}
+
+    def _make(self, node: str, subject: int) -> Tuple[lookup.Maps, Dict[int, RuleName]]:
+        """The subject's maps on that node, and what the rules in them are called."""
         nodes, groups = policy.Nodes.of(self._documents, node), self._documents.of_kind("cidr_group")
         policies = sorted(self._documents.of_kind("policy").items())
         resolved = [policy.resolve(document, self._index, nodes, groups) for _, document in policies]
@@ -221,9 +274,4 @@ class _Policies:
             {set_ids[side.prefixes.content]: side.prefixes.table() for side in sides if side.prefixes is not None},
             {set_ids[side.ports.content]: side.ports.table() for side in sides if side.ports is not None},
         )
-        found = lookup.judge(maps, question)
-        verdict = VERDICTS[found.verdict]
-        if not found.rule_id:
-            return {"verdict": verdict, "rule": NOT_CLOSED}
-        rule = names[found.rule_id]
-        return {"verdict": verdict, "rule_id": found.rule_id, "action": rule.action, **rule_names(rule)}
+        return maps, names

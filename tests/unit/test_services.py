@@ -6,6 +6,7 @@ from typing import Any, List, Optional
 
 import pytest
 
+from bpfleet.cli import explain as explain_cli
 from bpfleet.cli import status as status_cli
 from bpfleet.compile.compiler import Compiler
 from bpfleet.compile.validate import validate
@@ -122,13 +123,40 @@ def test_sockets_are_hooked_only_where_there_is_a_service() -> None:
     assert hooks(fleet.service("s", ["10.96.0.1:80"], [])) == set(SOCKET_HOOKS)
 
 
-def test_explain_to_a_frontend_names_its_backends() -> None:
-    documents = held(fleet.service("s", ["10.96.0.1:80"], API), fleet.service("t", ["10.96.0.2:80"], []))
-    with pytest.raises(InvalidInput, match=r"frontend of service/s.*10\.77\.1\.2 port 80"):
-        explain(documents, "web-1", "10.96.0.1", "tcp", 80)
-    with pytest.raises(InvalidInput, match=r"service/t.*refused"):
-        explain(documents, "web-1", "10.96.0.2", "tcp", 80)
+def test_explain_to_a_frontend_decides_for_each_backend() -> None:
+    closed = fleet.policy("api-2-only-db", {"app": "api"}, ingress=[{"peers": [{"labels": {"app": "db"}}]}])
+    listed = [{"labels": {"app": "api"}, "port": 8080}, {"address": "192.0.2.9"}, {"address": "192.168.77.1"}]
+    documents = held(fleet.service("s", ["10.96.0.1:80"], listed), closed)
+    answer = explain(documents, "web-1", "10.96.0.1", "tcp", 80)
+    assert (answer["verdict"], answer["judged"]) == ("mixed", [])
+    assert answer["destination"] == {"name": "10.96.0.1", "identity_name": "service/s"}
+    for backend in answer["backends"]:
+        alone = explain(documents, "web-1", backend["destination"]["name"], "tcp", backend["port"])
+        assert {key: alone[key] for key in ("destination", "port", "verdict", "judged")} == backend
+    assert [(one["destination"]["name"], one["port"], one["verdict"]) for one in answer["backends"]] == [
+        ("10.77.1.2", 8080, "denied"), ("10.77.2.1", 8080, "denied"), ("192.0.2.9", 80, "allowed"),
+        ("192.168.77.1", 80, "allowed"),
+    ]  # fmt: skip
+    text = explain_cli.render(answer)
+    assert "web-1 (web, h1) to 10.96.0.1 (service/s), tcp/80: mixed" in text
+    assert "backend 10.77.1.2 (api, h1) port 8080: denied" in text and "ingress of api on h2: denied" in text
     assert explain(documents, "web-1", "10.96.0.1", "tcp", 81)["destination"]["identity_name"] == "world"
+
+
+def test_explain_to_a_frontend_without_backends_and_from_others() -> None:
+    documents = held(fleet.service("t", ["10.96.0.2:80"], []), fleet.service("s", ["10.96.0.1:80"], API))
+    answer = explain(documents, "web-1", "10.96.0.2", "tcp", 80)
+    assert (answer["verdict"], answer["backends"]) == ("refused", [])
+    assert "refused at once" in explain_cli.render(answer)
+    with pytest.raises(InvalidInput, match=r"world is no endpoint.*service/s"):
+        explain(documents, "world", "10.96.0.1", "tcp", 80)
+
+
+def test_explain_to_a_frontend_with_the_client_among_the_backends() -> None:
+    documents = held(fleet.service("s", ["10.96.0.1:80"], [*API, {"address": "192.168.77.1"}]))
+    for client, said in (("api-1", "the client itself"), ("h1", "a node says to itself")):
+        backends = explain(documents, client, "10.96.0.1", "tcp", 80)["backends"]
+        assert [one["verdict"] for one in backends if said in one["judged"][0]["rule"]] == ["allowed"]
 
 
 def test_status_shows_services() -> None:
