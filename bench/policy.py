@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import List
 
-from bench import policy_hooks, policy_verdicts
+from bench import policy_beds, policy_filters, policy_hooks, policy_traffic, policy_verdicts
 from bench.report import Measurement
 
 
 def measure() -> List[Measurement]:
     """All figures of the group."""
-    return [*policy_verdicts.measure(), *policy_hooks.measure()]
+    results = [*policy_verdicts.measure(), *policy_hooks.measure()]
+    with policy_beds.up() as beds:
+        results += [*policy_filters.measure(beds), *policy_traffic.measure(beds)]
+    return results

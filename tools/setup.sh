@@ -24,6 +24,9 @@ packages=(
 	openssh-client:/usr/bin/ssh                             # tests
 	iproute2:/usr/sbin/ip                                   # lab hosts
 	iputils-ping:/usr/bin/ping                              # traffic
+	nftables:/usr/sbin/nft                                  # what benches compare with
+	iptables:/usr/sbin/iptables-legacy                      # the same
+	make:/usr/bin/make                                      # the bench harness
 	procps:/usr/sbin/sysctl                                 # lab hosts
 	util-linux:/usr/bin/nsenter                             # lab hosts
 	python3:/usr/bin/python3                                # the agent on lab hosts
