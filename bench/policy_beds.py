@@ -167,7 +167,8 @@ def _plain(host: Host, other: Host) -> None:
     here, there = host.index, other.index
     script = f"""
         echo 1 >/proc/sys/net/ipv4/ip_forward
-        ip link add vx0 mtu {MTU} type vxlan id {_PLAIN_ID} local {host.address} remote {other.address} dstport {_PLAIN_PORT}
+        vxlan="id {_PLAIN_ID} local {host.address} remote {other.address} dstport {_PLAIN_PORT}"
+        ip link add vx0 mtu {MTU} type vxlan $vxlan
         ip address add 172.31.0.{here}/24 dev vx0
         ip link set vx0 up
         ip link add v1 mtu {MTU} type veth peer name eth0 mtu {MTU} netns w1

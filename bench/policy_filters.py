@@ -1,8 +1,8 @@
 """10,000 rules: packets that arrive through bpfleet's, through nftables' and through iptables', side by side.
 
-One rule for each of 10,000 UDP ports, packets to ports drawn at random over all of them: as a bpfleet policy with a rule
-for each, and, where the kernel forwards, as linear rules of nftables and iptables on the receiving host, and as the best
-that nftables can do: a set, and a verdict map, of addresses and ports.
+One rule for each of 10,000 UDP ports, packets to ports drawn at random over all of them: as a bpfleet policy with a
+rule for each, and, where the kernel forwards, as linear rules of nftables and iptables on the receiving host, and as
+the best that nftables can do: a set, and a verdict map, of addresses and ports.
 
     python -m bench.policy_filters
 """

@@ -1,8 +1,8 @@
 """TCP between two workloads on two hosts with policy on, against plain forwarding over VXLAN between the same.
 
-Throughput: both ends on CPUs of their own, pairs of runs in alternating order, the median of the pairs' ratios. Latency:
-a byte there and back, both ends on one CPU (across CPUs it would be wake-ups that are measured). XDP off; beside it the
-same with XDP on bpfleet's underlay devices, which a veth pays for in itself.
+Throughput: both ends on CPUs of their own, pairs of runs in alternating order, the median of the pairs' ratios.
+Latency: a byte there and back, both ends on one CPU (across CPUs it would be wake-ups that are measured). XDP off;
+beside it the same with XDP on bpfleet's underlay devices, which a veth pays for in itself.
 
     python -m bench.policy_traffic
 """
