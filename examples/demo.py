@@ -128,19 +128,22 @@ def serving(lab: Lab, workloads: Workloads, port: int) -> Iterator[None]:
         yield
 
 
-def probe(lab: Lab, workloads: Workloads, port: int) -> dict[tuple[str, str], bool]:
-    """(from, to) -> whether TCP connects, over IPv4 and IPv6 alike."""
+def probe(
+    lab: Lab, workloads: Workloads, port: int, services: Mapping[str, Mapping[str, str]] | None = None
+) -> dict[tuple[str, str], bool]:
+    """(from, to) -> whether TCP connects, over IPv4 and IPv6 alike. Services are called by every workload."""
     reached: dict[tuple[str, str], bool] = {}
     running = {}
+    called: Workloads = {**workloads, **(services or {})}
     for name, where in workloads.items():
-        others = [other[family] for peer, other in workloads.items() if peer != name for family in FAMILIES]
+        others = [other[family] for peer, other in called.items() if peer != name for family in FAMILIES]
         running[name] = lab.host(where["host"]).popen(
             ["python3", "-c", PROBE, str(port), "1.5", *others], workload=where["workload"], stdout=subprocess.PIPE
         )
     for name, process in running.items():
         out, _ = process.communicate(timeout=60)
         answers = json.loads(out)
-        for peer, other in workloads.items():
+        for peer, other in called.items():
             if peer == name:
                 continue
             both = {answers[other[family]] for family in FAMILIES}
@@ -177,14 +180,20 @@ def matrix(
     workloads: Workloads,
     reached: Mapping[tuple[str, str], bool],
     told: Mapping[tuple[str, str], Mapping[str, Any]],
+    services: Mapping[str, Mapping[str, str]],
     before: Mapping[tuple[str, str], bool] | None = None,
 ) -> str:
-    """The table for people, then one line for each denial: who, whom, policy, rule. A changed cell is marked *."""
-    names = list(workloads)
+    """The table for people, then one line for each denial: who, whom, policy, rule. A changed cell is marked *.
+
+    A service has a column. What decides about it is what decides about its backend, and is told of that.
+    """
+    ends = {name: where["endpoint"] for name, where in workloads.items()}
+    ends.update({name: ends[service["backend"]] for name, service in services.items()})
+    names = list(ends)
     width = max(len(name) for name in names) + 2
     lines = ["from \\ to".ljust(width + 6) + "".join(name.ljust(width) for name in names)]
     denials = []
-    for source in names:
+    for source in workloads:
         cells = []
         for destination in names:
             if source == destination:
@@ -194,7 +203,7 @@ def matrix(
             mark = "*" if before is not None and before[source, destination] != passed else ""
             cells.append((("yes" if passed else "DENIED") + mark).ljust(width))
             if not passed:
-                event = told.get((workloads[source]["endpoint"], workloads[destination]["endpoint"]))
+                event = told.get((ends[source], ends[destination]))
                 if event is None:
                     raise SystemExit(f"demo: {source} to {destination} did not pass, and no event says why")
                 denials.append(
@@ -205,16 +214,15 @@ def matrix(
     return "\n".join([*lines, "", "denied by:", *denials])
 
 
-def through_service(lab: Lab, workloads: Workloads, service: Mapping[str, str], port: int) -> str:
-    """Who connects to the service, as a line: policy judges the backend, so it is whoever reaches that."""
-    target = {name: service[name] for name in FAMILIES}
-    reached = probe(lab, {**workloads, "the service": {**workloads[service["backend"]], **target}}, port)
-    clients = [name for name in workloads if name != service["backend"]]
-    for name in clients:
-        if reached[name, "the service"] != reached[name, service["backend"]]:
-            raise SystemExit(f"demo: {name} should reach the service exactly if it reaches {service['backend']}")
-    allowed = ", ".join(name for name in clients if reached[name, "the service"])
-    return f"{service['address']} and {service['address6']} answer to: {allowed}"
+def judged_as_their_backends(
+    reached: Mapping[tuple[str, str], bool], workloads: Workloads, services: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Policy judges the backend, so a service is reached by whoever reaches that, and by the backend itself."""
+    for name, service in services.items():
+        for client in workloads:
+            wanted = client == service["backend"] or reached[client, service["backend"]]
+            if reached[client, name] != wanted:
+                raise SystemExit(f"demo: {client} should reach {name} exactly if it reaches {service['backend']}")
 
 
 def say(text: str) -> None:
@@ -232,29 +240,32 @@ def main() -> int:
     pulumi.run("up", "--yes", "--skip-preview", "--suppress-outputs")
     outputs = pulumi.outputs()
     workloads, port = outputs["workloads"], int(outputs["port"])
+    services = {outputs["service"]["name"]: outputs["service"]}
 
     with serving(lab, workloads, port):
-        say(f"every workload calls every other: TCP port {port}, IPv4 and IPv6")
+        named = ", ".join(f"{name} in front of {service['backend']}" for name, service in services.items())
+        say(f"every workload calls every other and the service {named}: TCP port {port}, IPv4 and IPv6")
         began = time.time()
-        first = probe(lab, workloads, port)
-        print(matrix(workloads, first, verdicts(began)))
-
-        say(f"the service in front of {outputs['service']['backend']}, by its own addresses")
-        print(through_service(lab, workloads, outputs["service"], port))
+        first = probe(lab, workloads, port, services)
+        judged_as_their_backends(first, workloads, services)
+        print(matrix(workloads, first, verdicts(began), services))
 
         say("one policy changed (batch may use the database), and pulumi up again")
         pulumi.run("config", "set", "batchToDb", "allow")
         pulumi.run("up", "--yes", "--skip-preview", "--suppress-outputs")
         began = time.time()
-        second = probe(lab, workloads, port)
-        print(matrix(workloads, second, verdicts(began), before=first))
+        second = probe(lab, workloads, port, services)
+        judged_as_their_backends(second, workloads, services)
+        print(matrix(workloads, second, verdicts(began), services, before=first))
 
     changed = {ends for ends in first if first[ends] != second[ends]}
     if changed != {("batch", "db")}:
         raise SystemExit(f"demo: one cell should have changed, but these did: {sorted(changed)}")
+    frontend = outputs["service"]["address"]
     print(
         "\nThe lab is up. Try:"
-        "\n  .venv/bin/bpfleet explain --lab --from client-1 --to db-1 --port 80/tcp    which rule decides, and why"
+        "\n  .venv/bin/bpfleet explain --lab --from client-1 --to db-1 --port 80/tcp      which rule decides, and why"
+        f"\n  .venv/bin/bpfleet explain --lab --from web-1 --to {frontend} --port 80/tcp    the same of a service"
         "\n  .venv/bin/bpfleet observe --lab --follow                                   verdicts as they happen"
         "\n  make demo-down                                                             remove it all"
     )

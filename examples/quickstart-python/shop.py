@@ -129,7 +129,7 @@ def declare(hosts: Mapping[str, Host], batch_to_db: str = "deny") -> None:
 
     # One address for all that serve the API.
     four, six = SERVICE_ADDRESSES
-    bpfleet.Service(
+    service = bpfleet.Service(
         "shop-api",
         cluster=shop,
         frontends=[bpfleet.FrontendArgs(address=address, port=PORT) for address in SERVICE_ADDRESSES],
@@ -139,7 +139,7 @@ def declare(hosts: Mapping[str, Host], batch_to_db: str = "deny") -> None:
     # For whoever tries it out: where each workload is, and its addresses.
     pulumi.export("port", PORT)
     pulumi.export("workloads", {name: whereabouts(name, at, hosts[at.host]) for name, at in WORKLOADS.items()})
-    pulumi.export("service", {"backend": "api", "address": four, "address6": six})
+    pulumi.export("service", {"name": service.name, "backend": "api", "address": four, "address6": six})
 
 
 def whereabouts(name: str, at: Workload, host: Host) -> dict[str, str]:
