@@ -19,6 +19,7 @@ from bpfleet.loader import syscall, tc
 from bpfleet.loader.links import Hook, Mechanism, Tcx, device_index, device_name, program_name, require_device
 from bpfleet.loader.objects import PROGRAM_PREFIX
 from bpfleet.loader.pins import Pins
+from bpfleet.loader.requests import Message
 
 PREFERENCE = 1
 """The kernel's lowest; a new filter comes before those that have the same."""
@@ -108,7 +109,7 @@ class Clsact:
                 messages.append(tc.delete_clsact(index))
             self._remove(control, *messages)
 
-    def _remove(self, control: tc.TrafficControl, *messages: tc.Message) -> None:
+    def _remove(self, control: tc.TrafficControl, *messages: Message) -> None:
         for code in control.exchange(*messages)[1]:
             if code not in (0, errno.ENOENT, errno.ENODEV, errno.EINVAL):  # gone since we asked
                 raise OSError(code, os.strerror(code), "rtnetlink")

@@ -10,20 +10,17 @@ import errno
 import socket
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, Union
 
 from bpfleet.errors import HostFailed
-from bpfleet.loader import rtnl
+from bpfleet.loader import requests, rtnl
 from bpfleet.loader.kernel import Found
+from bpfleet.loader.requests import Message, Requests
 from bpfleet.loader.rtnl import Link, Reader, inside
 from bpfleet.model.state import DEVICE_PREFIX, TUNNEL_DEVICE, Adopted, Veth, Vxlan
 
 _VXLAN_PORT, _VXLAN_COLLECT_METADATA = 15, 25
-_IFF_NOARP = 0x80
-_IFA_F_NODAD = 0x02
 _GLOBAL = 0
-_ONLINK = 4
-_PERMANENT = 0x80
 
 
 def is_ours(name: str) -> bool:
@@ -121,7 +118,7 @@ def _inside_matches(host: Link, wanted: Veth, lacks: List[str]) -> bool:
 
 
 class Devices:
-    """Changes devices through pyroute2. `wrote` is called once for each request that changes something."""
+    """Changes devices. `wrote` is called once for each request that changes something."""
 
     def __init__(self, wrote: Callable[[], None]) -> None:
         self._wrote = wrote
@@ -133,7 +130,7 @@ class Devices:
                 self._ensure_vxlan(device)
             else:
                 self._ensure_veth(device)
-        except netlink_error() as error:
+        except (OSError, netlink_error()) as error:
             raise HostFailed(
                 f"cannot make device {device.name}: {error}",
                 remedy="See what the host already has under that name or port: ip -d link show.",
@@ -146,8 +143,8 @@ class Devices:
             if up:
                 raise HostFailed(f"device {name} is not there", remedy="Apply again: it is made anew.")
             return
-        with request() as ip:
-            self._do(ip.link, "set", index=index, state="up" if up else "down")
+        with Requests() as host:
+            self._send(host, [requests.set_up(index, up)])
 
     def remove(self, name: str) -> None:
         """Remove a device of ours, if it is there."""
@@ -162,9 +159,9 @@ class Devices:
         return answer
 
     def _ensure_vxlan(self, device: Vxlan) -> None:
-        with request() as ip:
-            link = _link_of(None, device.name)
-            if link is None:
+        messages: List[Message] = []
+        if _link_of(device.name) is None:
+            with request() as ip:
                 self._do(
                     ip.link,
                     "add",
@@ -176,96 +173,88 @@ class Devices:
                     vxlan_collect_metadata=1,
                     vxlan_learning=0,
                 )
-                self._no_link_local(device.name)
-                link = _required_link(None, device.name)
-            self._adjust(ip, link, device.mac, device.mtu)
+            if _has_ipv6():
+                messages.append(requests.no_link_local(device.name))
+        with Requests() as host:
+            link = _required(host, device.name)
+            messages += _adjusted(link, device.mac, device.mtu)
             if not link.noarp:
-                self._do(ip.link, "set", index=link.index, flags=_IFF_NOARP, change=_IFF_NOARP)
+                messages.append(requests.set_noarp(link.index))
+            self._send(host, messages)
 
     def _ensure_veth(self, device: Veth) -> None:
-        with request() as ip:
-            link = _link_of(None, device.name)
+        with Requests() as host:
+            link = host.link(device.name)
+            is_new = link is None
             if link is None:
-                self._create_veth(ip, device)
-                link = _required_link(None, device.name)
-            self._adjust(ip, link, device.mac, device.mtu)
-            self._neighbours(ip, link, ((address, device.peer_mac) for address in device.peer_addresses))
-        with inside(device.netns), request() as ip:
-            peer = _required_link(None, device.peer_name)
-            self._adjust(ip, peer, device.peer_mac, device.mtu)
-            self._addresses(ip, peer, device)
+                link = self._create_veth(host, device)
+            # First, as a device that gets another MAC forgets its neighbours.
+            self._send(host, _adjusted(link, device.mac, device.mtu))
+            there = _neighbours(host, link, is_new)
+            wanted = [(address, device.peer_mac) for address in device.peer_addresses]
+            self._send(host, [requests.put_neighbour(link.index, *one) for one in wanted if one not in there])
+        with inside(device.netns), Requests() as workload:
+            peer = _required(workload, device.peer_name)
+            self._send(workload, _adjusted(peer, device.peer_mac, device.mtu))
+            messages = [requests.no_link_local(device.peer_name)] if is_new and _has_ipv6() else []
+            messages += _addresses(workload, peer, device, is_new)
             if not peer.up:
-                self._do(ip.link, "set", index=peer.index, state="up")
-            self._neighbours(ip, peer, ((gateway, device.mac) for gateway in device.gateways))
-            for gateway in device.gateways:
-                default = "::/0" if ":" in gateway else "0.0.0.0/0"
-                self._do(
-                    ip.route,
-                    "replace",
-                    family=rtnl.family_of(gateway),
-                    dst=default,
-                    gateway=gateway,
-                    oif=peer.index,
-                    flags=_ONLINK,
-                )
+                messages.append(requests.set_up(peer.index, True))
+            there = _neighbours(workload, peer, is_new)
+            gateways = [(gateway, device.mac) for gateway in device.gateways]
+            messages += [requests.put_neighbour(peer.index, *one) for one in gateways if one not in there]
+            messages += [requests.put_default_route(peer.index, gateway) for gateway in device.gateways]
+            self._send(workload, messages)
 
-    def _create_veth(self, ip: Any, device: Veth) -> None:
-        with inside(device.netns):
-            if _link_of(None, device.peer_name) is not None:
+    def _create_veth(self, host: Requests, device: Veth) -> Link:
+        with inside(device.netns), Reader() as workload:
+            if workload.link(device.peer_name) is not None:
                 raise HostFailed(
                     f"network namespace {device.netns} has a device {device.peer_name} already",
                     remedy="Remove it, or attach the endpoint to it by interface instead of by namespace.",
                 )
         with (rtnl.NAMESPACES / device.netns).open("rb") as namespace:
-            self._do(
-                ip.link,
-                "add",
-                ifname=device.name,
-                kind="veth",
-                address=device.mac,
-                mtu=device.mtu,
-                peer={
-                    "ifname": device.peer_name,
-                    "net_ns_fd": namespace.fileno(),
-                    "address": device.peer_mac,
-                    "mtu": device.mtu,
-                },
-            )
-        self._no_link_local(device.name)
-        with inside(device.netns):
-            self._no_link_local(device.peer_name)
+            messages = [
+                requests.new_veth(
+                    device.name, device.mac, device.mtu, device.peer_name, device.peer_mac, namespace.fileno()
+                )
+            ]
+            if _has_ipv6():
+                messages.append(requests.no_link_local(device.name))
+            self._send(host, messages)
+        return _required(host, device.name)
 
-    def _adjust(self, ip: Any, link: Link, mac: str, mtu: int) -> None:
-        if link.mac != mac:
-            self._do(ip.link, "set", index=link.index, address=mac)
-        if link.mtu != mtu:
-            self._do(ip.link, "set", index=link.index, mtu=mtu)
-
-    def _addresses(self, ip: Any, peer: Link, device: Veth) -> None:
-        with Reader() as reader:
-            there = [item for item in reader.addresses() if item.index == peer.index and item.scope == _GLOBAL]
-        for item in there:
-            if item.address not in device.peer_addresses:
-                self._do(ip.addr, "del", index=peer.index, address=item.address, prefixlen=item.prefix)
-        for address in device.peer_addresses:
-            if all(item.address != address for item in there):
-                length = rtnl.split_cidr(address)[1]
-                flags = {"flags": _IFA_F_NODAD} if ":" in address else {}
-                self._do(ip.addr, "add", index=peer.index, address=address, prefixlen=length, **flags)
-
-    def _neighbours(self, ip: Any, link: Link, wanted: Iterable[Tuple[str, str]]) -> None:
-        with Reader() as reader:
-            there = {(item.address, item.mac) for item in reader.neighbours() if item.index == link.index}
-        for address, mac in wanted:
-            if (address, mac) not in there:
-                self._do(ip.neigh, "replace", dst=address, lladdr=mac, ifindex=link.index, state=_PERMANENT)
-
-    def _no_link_local(self, name: str) -> None:
-        """Keep IPv6 from making itself an address there, whose chatter no endpoint may send."""
-        path = Path(f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode")
-        if path.exists():  # a host without IPv6 has none
-            path.write_text("1")
+    def _send(self, to: Requests, messages: List[Message]) -> None:
+        for _ in range(to.do(*messages)):
             self._wrote()
+
+
+def _adjusted(link: Link, mac: str, mtu: int) -> List[Message]:
+    messages = [requests.set_mac(link.index, mac)] if link.mac != mac else []
+    return messages + ([requests.set_mtu(link.index, mtu)] if link.mtu != mtu else [])
+
+
+def _addresses(workload: Reader, peer: Link, device: Veth, is_new: bool) -> List[Message]:
+    there: List[rtnl.Address] = []
+    if not is_new:
+        there = [item for item in workload.addresses() if item.index == peer.index and item.scope == _GLOBAL]
+    known = {item.address for item in there}
+    messages = [
+        requests.delete_address(peer.index, item.address, item.prefix)
+        for item in there
+        if item.address not in device.peer_addresses
+    ]
+    return messages + [requests.add_address(peer.index, item) for item in device.peer_addresses if item not in known]
+
+
+def _neighbours(reader: Reader, link: Link, is_new: bool) -> Set[Tuple[str, str]]:
+    if is_new:
+        return set()
+    return {(item.address, item.mac) for item in reader.neighbours() if item.index == link.index}
+
+
+def _has_ipv6() -> bool:
+    return Path("/proc/sys/net/ipv6").exists()
 
 
 @contextmanager
@@ -294,13 +283,13 @@ def _lookup(name: str) -> Optional[int]:
         return None
 
 
-def _link_of(namespace: Optional[str], name: str) -> Optional[Link]:
-    with Reader(namespace) as reader:
+def _link_of(name: str) -> Optional[Link]:
+    with Reader() as reader:
         return reader.link(name)
 
 
-def _required_link(namespace: Optional[str], name: str) -> Link:
-    link = _link_of(namespace, name)
+def _required(reader: Reader, name: str) -> Link:
+    link = reader.link(name)
     if link is None:
         raise HostFailed(
             f"device {name} vanished while it was being set up",

@@ -1,7 +1,8 @@
 """Reading links, addresses, neighbours and routes over rtnetlink, with the standard library alone.
 
 Every stage reads; few write. So reading does without pyroute2, whose import costs more than the reading itself
-(devices.py imports it when something is to be changed). Message layouts: linux/rtnetlink.h, rtnetlink(7).
+(requests.py is for what is changed by the thousand, pyroute2 for the rest). Message layouts: linux/rtnetlink.h,
+rtnetlink(7).
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
 NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _GETLINK, _GETADDR, _GETROUTE, _GETNEIGH = 18, 22, 26, 30
 HEADER = struct.Struct("=IHHII")
-_LINK = struct.Struct("=BxHiII")
-_ADDRESS = struct.Struct("=BBBBI")
-_ROUTE = struct.Struct("=BBBBBBBBI")
-_NEIGHBOUR = struct.Struct("=BxxxiHBB")
+LINK = struct.Struct("=BxHiII")
+ADDRESS = struct.Struct("=BBBBI")
+ROUTE = struct.Struct("=BBBBBBBBI")
+NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _ATTRIBUTE = struct.Struct("=HH")
 _IFF_UP, _IFF_NOARP = 1, 0x80
-_NUD_PERMANENT = 0x80
+NUD_PERMANENT = 0x80
 _XDP_PROGRAM = {"xdp-native": 5, "xdp-generic": 6}  # IFLA_XDP_DRV_PROG_ID, IFLA_XDP_SKB_PROG_ID
 MAIN_TABLE = 254
 
@@ -148,12 +149,12 @@ class Reader:
 
     def links(self) -> List[Link]:
         """All devices."""
-        return [_link(body) for body in self._dump(_GETLINK, _LINK.pack(0, 0, 0, 0, 0))]
+        return [_link(body) for body in self._dump(_GETLINK, LINK.pack(0, 0, 0, 0, 0))]
 
     def link(self, name: str) -> Optional[Link]:
         """One device by name, or None; costs the same however many there are."""
         text = name.encode() + b"\0"
-        body = _LINK.pack(0, 0, 0, 0, 0) + _ATTRIBUTE.pack(4 + len(text), 3) + text
+        body = LINK.pack(0, 0, 0, 0, 0) + _ATTRIBUTE.pack(4 + len(text), 3) + text
         try:
             return next((_link(answer) for answer in self._ask(_GETLINK, body, dump=False)), None)
         except OSError as error:
@@ -163,24 +164,24 @@ class Reader:
 
     def addresses(self) -> List[Address]:
         """All addresses of both families."""
-        return [_address(body) for body in self._dump(_GETADDR, _ADDRESS.pack(0, 0, 0, 0, 0))]
+        return [_address(body) for body in self._dump(_GETADDR, ADDRESS.pack(0, 0, 0, 0, 0))]
 
     def neighbours(self) -> List[Neighbour]:
         """Permanent neighbour entries of both families."""
         found = []
-        for body in self._dump(_GETNEIGH, _NEIGHBOUR.pack(0, 0, 0, 0, 0)):
-            family, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
-            values = attributes(body, _NEIGHBOUR.size)
-            if state & _NUD_PERMANENT and family in (socket.AF_INET, socket.AF_INET6) and 1 in values:
+        for body in self._dump(_GETNEIGH, NEIGHBOUR.pack(0, 0, 0, 0, 0)):
+            family, index, state, _, _ = NEIGHBOUR.unpack_from(body)
+            values = attributes(body, NEIGHBOUR.size)
+            if state & NUD_PERMANENT and family in (socket.AF_INET, socket.AF_INET6) and 1 in values:
                 found.append(Neighbour(index, socket.inet_ntop(family, values[1]), values.get(2, b"").hex(":")))
         return found
 
     def routes(self) -> List[RouteEntry]:
         """Unicast routes of the main table, of both families."""
         found = []
-        for body in self._dump(_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
-            family, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(body)
-            values = attributes(body, _ROUTE.size)
+        for body in self._dump(_GETROUTE, ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
+            family, length, _, _, table, protocol, _, kind, _ = ROUTE.unpack_from(body)
+            values = attributes(body, ROUTE.size)
             if 15 in values:
                 table = int.from_bytes(values[15], "little")
             if kind == 1 and table == MAIN_TABLE and family in (socket.AF_INET, socket.AF_INET6):
@@ -235,8 +236,8 @@ def attributes(data: bytes, at: int) -> Dict[int, bytes]:
 
 
 def _link(body: bytes) -> Link:
-    _, _, index, flags, _ = _LINK.unpack_from(body)
-    values = attributes(body, _LINK.size)
+    _, _, index, flags, _ = LINK.unpack_from(body)
+    values = attributes(body, LINK.size)
     info = attributes(values.get(18, b""), 0)
     xdp = attributes(values.get(43, b""), 0)
     return Link(
@@ -254,8 +255,8 @@ def _link(body: bytes) -> Link:
 
 
 def _address(body: bytes) -> Address:
-    family, prefix, _, scope, index = _ADDRESS.unpack_from(body)
-    values = attributes(body, _ADDRESS.size)
+    family, prefix, _, scope, index = ADDRESS.unpack_from(body)
+    values = attributes(body, ADDRESS.size)
     return Address(index, socket.inet_ntop(family, values.get(2) or values[1]), prefix, scope)
 
 

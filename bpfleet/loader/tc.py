@@ -7,19 +7,27 @@ and takes its answer for the verdict; "unspecified" goes on to the next filter.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, Optional
 
 from bpfleet.loader import rtnl
+from bpfleet.loader.requests import (
+    NLM_F_CREATE,
+    NLM_F_ECHO,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    Message,
+    Requests,
+    attribute,
+    check,
+)
 
 CLSACT, INGRESS = "clsact", "ingress"
 
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _NEWFILTER, _DELFILTER, _GETFILTER = 44, 45, 46
-_NLM_F_ACK, _NLM_F_ECHO, _NLM_F_REPLACE, _NLM_F_EXCL, _NLM_F_CREATE = 0x4, 0x8, 0x100, 0x200, 0x400
 _MESSAGE = struct.Struct("=BxxxiIII")  # family, interface, handle, parent, info
 _KIND, _OPTIONS, _CHAIN = 1, 2, 11
 _BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_ID = 6, 7, 8, 11
@@ -27,14 +35,6 @@ _DIRECT_ACTION = 1
 _HANDLE, _QDISC_PARENT = 0xFFFF0000, 0xFFFFFFF1
 _PARENTS = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _ALL_PROTOCOLS = socket.htons(0x0003)  # ETH_P_ALL
-
-
-class Message(NamedTuple):
-    """One request of rtnetlink."""
-
-    kind: int
-    flags: int
-    body: bytes
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Filter:
         return self.kind == "bpf" and self.protocol == _ALL_PROTOCOLS
 
 
-class TrafficControl(rtnl.Reader):
+class TrafficControl(Requests):
     """Traffic control of the network namespace that the thread is in."""
 
     def __enter__(self) -> TrafficControl:
@@ -72,10 +72,10 @@ class TrafficControl(rtnl.Reader):
     def qdisc(self, index: int) -> Optional[str]:
         """As `qdiscs`, of one device; costs the same however many there are."""
         body = _MESSAGE.pack(0, index, _HANDLE, _QDISC_PARENT, 0)
-        bodies, (code,) = self.exchange(Message(_GETQDISC, _NLM_F_ECHO, body))
+        bodies, (code,) = self.exchange(Message(_GETQDISC, NLM_F_ECHO, body))
         if code in (errno.ENOENT, errno.EINVAL):  # never had one; had one
             return None
-        _check(code)
+        check(code)
         return next((_text(rtnl.attributes(body, _MESSAGE.size).get(_KIND)) for body in bodies), None)
 
     def filters(self, index: int, hook: str) -> List[Filter]:
@@ -94,44 +94,11 @@ class TrafficControl(rtnl.Reader):
             found.append(Filter(kind, info >> 16, info & 0xFFFF, handle, name, program))
         return found
 
-    def exchange(self, *messages: Message) -> Tuple[List[bytes], List[int]]:
-        """Send requests at once: the kernel does one after the other even if this process dies meanwhile.
-
-        Returns the bodies of what it answered, and for each request its errno, or 0 when it is done.
-        """
-        first = self._sequence + 1
-        self._sequence += len(messages)
-        data = b""
-        for number, one in enumerate(messages, first):
-            flags = rtnl.NLM_F_REQUEST | _NLM_F_ACK | one.flags
-            whole = rtnl.HEADER.pack(rtnl.HEADER.size + len(one.body), one.kind, flags, number, 0) + one.body
-            data += whole + bytes(-len(whole) % 4)
-        self._socket.send(data)
-        bodies: List[bytes] = []
-        codes: Dict[int, int] = {}
-        while len(codes) < len(messages):
-            answers = self._socket.recv(1 << 18)
-            at = 0
-            while at < len(answers):
-                length, kind, _, sequence, _ = rtnl.HEADER.unpack_from(answers, at)
-                if kind == rtnl.NLMSG_ERROR:
-                    codes[sequence] = -struct.unpack_from("=i", answers, at + rtnl.HEADER.size)[0]
-                elif sequence >= first:
-                    bodies.append(answers[at + rtnl.HEADER.size : at + length])
-                at += (length + 3) & ~3
-        return bodies, [codes[number] for number in sorted(codes)]
-
-    def do(self, *messages: Message) -> None:
-        """As `exchange`; raises OSError for the first that failed. One that makes what is there already is done."""
-        for code in self.exchange(*messages)[1]:
-            if code != errno.EEXIST:
-                _check(code)
-
 
 def new_clsact(index: int) -> Message:
     """Give a device a clsact qdisc: the place for filters at its ingress and egress. It holds up no packet."""
-    body = _MESSAGE.pack(0, index, _HANDLE, _QDISC_PARENT, 0) + _attribute(_KIND, CLSACT.encode() + b"\0")
-    return Message(_NEWQDISC, _NLM_F_CREATE | _NLM_F_EXCL, body)
+    body = _MESSAGE.pack(0, index, _HANDLE, _QDISC_PARENT, 0) + attribute(_KIND, CLSACT.encode() + b"\0")
+    return Message(_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
 def delete_clsact(index: int) -> Message:
@@ -141,27 +108,18 @@ def delete_clsact(index: int) -> Message:
 
 def put_program(index: int, hook: str, preference: int, handle: int, program_fd: int, name: str) -> Message:
     """Replace the program of the filter with this handle; 0: a new filter, before all others of its preference."""
-    options = _attribute(_BPF_FD, struct.pack("=I", program_fd)) + _attribute(_BPF_NAME, name.encode() + b"\0")
-    options += _attribute(_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
+    options = attribute(_BPF_FD, struct.pack("=I", program_fd)) + attribute(_BPF_NAME, name.encode() + b"\0")
+    options += attribute(_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
     body = _MESSAGE.pack(0, index, handle, _PARENTS[hook], preference << 16 | _ALL_PROTOCOLS)
-    body += _attribute(_KIND, b"bpf\0") + _attribute(_OPTIONS, options)
-    return Message(_NEWFILTER, _NLM_F_CREATE | (_NLM_F_REPLACE if handle else _NLM_F_EXCL), body)
+    body += attribute(_KIND, b"bpf\0") + attribute(_OPTIONS, options)
+    return Message(_NEWFILTER, NLM_F_CREATE | (NLM_F_REPLACE if handle else NLM_F_EXCL), body)
 
 
 def delete_filter(index: int, hook: str, one: Filter) -> Message:
     """Take one filter away."""
     body = _MESSAGE.pack(0, index, one.handle, _PARENTS[hook], one.preference << 16 | one.protocol)
-    return Message(_DELFILTER, 0, body + _attribute(_KIND, one.kind.encode() + b"\0"))
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+    return Message(_DELFILTER, 0, body + attribute(_KIND, one.kind.encode() + b"\0"))
 
 
 def _text(value: Optional[bytes]) -> str:
     return (value or b"").rstrip(b"\0").decode(errors="replace")
-
-
-def _check(code: int) -> None:
-    if code:
-        raise OSError(code, os.strerror(code), "rtnetlink")
