@@ -132,6 +132,7 @@ class Compiler:
             lambda: _state(cluster, own, place, subjects, sets, balanced, hooked),
         )
         warnings = [warning for item in resolved for warning in item.warnings]
+        warnings.extend(balanced.warnings)
         if balanced.summaries and not facts.cgroup:
             warnings.append(NO_CGROUP)
         return Compiled(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Dict, Iterator, Mapping, Optional, Tuple
+from typing import AbstractSet, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 from bpfleet.compile.host import is_failsafe
 from bpfleet.compile.services import frontend_text
@@ -24,6 +24,8 @@ def service_conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
             spec = document.spec
             owners.update(dict.fromkeys(spec.get("addresses") or [spec["address"]], document))
     services = [service for _, service in sorted(documents.of_kind("service").items())]
+    nodes = documents.of_kind("node").values()
+    families = frozenset(_is_v6(cidr) for node in nodes for cidr in node.spec["workload_cidrs"])
     taken: Dict[str, Tuple[Document, str]] = {}
     frontend_addresses: Dict[str, Document] = {}
     for service in services:
@@ -59,6 +61,13 @@ def service_conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
                     field=f"{field}.address",
                     remedy="List a backend of the frontend's family, or remove the frontend.",
                     details={"backends": listed},
+                )
+            elif _is_hopeless(address, service.spec["backends"], families):
+                yield Conflict(
+                    f"{text} is of another address family than backends can have: no node has workload CIDRs of it",
+                    resource=service.key,
+                    field=f"{field}.address",
+                    remedy="Give the nodes workload CIDRs of the frontend's family, or remove the frontend.",
                 )
     for service in services:
         for index, backend in enumerate(service.spec["backends"]):
@@ -130,6 +139,12 @@ def _unfit(address: str) -> str:
         ("the broadcast address", str(parsed) == "255.255.255.255"),
     )
     return next((f"is {name}" for name, holds in kinds if holds), "")
+
+
+def _is_hopeless(address: str, backends: Sequence[Mapping[str, str]], families: AbstractSet[bool]) -> bool:
+    """Whether no listed backend is of the frontend's family, and no endpoint that labels select can be."""
+    listed = {_is_v6(backend["address"]) for backend in backends if "address" in backend}
+    return bool(backends and families) and _is_v6(address) not in listed | families
 
 
 def _is_v6(address: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Set, Tuple
 
 from bpfleet.compile.rules import Content, assign_ids
 from bpfleet.compile.selector import LabelIndex
@@ -21,17 +21,19 @@ SERVICES_VALUE = ("backends", "count")
 BACKEND_KEY = ("index",)
 BACKEND_VALUE = ("address", "port")
 NO_BACKENDS = 0
+_SHOWN = 5
 
 AddressAndPort = Tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False)
 class Services:
-    """The tables of all services, and each one in short. Equal only to itself, as a cheap key."""
+    """The tables of all services, each one in short, and what is odd. Equal only to itself, as a cheap key."""
 
     frontends: Table
     backends: Mapping[int, Table]
     summaries: Tuple[ServiceSummary, ...]
+    warnings: Tuple[str, ...]
 
 
 class Backends:
@@ -72,12 +74,15 @@ def build(documents: DocumentSet, index: LabelIndex) -> Services:
     backends = Backends(documents, index)
     chosen: Dict[Row, Tuple[AddressAndPort, ...]] = {}
     summaries: List[ServiceSummary] = []
+    warnings: List[str] = []
     for name, service in sorted(documents.of_kind("service").items()):
         shown = []
         for frontend in service.spec["frontends"]:
             found = backends.of_frontend(service, frontend)
             chosen[frontend_key(frontend)] = found
             shown.append((frontend_text(frontend), len(found)))
+            if not found:
+                warnings.extend(_other_family(service, frontend, backends))
         summaries.append(ServiceSummary(name, tuple(shown)))
     contents = {found: _content(found) for found in chosen.values() if found}
     ids = assign_ids(contents.values())
@@ -85,7 +90,23 @@ def build(documents: DocumentSet, index: LabelIndex) -> Services:
         key: (ids[contents[found]], len(found)) if found else (NO_BACKENDS, 0) for key, found in chosen.items()
     }
     lists = {ids[content]: _table(found) for found, content in contents.items()}
-    return Services(Table(SERVICES_KEY, SERVICES_VALUE, rows), dict(sorted(lists.items())), tuple(summaries))
+    return Services(
+        Table(SERVICES_KEY, SERVICES_VALUE, rows), dict(sorted(lists.items())), tuple(summaries), tuple(warnings)
+    )
+
+
+def _other_family(service: Document, frontend: Mapping[str, Any], backends: Backends) -> Iterator[str]:
+    """Said of a frontend without backends that others of its service's backends are no use for it.
+
+    No error: which addresses the selected endpoints have depends on what has arrived, and on what was deleted since.
+    """
+    others = sorted({one for backend in service.spec["backends"] for one in backends.addresses(backend)})
+    if others:
+        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+        yield (
+            f"{service.key}: {frontend_text(frontend)} refuses every connection: all backends have addresses of the "
+            f"other family ({shown})"
+        )
 
 
 def frontend_key(frontend: Mapping[str, Any]) -> Row:

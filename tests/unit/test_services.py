@@ -51,6 +51,39 @@ def test_refused(services: List[Document], field: str, other: str) -> None:
     assert other in str(error) and error.remedy
 
 
+def only_v4(document: Document) -> Document:
+    """A node or endpoint without IPv6."""
+    field = {"node": "workload_cidrs", "endpoint": "addresses"}.get(document.kind)
+    if field is None:
+        return document
+    return fleet.document(
+        document.kind,
+        document.name,
+        **{**document.spec, field: [one for one in document.spec[field] if ":" not in one]},
+    )
+
+
+def test_a_family_that_no_backend_can_have() -> None:
+    service = fleet.service("s", ["10.96.0.1:80", "[fd96::1]:80"], API)
+    (error,) = validate(DocumentSet([*map(only_v4, fleet.quickstart()), service]))
+    assert (error.resource, error.field) == ("service/s", "frontends[1].address") and error.remedy
+    listed = fleet.service("s", ["[fd96::1]:80"], [*API, {"address": "2001:db8::1"}])
+    assert validate(DocumentSet([*map(only_v4, fleet.quickstart()), listed])) == []
+    assert validate(DocumentSet([service])) == [], "nodes may come later"
+
+
+def test_a_family_that_no_backend_has_is_said() -> None:
+    """Endpoints come and go, so that is no error; it is said with every change until one has an address of it."""
+    documents = [
+        only_v4(one) if one.kind == "endpoint" else one for one in held(fleet.service("s", ["[fd96::1]:80"], API))
+    ]
+    assert validate(DocumentSet(documents), fleet.facts(1)) == []
+    (warning,) = Compiler().compile(DocumentSet(documents), fleet.facts(1)).warnings
+    assert warning.startswith("service/s: [fd96::1]:80/tcp refuses every connection") and "10.77.1.2" in warning
+    assert Compiler().compile(held(fleet.service("s", ["[fd96::1]:80"], API)), fleet.facts(1)).warnings == ()
+    assert Compiler().compile(held(fleet.service("s", ["[fd96::1]:80"], [])), fleet.facts(1)).warnings == ()
+
+
 def test_an_address_that_only_the_node_knows() -> None:
     facts = Facts("h1", {"eth0": (1500, ("192.168.77.1", "203.0.113.1"))}, ("w1", "w2"))
     service = fleet.service("b", ["203.0.113.1:80"], API)
