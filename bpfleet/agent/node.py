@@ -179,6 +179,7 @@ class Agent:
     def _stage(self, params: StageParams, node: str, owner: str, journal: Journal) -> StageResult:
         from bpfleet.agent import store
         from bpfleet.compile.host import session_refusal
+        from bpfleet.loader import capacity
         from bpfleet.loader.plan import plan
 
         self.kernel.check_fitness()
@@ -202,7 +203,11 @@ class Agent:
             return {"refused": store.refusals([cut], {cut.resource or ""})}
         want = compiled.state
         state_digest = want.digest
-        steps = plan(want, self.kernel.read(want))
+        have = self.kernel.read(want)
+        full = [capacity.blame(error, compiled, changed) for error in capacity.overfull(want, have)]
+        if full:
+            return {"refused": store.refusals(full, changed)}
+        steps = plan(want, have)
         clusters = sorted(contents.documents.of_kind("cluster"))
         head = Head(
             generation=journal.confirmed.generation + 1,
@@ -217,7 +222,8 @@ class Agent:
             "unchanged": not changed and not steps,
             "steps": dict(Counter(step.kind for step in steps)),
             "describe": [step.describe() for step in steps[:DESCRIBED_STEPS]],
-            "warnings": list(compiled.warnings),
+            "warnings": [*compiled.warnings, *capacity.kept_sizes(want, have)],
+            "capacity": [one.to_json() for one in capacity.usage(want, have)],
             "waiting": [{"document": item.document, "reason": item.reason} for item in compiled.waiting],
             "documents_digest": head.documents_digest,
             "state_digest": state_digest,

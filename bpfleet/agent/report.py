@@ -14,7 +14,7 @@ from bpfleet.agent.pending import in_force, pending
 from bpfleet.errors import HostUnfit, InvalidInput
 
 if TYPE_CHECKING:
-    from bpfleet.model.state import RuleName
+    from bpfleet.model.state import NodeState, RuleName
     from bpfleet.observe.names import Names
 
 _POLL_SECONDS = 0.1
@@ -23,6 +23,7 @@ DEFAULT_LAST = 20
 
 def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
     """wire.StatusResult: what is confirmed, whether the kernel agrees, and what it counts."""
+    from bpfleet.loader.capacity import kept_sizes
     from bpfleet.loader.plan import plan
     from bpfleet.model.state import NodeState
 
@@ -32,7 +33,7 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
     drift: List[str] = []
     programs: List[Dict[str, str]] = []
     compiled = None
-    want = NodeState()
+    want = have = NodeState()
     contents = agent.store.load(head)
     kinds = dict(Counter(stored.document.kind for stored in contents.items.values()))
     try:
@@ -58,7 +59,7 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
         "documents": kinds,
         "programs": programs,
         "drift": drift,
-        **(_measured(agent) if not fitness else {"maps": [], "counters": []}),
+        **(_measured(agent, want, have) if not fitness else {"maps": [], "counters": []}),
         "waiting": [{"document": item.document, "reason": item.reason} for item in compiled.waiting]
         if compiled
         else [],
@@ -66,7 +67,7 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
             {"name": one.name, "frontends": [{"frontend": text, "backends": count} for text, count in one.frontends]}
             for one in (compiled.services if compiled else ())
         ],
-        "warnings": list(compiled.warnings) if compiled else [],
+        "warnings": [*(compiled.warnings if compiled else ()), *kept_sizes(want, have)],
         "pending": pending(journal),
         "writes": journal.writes,
         "fitness": fitness,
@@ -80,12 +81,14 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
     }
 
 
-def _measured(agent: Agent) -> Dict[str, Any]:
+def _measured(agent: Agent, want: NodeState, have: NodeState) -> Dict[str, Any]:
     if agent.pins is None:
         return {"maps": [], "counters": []}
+    from bpfleet.loader.capacity import usage
     from bpfleet.observe.usage import counters, fill_levels
 
-    return {"maps": fill_levels(agent.pins), "counters": counters(agent.pins)}
+    inner = [one for one in usage(want, have) if one.key is not None]
+    return {"maps": fill_levels(agent.pins, inner), "counters": counters(agent.pins)}
 
 
 def explain(agent: Agent, params: Mapping[str, Any]) -> Dict[str, Any]:

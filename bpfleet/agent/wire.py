@@ -129,6 +129,7 @@ class StageResult(TypedDict, total=False):
     steps: Dict[str, int]  # count by kind of step
     describe: List[str]  # the first 50 steps in words
     warnings: List[str]
+    capacity: List[Dict[str, Any]]  # {"map", "used", "wanted", "peak", "limit", "key"} in entries: capacity.Usage
     waiting: List[Dict[str, str]]  # {"document", "reason"}
     documents_digest: str
     state_digest: str
@@ -191,7 +192,7 @@ class StatusResult(TypedDict, total=False):
     documents: Dict[str, int]  # count by kind
     programs: List[Dict[str, str]]  # {"device", "hook", "object"}
     drift: List[str]  # steps that would bring the kernel back to what is confirmed, in words
-    maps: List[Dict[str, Any]]  # {"map", "used", "limit"}
+    maps: List[Dict[str, Any]]  # as bpfleet.observe.usage.gauge
     counters: List[Dict[str, Any]]  # {"reason", "drop": bool, "packets", "bytes"}
     waiting: List[Dict[str, str]]
     services: List[Dict[str, Any]]  # {"name", "frontends": [{"frontend": "10.96.0.10:80/tcp", "backends": count}]}

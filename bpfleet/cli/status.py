@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bpfleet.cli.reach import add_arguments, colour, table, targets
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bpfleet.transport.target import Target
 
 _SHOWN = 10
+_BAR = 20
 _HEALTHY = ("ok", "waiting")
 """A document may wait for good, such as an endpoint whose virtual machine is off: shown, but no failure."""
 
@@ -32,6 +33,7 @@ def register(subparsers: Any) -> None:
     )
     add_arguments(parser)
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="(%(default)s)")
+    parser.add_argument("--maps", action="store_true", help="a gauge for every map: entries used, of how many")
     parser.set_defaults(run=_run)
 
 
@@ -41,7 +43,8 @@ def _run(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         found = fleet.each(targets(options, fleet).values(), lambda target: _of_node(fleet, target))
     report = summarise(found)
-    print(json.dumps(report, indent=2, sort_keys=True) if options.output == "json" else render(report))
+    text = render(report) + (f"\n\n{gauges(report)}" if options.maps else "")
+    print(json.dumps(report, indent=2, sort_keys=True) if options.output == "json" else text)
     return 0 if report["healthy"] else 1
 
 
@@ -91,7 +94,7 @@ def _state(answer: Mapping[str, Any], agrees: bool) -> str:
 
 def render(report: Mapping[str, Any]) -> str:
     """The report for people."""
-    header = ["NODE", "STATE", "GENERATION", "DIGEST", "DOCUMENTS", "PROGRAMS", "DROPPED", "WAITING", "MAPS"]
+    header = ["NODE", "STATE", "GENERATION", "DIGEST", "DOCUMENTS", "PROGRAMS", "DROPPED", "WAITING", "FULLEST MAP"]
     rows = [_row(name, node) for name, node in report["nodes"].items()]
     lines = table(header, rows).splitlines()
     shown = [colour(lines[0], "1")]
@@ -117,8 +120,48 @@ def _row(name: str, node: Mapping[str, Any]) -> list[str]:
         str(len(node["programs"])),
         str(dropped),
         str(len(node["waiting"])),
-        ", ".join(f"{entry['map']} {entry['used']}/{entry['limit']}" for entry in node["maps"]) or "-",
+        _fullest(node["maps"]),
     ]
+
+
+def _fullest(maps: Sequence[Mapping[str, Any]]) -> str:
+    """The map with the least room left, of those that hold anything."""
+    held = [entry for entry in maps if entry["used"]]
+    one = max(held, key=lambda entry: entry["pressure"], default=None)
+    return "-" if one is None else f"{one['map']} {_percent(one)} ({one['used']}/{one['limit']})"
+
+
+def _percent(entry: Mapping[str, Any]) -> str:
+    return f"{entry['pressure']:.0%}" if entry["pressure"] >= 0.01 or not entry["used"] else "<1%"
+
+
+def gauges(report: Mapping[str, Any]) -> str:
+    """How full every map of every node is, for people."""
+    rows, levels = [], []
+    for name, node in report["nodes"].items():
+        for entry in node["maps"] if node["reachable"] else ():
+            bar = "#" * min(_BAR, -(-entry["used"] * _BAR // entry["limit"]))
+            fields = (str(entry["used"]), str(entry["limit"]), f"[{bar:<{_BAR}}] {_percent(entry)}", entry["level"])
+            rows.append([name, entry["map"], *fields, entry.get("declared_by", "-")])
+            levels.append(entry["level"])
+    lines = table(["NODE", "MAP", "USED", "LIMIT", "PRESSURE", "LEVEL", "DECLARED BY"], rows).splitlines()
+    shown = [colour(lines[0], "1")]
+    for line, level in zip(lines[1:], levels, strict=True):
+        shown.append(line if level == "ok" else colour(line, "31" if level == "critical" else "33"))
+    return "\n".join(shown)
+
+
+def _pressed(maps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A remark on each map that is nearly full."""
+    lines = []
+    for entry in maps:
+        if entry["level"] == "ok":
+            continue
+        then = "the longest idle are forgotten" if entry["evicts"] else "a change that needs more is refused"
+        more = f"; raise {entry['declared_by']} of the cluster" if "declared_by" in entry else ""
+        used = f"{entry['used']} of {entry['limit']} entries"
+        lines.append(f"map {entry['map']} is {_percent(entry)} full ({used}; beyond that {then}){more}")
+    return lines
 
 
 def _counts(kinds: Mapping[str, int]) -> str:
@@ -139,6 +182,7 @@ def _remarks(node: Mapping[str, Any]) -> list[str]:
     lines += _some("drifted: the next apply would", node["drift"])
     lines += _some("waiting:", [f"{item['document']}: {item['reason']}" for item in node["waiting"]])
     lines += _some("warning:", node["warnings"])
+    lines += _pressed(node["maps"])
     for counter in node["counters"]:
         if counter["drop"]:
             lines.append(f"dropped {counter['packets']} packets: {counter['reason'].replace('_', ' ')}")

@@ -6,9 +6,10 @@ new one, but pays only for what changed (see memo.py).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Dict, List, Mapping, Sequence, Tuple
 
-from bpfleet.compile import blocklist, entries, host, lookup, policy, services, topology
+from bpfleet.compile import blocklist, entries, host, limits, lookup, policy, services, topology
 from bpfleet.compile.blocklist import blocked_row
 from bpfleet.compile.entries import Settings, Side, Subject
 from bpfleet.compile.memo import Memo
@@ -116,8 +117,10 @@ class Compiler:
             used_sets = tuple(set_ids[one.content] for side in found for one in side.sets)
             subjects[number] = self._memo.get(
                 ("subject", number),
-                (found, used, used_sets),
-                lambda number=number, found=found: entries.subject_table(number, found, ids, set_ids),  # type: ignore[misc]
+                (found, used, used_sets, settings),
+                lambda number=number, found=found: entries.subject_table(  # type: ignore[misc]
+                    number, found, ids, set_ids, settings.entries
+                ),
             )
         sets = self._sets(every_side, set_ids)
         balanced = self._memo.get(
@@ -265,8 +268,9 @@ def _state(
     if hooked:
         programs.update({name: Program(name, constants) for name in SOCKET_OBJECTS.values()})
         attachments.update({(CGROUP_ROOT, hook): name for hook, name in SOCKET_OBJECTS.items()})
+    sizes = limits.sizes_of(cluster)
     return NodeState(
-        programs=programs,
+        programs={name: replace(program, sizes=sizes) for name, program in programs.items()},
         attachments=attachments,
         tables={
             "addresses": place.addresses,
@@ -286,4 +290,5 @@ def _state(
         devices=place.devices,
         routes=place.routes,
         sysctls=place.sysctls,
+        sizes=sizes,
     )

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from bpfleet.compile.intervals import PortSet
+from bpfleet.compile.limits import limits_of
 from bpfleet.compile.policy import ANY, DIRECTIONS, Resolved, Rule
 from bpfleet.compile.prefixes import PrefixSet
 from bpfleet.compile.rules import Content, assign_ids, hash32
 from bpfleet.errors import InvalidInput
 from bpfleet.model import identity
 from bpfleet.model.document import Document
+from bpfleet.model.resources import DEFAULT_LIMITS
 from bpfleet.model.state import Row, RuleName, Table
 
 DIRECTION_NUMBERS = {"ingress": 0, "egress": 1}
@@ -42,9 +44,6 @@ HAS_PREFIXES, HAS_PORTS, HAS_AUDIT = 1, 2, 4
 POLICY_KEY = ("peer", "direction", "protocol", "port")
 POLICY_VALUE = ("rule_id", "action", "shapes", "denies", "flags")
 
-ENTRIES_LIMIT = 1 << 18
-"""Most entries of one subject, and most prefixes or intervals of one set (enum policy_limit)."""
-
 DEFAULT_DENY = "default deny"
 UNSELECTED = "unselected: deny"
 LOCAL_HOST = "allow_local_host"
@@ -62,6 +61,8 @@ class Settings:
     deny_unselected: bool = False
     audit: bool = False
     allow_local_host: bool = False
+    entries: int = DEFAULT_LIMITS["policy_entries"]
+    """Most entries of one subject."""
 
     @classmethod
     def of(cls, cluster: Optional[Document]) -> Settings:
@@ -71,6 +72,7 @@ class Settings:
             deny_unselected=spec.get("unselected") == "deny",
             audit=spec.get("mode") == "audit",
             allow_local_host=spec.get("allow_local_host", False),
+            entries=limits_of(cluster)["policy_entries"],
         )
 
 
@@ -117,7 +119,7 @@ OPEN = Subject(Table(POLICY_KEY, POLICY_VALUE), 1)
 def sides_of(number: int, policies: Sequence[Resolved], settings: Settings) -> Tuple[Side, ...]:
     """What the policies that select a subject, in order of name, mean for each direction."""
     if number == identity.HOST:
-        settings = Settings(audit=settings.audit)
+        settings = Settings(audit=settings.audit, entries=settings.entries)
     sides: List[Side] = []
     for direction in DIRECTIONS:
         said = [policy for policy in policies if direction in policy.closes or policy.rules_of(direction)]
@@ -186,13 +188,17 @@ def contents_of(sides: Sequence[Side]) -> Iterator[Content]:
 
 
 def subject_table(
-    number: int, sides: Sequence[Side], ids: Mapping[Content, int], set_ids: Mapping[Content, int]
+    number: int,
+    sides: Sequence[Side],
+    ids: Mapping[Content, int],
+    set_ids: Mapping[Content, int],
+    limit: int = DEFAULT_LIMITS["policy_entries"],
 ) -> Subject:
     """The policy map of one identity. Raises InvalidInput if it would be larger than there is room for."""
     rows: Dict[Row, Row] = {}
     audited = {side.direction for side in sides if side.audit}
     for side in sides:
-        entries = _entries(number, side, ids)
+        entries = _entries(number, side, ids, limit)
         shapes = denies = 0
         for (peer, protocol, port, ranged), (rank, rule_id) in entries.items():
             code = side.code | (RANGE if ranged else 0)
@@ -219,7 +225,7 @@ def subject_table(
     return Subject(Table(POLICY_KEY, POLICY_VALUE, rows), hash32((content,)) or 1)
 
 
-def _entries(number: int, side: Side, ids: Mapping[Content, int]) -> Dict[Key, Rank]:
+def _entries(number: int, side: Side, ids: Mapping[Content, int], limit: int) -> Dict[Key, Rank]:
     """The least of all ranks wins an entry."""
     entries: Dict[Key, Rank] = {}
     for rule in side.rules:
@@ -231,14 +237,15 @@ def _entries(number: int, side: Side, ids: Mapping[Content, int]) -> Dict[Key, R
                 known = entries.get(key)
                 if known is None or candidate < known:
                     entries[key] = candidate
-            if len(entries) > ENTRIES_LIMIT:
+            if len(entries) > limit:
                 raise InvalidInput(
-                    f"the policies of identity {number} need more than {ENTRIES_LIMIT} entries for {side.direction}, "
+                    f"the policies of identity {number} need more than {limit} entries for {side.direction}, "
                     f"counted up to policy {rule.content[0]}, {rule.path}",
                     resource=f"policy/{rule.content[0]}",
                     field=rule.path,
-                    remedy="Name fewer peers and ports in one rule, or larger networks.",
-                    details={"map": "policies", "limit": ENTRIES_LIMIT, "needed": len(entries)},
+                    remedy="Name fewer peers and ports in one rule, or larger networks; or raise "
+                    "limits.policy_entries of the cluster.",
+                    details={"map": "policy_entries", "limit": limit, "needed": len(entries)},
                 )
     return entries
 

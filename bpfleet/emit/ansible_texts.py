@@ -212,6 +212,13 @@ RETURNS: Dict[str, Dict[str, Any]] = {
             "Digest of what the documents mean for this node.", "str", "where the agent is installed"
         ),
         "steps": _value("Count of the steps in the kernel by kind.", "dict", "where the agent is installed"),
+        "capacity": _value(
+            "Of each map of the node, in entries: used now, wanted, the most while the change is made (peak), and the "
+            "limit.",
+            "list",
+            "where the agent is installed",
+            elements="dict",
+        ),
         "writes": _value("System calls and file writes that the change took.", "int", "when something was changed"),
         "waiting": _value(
             "Documents that take effect when another arrives, and why.",

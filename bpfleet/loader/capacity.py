@@ -1,73 +1,207 @@
-"""Whether a state fits into the maps that the objects have room for. Pure."""
+"""Whether a state fits into the maps, before anything is changed. Pure.
+
+New entries are put before old ones go (plan.py), so a map must hold both for a moment: its peak.
+
+What counts is the room that a map really has: one that is there keeps the size it was made with, whatever the cluster
+declares since. Maps that the programs fill (connections, translations) forget the idlest entry rather than overflow.
+"""
 
 from __future__ import annotations
 
-from typing import Iterator, Optional, Tuple
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Collection, Dict, Iterator, KeysView, List, Mapping, Optional, Tuple
 
 from bpfleet.errors import InvalidInput
-from bpfleet.loader.generated.layouts import ENUMS, MAPS
-from bpfleet.model.state import NodeState
+from bpfleet.loader.generated.layouts import MAPS
+from bpfleet.model.state import Compiled, NodeState, RuleName, Table
+
+LIMITS: Dict[str, str] = {
+    "addresses": "addresses",
+    "backends": "frontends",
+    "blocked": "blocked_cidrs",
+    "connections": "connections",
+    "endpoints": "endpoints",
+    "policies": "endpoints",
+    "policy_entries": "policy_entries",
+    "port_sets": "endpoints",
+    "prefix_sets": "endpoints",
+    "prefix_classes": "cidrs",
+    "services": "frontends",
+    "translations": "translations",
+}
+"""By map the field of the cluster's limits that makes it larger."""
 
 _REMEDY = {
-    "addresses": "Declare fewer endpoints, or split the cluster.",
-    "blocked": "Block fewer, larger networks.",
-    "failsafe": "List fewer failsafe ports.",
-    "endpoints": "Move endpoints to other nodes.",
-    "services": "Declare fewer frontends.",
-    "backends": "Declare fewer services, or let them share backends.",
-    "policies": "Use fewer different identities on this node.",
-    "policy_entries": "Name fewer peers and ports in the policies that select this identity, or larger networks.",
-    "port_sets": "Use fewer different combinations of port ranges in the policies that select endpoints here.",
-    "port_intervals": "Use fewer port ranges in the policies that select one identity.",
-    "prefix_sets": "Use fewer different combinations of CIDRs in the policies that select endpoints here.",
-    "prefix_classes": "Use fewer or larger CIDRs in the policies that select one identity.",
+    "addresses": "Declare fewer endpoints, split the cluster",
+    "blocked": "Block fewer, larger networks",
+    "endpoints": "Move endpoints to other nodes",
+    "services": "Declare fewer frontends",
+    "backends": "Declare fewer services, let them share backends",
+    "policies": "Use fewer different identities on this node",
+    "policy_entries": "Name fewer peers and ports in the policies that select this identity, or larger networks",
+    "port_sets": "Use fewer different combinations of port ranges in the policies that select endpoints here",
+    "prefix_sets": "Use fewer different combinations of CIDRs in the policies that select endpoints here",
+    "prefix_classes": "Use fewer or larger CIDRs in the policies that select one identity",
+    "failsafe": "List fewer failsafe ports",
 }
-_INNER_LIMITS = {
-    "policies": ENUMS["policy_limit"]["entries"],
-    "prefix_sets": ENUMS["policy_limit"]["prefixes"],
-    "port_sets": ENUMS["policy_limit"]["intervals"],
+
+_GROWN_BY = {
+    "addresses": ("endpoint", "node", "cluster"),
+    "endpoints": ("endpoint",),
+    "policies": ("endpoint", "policy"),
+    "policy_entries": ("policy", "cidr_group", "identity"),
+    "port_sets": ("policy",),
+    "prefix_sets": ("policy", "cidr_group"),
+    "prefix_classes": ("cidr_group", "policy"),
+    "services": ("service",),
+    "backends": ("service",),
+    "blocked": ("cluster",),
+    "failsafe": ("cluster",),
 }
-"""Inner maps are made as large as they need to be, up to this."""
+"""By map the kinds of documents that put entries into it, the likeliest first."""
+
+_NOTHING: KeysView[Any] = {}.keys()
+_FIRST_CLASS = 1 << 24  # enum policy_peer
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One map: entries in it now, entries that are wanted, the most while the change is made, and room for them. Of
+    inner maps, which are made anew, the fullest one counts; `key` is then its key in the outer map."""
+
+    map: str
+    used: int
+    wanted: int
+    peak: int
+    limit: int
+    key: Optional[int] = None
+
+    def to_json(self) -> Dict[str, object]:
+        """Plain data; `key` only where there is one."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def usage(want: NodeState, have: Optional[NodeState] = None) -> List[Usage]:
+    """Every map that the state fills, in order of name; of inner maps those that may not be as large as they like."""
+    have = have if have is not None else NodeState()
+    used = {name: keys for name, _, keys in _contents(have)}
+    return [
+        Usage(name, len(there), len(keys), len(keys | there if key is None else keys), _limit(name, want, have), key)
+        for name, key, keys in sorted(_contents(want), key=lambda item: item[0])
+        for there in (used.get(name, _NOTHING),)
+        if key is None or name in want.sizes
+    ]
+
+
+def overfull(want: NodeState, have: Optional[NodeState] = None) -> List[InvalidInput]:
+    """An error for each map that would not hold what is wanted."""
+    return [_error(one, want) for one in usage(want, have) if one.peak > one.limit]
 
 
 def check_capacity(want: NodeState, have: Optional[NodeState] = None) -> None:
-    """Raises InvalidInput naming the first map that would be too full, before anything is changed.
+    """Raises InvalidInput naming the first map that would not hold the state itself.
 
-    have: what the node holds, to say what is used now.
+    Whoever puts back what was there is asked no more than that: something must be in force.
     """
-    used = dict(_sizes(have)) if have is not None else {}
-    for name, size in sorted(_sizes(want)):
-        limit = _limit(name)
-        if limit is not None and size > limit:
-            kind = _inner_of(name) or name
-            now = f"; {used[name]} are used now" if name in used else ""
-            raise InvalidInput(
-                f"the map {name} has room for {limit} entries, {size} are needed{now}",
-                field=name,
-                remedy=_REMEDY.get(kind, "Declare less for this node."),
-                details={"map": name, "limit": limit, "needed": size, "used": used.get(name, 0)},
-            )
+    for one in usage(want, have):
+        if one.wanted > one.limit:
+            raise _error(one, want)
 
 
-def _sizes(state: NodeState) -> Iterator[Tuple[str, int]]:
-    """Entries by map; an inner map is called by its outer one's name and its key in that."""
+def kept_sizes(want: NodeState, have: NodeState) -> List[str]:
+    """In words, the maps that keep another size than is declared."""
+    return [
+        f"map {name} has room for {have.sizes[name]} entries, {size} are declared"
+        f"{' (limits.' + LIMITS[name] + ')' if name in LIMITS else ''}: it keeps its size, and what it holds, until "
+        "the node restarts"
+        for name, size in sorted(want.sizes.items())
+        if have.sizes.get(name, size) != size
+    ]
+
+
+def blame(error: InvalidInput, compiled: Compiled, changed: Collection[str]) -> InvalidInput:
+    """The same error at the document that filled the map: among those that are changed, if one of them did."""
+    name, key = str(error.details["map"]), error.details.get("key")
+    counted = _by_policy(name, key, compiled)
+    ranked = [f"policy/{policy}" for policy, _ in counted.most_common()]
+    kinds = _GROWN_BY.get(name, ())
+    others = sorted(
+        (document for document in changed if document.partition("/")[0] in kinds),
+        key=lambda document: (kinds.index(document.partition("/")[0]), document),
+    )
+    candidates = [document for document in ranked if document in changed] or others or ranked
+    if not candidates:
+        return error
+    more = "" if len(candidates) == 1 else f" and {len(candidates) - 1} more"
+    entries = f" ({counted[candidates[0].partition('/')[2]]} entries)" if candidates[0] in ranked else ""
+    return InvalidInput(
+        f"{error.what}; filled by {candidates[0]}{entries}{more}",
+        resource=candidates[0],
+        field=error.field,
+        remedy=error.remedy,
+        details={**error.details, "documents": candidates},
+    )
+
+
+def _error(one: Usage, want: NodeState) -> InvalidInput:
+    of = "" if one.key is None else f" of {_owner(one)}"
+    declared = want.sizes.get(one.map, one.limit)
+    limit = LIMITS.get(one.map)
+    remedy = _REMEDY.get(one.map, "Declare less for this node")
+    if limit is not None and declared > one.limit:
+        remedy += (
+            f"; or restart the node: limits.{limit} is {declared}, which holds for maps that are made from then on"
+        )
+    elif limit is not None:
+        remedy += f"; or raise limits.{limit} of the cluster"
+    why = f"{one.wanted} are needed; {one.used} are used now"
+    if one.wanted <= one.limit:
+        why = f"{one.peak} are needed while {one.wanted} take the place of {one.used}"
+        remedy = f"Remove in one change and add in the next; or: {remedy[0].lower()}{remedy[1:]}"
+    return InvalidInput(
+        f"the map {one.map}{of} has room for {one.limit} entries, {why}",
+        field=one.map,
+        remedy=remedy + ".",
+        details={"needed": one.wanted, **one.to_json()},
+    )
+
+
+def _owner(one: Usage) -> str:
+    return f"identity {one.key}" if one.map == "policy_entries" else f"set {one.key}"
+
+
+def _contents(state: NodeState) -> Iterator[Tuple[str, Optional[int], KeysView[Any]]]:
+    """(map, key, keys of its entries); of the inner maps of one outer map the largest, with its key."""
     for name, table in state.tables.items():
-        yield name, len(table.rows)
+        if name in MAPS and MAPS[name]["type"] != "array":
+            yield name, None, table.rows.keys()
     for name, inners in state.nested.items():
-        yield name, len(inners)
-        for key, inner in inners.items():
-            yield f"{name}[{key}]", len(inner.rows)
+        yield name, None, inners.keys()
+        if inners and MAPS[MAPS[name]["inner"]]["type"] != "array":
+            key = max(sorted(inners), key=lambda one: len(inners[one].rows))
+            yield MAPS[name]["inner"], key, inners[key].rows.keys()
 
 
-def _inner_of(name: str) -> Optional[str]:
-    """Of "policies[70001]" the inner map's name "policy_entries"; None for a map of its own."""
-    outer, bracket, _ = name.partition("[")
-    inner: Optional[str] = MAPS[outer].get("inner") if bracket and outer in MAPS else None
-    return inner
+def _limit(name: str, want: NodeState, have: NodeState) -> int:
+    declared = want.sizes.get(name, int(MAPS[name]["max_entries"]))
+    return have.sizes.get(name, declared)
 
 
-def _limit(name: str) -> Optional[int]:
-    outer, bracket, _ = name.partition("[")
-    if bracket:
-        return _INNER_LIMITS.get(outer)
-    return int(MAPS[name]["max_entries"]) if name in MAPS else None
+def _by_policy(name: str, key: object, compiled: Compiled) -> Counter[str]:
+    """How many of an inner map's entries each policy makes."""
+    policies = compiled.state.nested.get("policies", {})
+    counted: Counter[str] = Counter()
+    if name == "policy_entries":
+        counted.update(_policies_of(policies[int(str(key))], compiled.rules))
+    elif name == "prefix_classes":
+        for table in policies.values():
+            if any(row[0] == 0xFFFFFFFF and row[2] == 1 and value[0] == key for row, value in table.rows.items()):
+                counted.update(_policies_of(table, compiled.rules, _FIRST_CLASS))
+    return counted
+
+
+def _policies_of(table: Table, rules: Mapping[int, RuleName], least_peer: int = 0) -> Iterator[str]:
+    for row, value in table.rows.items():
+        if least_peer <= row[0] < 0xFFFFFFFF and value[0] in rules and rules[value[0]].policy:
+            yield rules[value[0]].policy

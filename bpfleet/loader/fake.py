@@ -65,6 +65,7 @@ class FakeKernel:
         self.namespaces = set(namespaces)
         self.sysctls: Dict[str, str] = {}
         self.maps: Set[str] = set()
+        self.sizes: Dict[str, int] = {}
         self.links: Dict[Tuple[str, str], _Link] = {}
         self._indexes = 1
         self._link_ids = 0
@@ -93,7 +94,7 @@ class FakeKernel:
 
     def lose_maps_and_programs(self) -> None:
         """Somebody removes our maps and programs by name; links go on with what they hold."""
-        self.maps.clear()
+        self._drop_maps()
         self._tables.clear()
         self._nested.clear()
         self._programs = []
@@ -129,6 +130,11 @@ class FakeKernel:
             devices=self._read_devices(want),
             routes=dict(self._routes),
             sysctls={name: self.sysctls[name] for name in want.sysctls if name in self.sysctls},
+            sizes={
+                name: self.sizes.get(name, most)
+                for name, most in want.sizes.items()
+                if name in self.maps or name in _INNER
+            },
         )
 
     def prepare(self, programs: Mapping[str, Program]) -> None:
@@ -148,7 +154,7 @@ class FakeKernel:
         """As Kernel.release."""
         self._unused = []
         if not self._programs and not self.links:
-            self.maps.clear()
+            self._drop_maps()
 
     def do(self, step: s.Step) -> None:
         """As Kernel.do; fails at step `fail_at` before doing anything of it."""
@@ -274,8 +280,14 @@ class FakeKernel:
 
     def _load(self, program: Program, to: List[Program]) -> None:
         to.append(program)
-        self.maps.update(MAP_NAMES)
+        for name in set(MAP_NAMES) - self.maps:
+            self.maps.add(name)
+            self.sizes[name] = program.sizes.get(name, int(MAPS[name]["max_entries"]))
         self.writes += 1
+
+    def _drop_maps(self) -> None:
+        self.maps.clear()
+        self.sizes.clear()
 
     def _need_map(self, name: str) -> None:
         if name not in self.maps:

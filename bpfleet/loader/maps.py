@@ -68,6 +68,14 @@ class Maps:
         """The salt of the indexes bound in `endpoints` as the map is now."""
         return salt(int.from_bytes(key, "little") for key in self._contents("endpoints") or ())
 
+    def size(self, name: str) -> Optional[int]:
+        """How many entries a map has room for; None if there is no such map."""
+        fd = open_pin(self._pins.map(name))
+        if fd is None:
+            return None
+        with closing(fd):
+            return syscall.map_info(fd).max_entries
+
     def _contents(self, name: str) -> Optional[Dict[bytes, bytes]]:
         fd = open_pin(self._pins.map(name))
         if fd is None:

@@ -91,8 +91,9 @@ class Objects:
             opened.write_constants(layout.encode_constants(program.object, program.constants, opened.read_constants()))
         for map_name, item in opened.maps().items():
             path = self._pins.map(map_name)
-            size = _entries(path)
-            if size:  # its contents stay; a size that the object has meanwhile changed is for the next new map
+            # One that is there keeps its contents, and so its size: what was declared since is for the next new map.
+            size = _entries(path) or program.sizes.get(map_name, 0)
+            if size:
                 opened.resize(item, size)
             opened.pin_at(item, str(path))
         return next(iter(programs.items()))

@@ -28,6 +28,7 @@ from bpfleet.model.state import Facts, NodeState, Program, Table
 MINIMUM_KERNEL = (6, 1)
 _OTHER_MAPS = " (other maps)"
 _LINK_SCOPE = 253
+INNER_MAPS = frozenset(described["inner"] for described in MAPS.values() if "inner" in described)
 
 
 class RealKernel:
@@ -118,6 +119,7 @@ class RealKernel:
             devices=devices,
             routes=routes,
             sysctls=_read_sysctls(want),
+            sizes=self._read_sizes(want),
         )
 
     def _read_programs(self, want: NodeState) -> Tuple[Dict[str, Program], Dict[int, str]]:
@@ -178,6 +180,11 @@ class RealKernel:
             elif not want.programs and name not in want.tables and name not in want.nested:
                 tables[name] = Table((), ())
         return tables, nested
+
+    def _read_sizes(self, want: NodeState) -> Dict[str, int]:
+        """Of the maps that are there. Inner maps are as large as they need to be: for them it is what is wanted."""
+        sizes = {name: most if name in INNER_MAPS else self._maps.size(name) for name, most in want.sizes.items()}
+        return {name: size for name, size in sizes.items() if size is not None}
 
     # -- staging -----------------------------------------------------------------------------------------------------
 

@@ -257,6 +257,58 @@ FAILSAFE_PORT = Object(
 )
 DEFAULT_FAILSAFE_PORTS = ({"protocol": "tcp", "port": 22, "direction": "ingress"},)
 
+DEFAULT_LIMITS: Dict[str, int] = {
+    "addresses": 131072,
+    "endpoints": 8192,
+    "connections": 131072,
+    "policy_entries": 262144,
+    "cidrs": 262144,
+    "frontends": 65536,
+    "translations": 65536,
+    "blocked_cidrs": 65536,
+}
+"""What a cluster that declares nothing has room for, on each node."""
+
+
+def _limit(name: str, least: int, most: int, doc: str) -> Field:
+    return Field(name, Integer(least, most), f"{doc} Default: {DEFAULT_LIMITS[name]}.")
+
+
+LIMITS = Object(
+    "Limits",
+    "What each node has room for, in entries of its kernel maps. A change that needs more is refused before anything "
+    "is changed. A map that is in use keeps the size it was made with, so that nothing it remembers is lost: a changed "
+    "limit holds for it after the node's next restart, and until then the node warns of the difference.",
+    (
+        _limit("addresses", 256, 1 << 22, "Addresses of all endpoints and nodes of the cluster (about 90 bytes each)."),
+        _limit("endpoints", 16, 65535, "Endpoints on one node, and so the identities that have policies there."),
+        _limit(
+            "connections",
+            1024,
+            1 << 24,
+            "Connections that a node remembers, once for each of their ends that is on it (128 bytes each, taken at "
+            "once). When they are used up, those that were idle for longest are forgotten, and judged again if they "
+            "go on.",
+        ),
+        _limit(
+            "policy_entries",
+            256,
+            1 << 20,
+            "Peers times ports in the policies of one identity (about 64 bytes each).",
+        ),
+        _limit("cidrs", 16, 1 << 20, "CIDRs and exceptions in one direction of one identity's policies."),
+        _limit("frontends", 16, 1 << 20, "Frontends of all services."),
+        _limit(
+            "translations",
+            1024,
+            1 << 24,
+            "Flows to services whose backend a node remembers (about 112 bytes each, taken at once), the longest idle "
+            "forgotten first.",
+        ),
+        _limit("blocked_cidrs", 16, 1 << 20, "Networks in `blocked_cidrs`."),
+    ),
+)
+
 FRONTEND = Object(
     "Frontend",
     "What clients of a service connect to.",
@@ -387,6 +439,7 @@ CLUSTER = Resource(
             "Let a node's own processes reach its endpoints unless a rule denies it. Default: they reach them only "
             "where policy lets `host`.",
         ),
+        Field("limits", LIMITS, "What each node has room for. Default: those of each field."),
         Field("handle", CLUSTER_HANDLE, "What the cluster's resources refer to.", metadata=True, computed=True),
     ),
 )

@@ -50,10 +50,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Program:
-    """One object to load: its name (file bpf/<name>.bpf.c) and its load-time constants."""
+    """One object to load: its name (file bpf/<name>.bpf.c) and its load-time constants.
+
+    sizes: entries of the maps that it brings, of those that are not there yet; no part of what the program is.
+    """
 
     object: str
     constants: Mapping[str, Value] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class NodeState:
     device are "ingress", "egress", "xdp-native" and "xdp-generic", of CGROUP_ROOT SOCKET_HOOKS.
     tables: map name -> Table.             nested: outer map name -> {outer key: Table of the inner map}.
     devices: device name -> its kind.      routes: (destination, device) -> Route.      sysctls: dotted name -> value.
+    sizes: map name -> the entries it has room for; of an inner map the most that one may have. A map that is there
+    keeps its own, which is what a state that was read says.
     """
 
     programs: Mapping[str, Program] = field(default_factory=dict)
@@ -118,6 +124,7 @@ class NodeState:
     devices: Mapping[str, Any] = field(default_factory=dict)  # Vxlan | Veth | Adopted
     routes: Mapping[Tuple[str, str], Route] = field(default_factory=dict)
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> Dict[str, Any]:
         """Plain, deterministic JSON data: for goldens and for people."""
@@ -145,6 +152,7 @@ class NodeState:
             },
             "routes": [vars(route) for _, route in sorted(self.routes.items())],
             "sysctls": dict(sorted(self.sysctls.items())),
+            "sizes": dict(sorted(self.sizes.items())),
         }
 
 

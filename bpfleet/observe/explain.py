@@ -266,11 +266,12 @@ class _Policies:
         policies = sorted(self._documents.of_kind("policy").items())
         resolved = [policy.resolve(document, self._index, nodes, groups) for _, document in policies]
         selected = [item for item in resolved if subject in item.subjects]
-        sides = entries.sides_of(subject, selected, Settings.of(self._cluster))
+        settings = Settings.of(self._cluster)
+        sides = entries.sides_of(subject, selected, settings)
         ids, names = entries.number_rules(resolved, sides)
         set_ids = entries.number_sets(sides)
         maps = lookup.Maps(
-            entries.subject_table(subject, sides, ids, set_ids).table.rows,
+            entries.subject_table(subject, sides, ids, set_ids, settings.entries).table.rows,
             {set_ids[side.prefixes.content]: side.prefixes.table() for side in sides if side.prefixes is not None},
             {set_ids[side.ports.content]: side.ports.table() for side in sides if side.ports is not None},
         )

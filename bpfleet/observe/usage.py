@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterable, List, Optional
 
 from bpfleet.loader import syscall
+from bpfleet.loader.capacity import LIMITS, Usage
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.layout import decode_many
 from bpfleet.loader.pins import Pins, open_pin
@@ -14,7 +16,15 @@ from bpfleet.loader.pins import Pins, open_pin
 FIRST_DROP = 16
 """From this reason on a packet was dropped (bpf/include/bpfleet/reasons.h)."""
 
-_COUNTED_MAPS = ("addresses", "backends", "connections", "endpoints", "policies", "services")
+HIGH, CRITICAL = 0.8, 0.95
+"""From these shares of its room on a map is `high`, and `critical`."""
+
+EVICTING = "lru_hash"
+"""Maps of this type forget the idlest entry when they are full; the others refuse."""
+
+_INNER = {described["inner"] for described in MAPS.values() if "inner" in described}
+_NOT_COUNTED = ("array", "percpu_array")  # all of an array is always there
+_NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, 524)
 
 
 def counters(pins: str) -> List[Dict[str, Any]]:
@@ -39,30 +49,52 @@ def counters(pins: str) -> List[Dict[str, Any]]:
     return found
 
 
-def fill_levels(pins: str) -> List[Dict[str, Any]]:
-    """{"map", "used", "limit"} in entries, for the maps that can fill up."""
+def fill_levels(pins: str, inner: Iterable[Usage] = ()) -> List[Dict[str, Any]]:
+    """gauge() of every map that can fill up. inner: those that others hold, of which the fullest counts."""
     named = Pins(pins)
-    found = []
-    for name in _COUNTED_MAPS:
-        handle = open_pin(named.map(name))
+    found = [gauge(one.map, one.used, one.limit, one.key) for one in inner]
+    for name, described in MAPS.items():
+        handle = None if name in _INNER or described["type"] in _NOT_COUNTED else open_pin(named.map(name))
         if handle is None:
             continue
         try:
             info = syscall.map_info(handle)
-            found.append({"map": name, "used": _count(handle, info), "limit": info.max_entries})
+            found.append(gauge(name, _count(handle, info), info.max_entries))
         finally:
             os.close(handle)
-    return found
+    return sorted(found, key=lambda one: str(one["map"]))
+
+
+def gauge(name: str, used: int, limit: int, key: Optional[int] = None) -> Dict[str, Any]:
+    """{"map", "used", "limit"} in entries, with "pressure" (their quotient), "level" (ok, high, critical), "evicts"
+    (whether a full map forgets rather than refuses), "declared_by" (the field of the cluster that makes it larger) and,
+    of an inner map, its "key"."""
+    pressure = used / limit if limit else 0.0
+    found: Dict[str, Any] = {
+        "map": name,
+        "used": used,
+        "limit": limit,
+        "pressure": round(pressure, 4),
+        "level": "critical" if pressure >= CRITICAL else "high" if pressure >= HIGH else "ok",
+        "evicts": MAPS[name]["type"] == EVICTING,
+    }
+    if name in LIMITS:
+        found["declared_by"] = f"limits.{LIMITS[name]}"
+    return found if key is None else {**found, "key": key}
 
 
 def _count(handle: int, info: syscall.MapInfo) -> int:
-    if info.type == syscall.MAP_HASH_OF_MAPS:
-        # No batches for maps of maps on older kernels; there are few.
-        count, key = 0, syscall.map_next_key(handle, None, info.key_size)
-        while key is not None:
-            count, key = count + 1, syscall.map_next_key(handle, key, info.key_size)
-        return count
-    return syscall.lookup_batch(handle, info.key_size, info.value_size, 4096)[2]
+    # No batches for maps of maps on older kernels, and of per-CPU maps they would need room for each CPU.
+    if info.type in (syscall.MAP_HASH, syscall.MAP_LRU_HASH):
+        try:
+            return syscall.lookup_batch(handle, info.key_size, info.value_size, 4096)[2]
+        except OSError as error:
+            if error.errno not in _NO_BATCH:
+                raise
+    count, key = 0, syscall.map_next_key(handle, None, info.key_size)
+    while key is not None:
+        count, key = count + 1, syscall.map_next_key(handle, key, info.key_size)
+    return count
 
 
 def _possible_cpus() -> int:

@@ -93,6 +93,36 @@ def test_the_journal_says_how_much_each_change_changed(host: Host) -> None:
     assert applied[1]["changed"] == {"policy": 2, "identity": 1}
 
 
+def test_an_overfull_plan_is_refused_at_its_document_before_anything(host: Host) -> None:
+    """Stage counts every map and says so; what does not fit is refused, with its document, and nothing is written."""
+    cluster = fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], limits={"frontends": 16})
+    others = [document for document in fleet.quickstart() if document.kind != "cluster"]
+    host.commit(node="h1", owner="pulumi:p/s", puts=items([cluster, *others]))
+    before = host.digests()
+    connection = host.connect()
+    fits = fleet.service("fits", [f"10.96.0.1:{port}" for port in range(1, 17)], [])
+    staged = connection.call("stage", node="h1", owner="pulumi:p/s", puts=items([fits]))
+    counted = {entry["map"]: entry for entry in staged["capacity"]}
+    assert counted["services"] == {"map": "services", "used": 0, "wanted": 16, "peak": 16, "limit": 16}
+    small = fleet.policy("small", {"app": "web"}, egress=[])
+    large = fleet.service("large", [f"10.96.0.1:{port}" for port in range(1, 18)], [])
+    (refused,) = connection.call("stage", node="h1", owner="pulumi:p/s", puts=items([small, large]))["refused"]
+    error = BpfleetError.from_wire(refused["error"])
+    assert refused["document"] == error.resource == "service/large"
+    assert (
+        error.what == "the map services has room for 16 entries, 17 are needed; 0 are used now; filled by service/large"
+    )
+    assert error.remedy == "Declare fewer frontends; or raise limits.frontends of the cluster."
+    raised = fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], limits={"frontends": 32})
+    staged = connection.call("stage", node="h1", owner="pulumi:p/s", puts=items([raised]))
+    assert [text.split(":")[0] for text in staged["warnings"]] == [
+        "map backends has room for 32 entries, 64 are declared (limits.frontends)",
+        "map services has room for 16 entries, 32 are declared (limits.frontends)",
+    ]
+    connection.close()
+    assert host.digests() == before
+
+
 def test_every_write_is_counted_once(host: Host) -> None:
     host.commit(**quickstart())
     first = host.connect().call("hello")["writes"]

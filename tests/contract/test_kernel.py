@@ -76,6 +76,25 @@ def test_sets_of_policies_come_change_and_go(rig: Rig) -> None:
         assert bring(rig.kernel, want) == []
 
 
+def sized(want: NodeState, **sizes: int) -> NodeState:
+    """A state whose maps are declared to have room for so many entries."""
+    programs = {name: dataclasses.replace(program, sizes=sizes) for name, program in want.programs.items()}
+    return dataclasses.replace(want, programs=programs, sizes=sizes)
+
+
+def test_maps_are_as_large_as_declared_and_keep_what_they_hold(rig: Rig) -> None:
+    """A size that is declared anew is for maps that are made anew: nothing that a map remembers is ever lost for it."""
+    first = sized(TWO, addresses=1000, connections=5000, policies=99, prefix_sets=77, policy_entries=300)
+    second = sized(TWO, addresses=2000, connections=9000, policies=199, prefix_sets=177, policy_entries=400)
+    bring(rig.kernel, first)
+    assert rig.kernel.read(first) == first
+    assert bring(rig.kernel, second) == []
+    assert rig.kernel.read(second).sizes == {**first.sizes, "policy_entries": 400}
+    bring(rig.kernel, EMPTY)
+    bring(rig.kernel, second)
+    assert rig.kernel.read(second) == second
+
+
 def circuit(names: List[str]) -> List[str]:
     """A walk over all ordered pairs of names (Hierholzer)."""
     ways = {name: [other for other in names if other != name] for name in names}

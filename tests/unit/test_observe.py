@@ -19,6 +19,7 @@ from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.observe.events import event_of, filter_of, unknown_end, unknown_policy
 from bpfleet.observe.explain import explain
 from bpfleet.observe.names import Names, short_end
+from bpfleet.observe.usage import gauge
 from tests import fleet
 
 DOCUMENTS = DocumentSet(fleet.quickstart())
@@ -271,7 +272,7 @@ def status(**changes: Any) -> Dict[str, Any]:
         "documents": {"node": 2, "cluster": 1},
         "programs": [{}],
         "drift": [],
-        "maps": [{"map": "addresses", "used": 4, "limit": 100}],
+        "maps": [gauge("addresses", 4, 100), gauge("connections", 3, 1000), gauge("services", 0, 16)],
         "counters": [
             {"reason": "spoofed_source", "drop": True, "packets": 7, "bytes": 700},
             {"reason": "to_stack", "drop": False, "packets": 9, "bytes": 900},
@@ -289,8 +290,26 @@ def test_status_of_a_healthy_fleet() -> None:
     assert report["healthy"]
     lines = status_cli.render(report).splitlines()
     assert lines[1].split() == ["h1", "ok", "3", "aaaaaaaaaaaa", "3", "(1", "cluster,", "2", "node)", "1", "7", "0",
-                                "addresses", "4/100"]  # fmt: skip
+                                "addresses", "4%", "(4/100)"]  # fmt: skip
     assert "h2: dropped 7 packets: spoofed source" in lines
+
+
+def test_pressure_is_a_gauge_and_a_remark() -> None:
+    maps = [gauge("addresses", 97, 100), gauge("connections", 850, 1000), gauge("policies", 1, 8193)]
+    report = status_cli.summarise({"h1": status(maps=maps), "h2": {**status(), "maps": []}})
+    lines = status_cli.render(report).splitlines()
+    assert lines[1].split()[-3:] == ["addresses", "97%", "(97/100)"] and lines[2].split()[-1] == "-"
+    assert (
+        "h1: map addresses is 97% full (97 of 100 entries; beyond that a change that needs more is refused); "
+        "raise limits.addresses of the cluster"
+    ) in lines
+    assert any("beyond that the longest idle are forgotten" in line for line in lines)
+    drawn = [line.split() for line in status_cli.gauges(report).splitlines()]
+    assert drawn[1] == [
+        "h1", "addresses", "97", "100", "[####################]", "97%", "critical", "limits.addresses"
+    ]  # fmt: skip
+    assert drawn[2][4:] == ["[#################", "]", "85%", "high", "limits.connections"]
+    assert drawn[3][4:] == ["[#", "]", "<1%", "ok", "limits.endpoints"]
 
 
 def test_a_node_whose_documents_wait_is_not_plainly_ok_and_no_failure_either() -> None:

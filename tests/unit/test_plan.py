@@ -176,9 +176,10 @@ def test_sets_are_there_before_policies_name_them_and_until_none_does() -> None:
 def test_a_policy_map_or_set_without_end_is_refused_by_name() -> None:
     rows = {(number, 0, 6, 80): (1, 1, 0) for number in range(262145)}
     web = next(iter(TWO.nested["policies"].values()))
-    want = dataclasses.replace(ONE, nested={"policies": {70001: Table(web.key, web.value, rows)}})
+    sizes = {"policy_entries": 262144}
+    want = dataclasses.replace(ONE, nested={"policies": {70001: Table(web.key, web.value, rows)}}, sizes=sizes)
     with pytest.raises(
-        InvalidInput, match=r"policies\[70001\] has room for 262144 entries, 262145 are needed"
+        InvalidInput, match="policy_entries of identity 70001 has room for 262144 entries, 262145 are needed"
     ) as caught:
         plan(want, ONE)
     assert caught.value.remedy

@@ -31,7 +31,6 @@ def test_policy_entries() -> None:
         "ports": entries.HAS_PORTS,
         "audit": entries.HAS_AUDIT,
     }
-    assert ENUMS["policy_limit"]["entries"] == entries.ENTRIES_LIMIT
 
 
 def test_shapes_of_keys() -> None:

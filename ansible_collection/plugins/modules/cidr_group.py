@@ -159,6 +159,13 @@ steps:
     - Count of the steps in the kernel by kind.
   returned: where the agent is installed
   type: dict
+capacity:
+  description:
+    - 'Of each map of the node, in entries: used now, wanted, the most while the change is made (peak),
+      and the limit.'
+  returned: where the agent is installed
+  type: list
+  elements: dict
 writes:
   description:
     - System calls and file writes that the change took.

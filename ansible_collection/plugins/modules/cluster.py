@@ -118,6 +118,46 @@ options:
       - 'Let a node''s own processes reach its endpoints unless a rule denies it. Default: they reach
         them only where policy lets `host`.'
     type: bool
+  limits:
+    description:
+      - 'What each node has room for. Default: those of each field.'
+    type: dict
+    suboptions:
+      addresses:
+        description:
+          - 'Addresses of all endpoints and nodes of the cluster (about 90 bytes each). Default: 131072.'
+        type: int
+      endpoints:
+        description:
+          - 'Endpoints on one node, and so the identities that have policies there. Default: 8192.'
+        type: int
+      connections:
+        description:
+          - 'Connections that a node remembers, once for each of their ends that is on it (128 bytes each,
+            taken at once). When they are used up, those that were idle for longest are forgotten, and
+            judged again if they go on. Default: 131072.'
+        type: int
+      policy_entries:
+        description:
+          - 'Peers times ports in the policies of one identity (about 64 bytes each). Default: 262144.'
+        type: int
+      cidrs:
+        description:
+          - 'CIDRs and exceptions in one direction of one identity''s policies. Default: 262144.'
+        type: int
+      frontends:
+        description:
+          - 'Frontends of all services. Default: 65536.'
+        type: int
+      translations:
+        description:
+          - 'Flows to services whose backend a node remembers (about 112 bytes each, taken at once), the
+            longest idle forgotten first. Default: 65536.'
+        type: int
+      blocked_cidrs:
+        description:
+          - 'Networks in `blocked_cidrs`. Default: 65536.'
+        type: int
   state:
     description:
       - Whether the document should be there.
@@ -236,6 +276,13 @@ steps:
     - Count of the steps in the kernel by kind.
   returned: where the agent is installed
   type: dict
+capacity:
+  description:
+    - 'Of each map of the node, in entries: used now, wanted, the most while the change is made (peak),
+      and the limit.'
+  returned: where the agent is installed
+  type: list
+  elements: dict
 writes:
   description:
     - System calls and file writes that the change took.

@@ -88,6 +88,35 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
             "allow_local_host": {
                 "type": "bool",
             },
+            "limits": {
+                "type": "dict",
+                "options": {
+                    "addresses": {
+                        "type": "int",
+                    },
+                    "endpoints": {
+                        "type": "int",
+                    },
+                    "connections": {
+                        "type": "int",
+                    },
+                    "policy_entries": {
+                        "type": "int",
+                    },
+                    "cidrs": {
+                        "type": "int",
+                    },
+                    "frontends": {
+                        "type": "int",
+                    },
+                    "translations": {
+                        "type": "int",
+                    },
+                    "blocked_cidrs": {
+                        "type": "int",
+                    },
+                },
+            },
             "state": {
                 "type": "str",
                 "choices": [

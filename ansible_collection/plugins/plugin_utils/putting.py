@@ -283,7 +283,16 @@ class PuttingAction(AgentAction):
             "agent_installed": absent if installed is None else installed,
             "node": change.node,
         }
-        for name in ("generation", "documents_digest", "state_digest", "steps", "writes", "waiting", "transaction"):
+        for name in (
+            "generation",
+            "documents_digest",
+            "state_digest",
+            "steps",
+            "writes",
+            "waiting",
+            "transaction",
+            "capacity",
+        ):
             if answer.get(name) is not None:
                 result[name] = answer[name]
         result.setdefault("generation", held.hello.get("generation", 0))

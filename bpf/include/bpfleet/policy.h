@@ -74,13 +74,6 @@ enum policy_shape {
 
 #define POLICY_SHAPES_WITH_PORTS (SHAPE_PEER_PORT | SHAPE_ANY_PORT | SHAPE_PEER_RANGE | SHAPE_ANY_RANGE)
 
-/* Sizes that the agent refuses to go beyond: the most entries of one map or set. */
-enum policy_limit {
-	LIMIT_ENTRIES = 262144,	  /* entries of one policy map */
-	LIMIT_PREFIXES = 262144,  /* prefixes of one prefix set */
-	LIMIT_INTERVALS = 262144, /* prefixes of one port set */
-};
-
 struct policy_subject {
 	__u32 identity;
 };
@@ -112,6 +105,7 @@ struct policy_entries {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
 	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct policy_subject);
 	__array(values, struct policy_entries);
 } policies SEC(".maps");

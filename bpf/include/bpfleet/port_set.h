@@ -36,6 +36,7 @@ struct port_intervals {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
 	__uint(max_entries, 8192);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct port_set);
 	__array(values, struct port_intervals);
 } port_sets SEC(".maps");

@@ -37,6 +37,7 @@ struct prefix_classes {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
 	__uint(max_entries, 8192);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct prefix_set);
 	__array(values, struct prefix_classes);
 } prefix_sets SEC(".maps");

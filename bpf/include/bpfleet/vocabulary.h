@@ -26,7 +26,6 @@ struct vocabulary {
 	enum policy_part policy_part;
 	enum policy_flag policy_flag;
 	enum policy_shape policy_shape;
-	enum policy_limit policy_limit;
 	enum connection_state connection_state;
 	enum connection_time connection_time;
 	enum flow_slot flow_slot;

@@ -79,11 +79,11 @@ MAPS: Dict[str, Dict[str, Any]] = {
     'policies': {
         'type': 'hash_of_maps',
         'max_entries': 4096,
-        'flags': 0,
+        'flags': 1,
         'key': {'size': 4, 'fields': [{'name': 'identity', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'inner': 'policy_entries',
-        'digest': 'b9528345555f',
+        'digest': 'c06ff678b645',
     },
     'translations': {
         'type': 'lru_hash',
@@ -301,11 +301,11 @@ MAPS: Dict[str, Dict[str, Any]] = {
     'port_sets': {
         'type': 'hash_of_maps',
         'max_entries': 8192,
-        'flags': 0,
+        'flags': 1,
         'key': {'size': 4, 'fields': [{'name': 'id', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'inner': 'port_intervals',
-        'digest': '39a88d55d17f',
+        'digest': '0977647b5e1a',
     },
     'prefix_classes': {
         'type': 'lpm_trie',
@@ -324,11 +324,11 @@ MAPS: Dict[str, Dict[str, Any]] = {
     'prefix_sets': {
         'type': 'hash_of_maps',
         'max_entries': 8192,
-        'flags': 0,
+        'flags': 1,
         'key': {'size': 4, 'fields': [{'name': 'id', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'inner': 'prefix_classes',
-        'digest': 'f22987358e2a',
+        'digest': 'fe7dbc0f27b2',
     },
     'endpoints': {
         'type': 'hash',
@@ -511,7 +511,6 @@ ENUMS: Dict[str, Dict[str, Any]] = {
         'any_protocol': 64,
         'any': 128,
     },
-    'policy_limit': {'entries': 262144, 'prefixes': 262144, 'intervals': 262144},
     'connection_state': {'replied': 1, 'fin_initiator': 2, 'fin_responder': 4, 'reset': 8, 'denied': 16},
     'connection_time': {'tick_shift': 30, 'tcp_ticks': 7451, 'other_ticks': 56, 'closing_ticks': 10},
     'flow_slot': {'passed': 0, 'dropped': 1, 'first': 2, 'limit': 10242},

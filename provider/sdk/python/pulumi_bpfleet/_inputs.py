@@ -32,6 +32,8 @@ __all__ = [
     'FailsafePortArgsDict',
     'FrontendArgs',
     'FrontendArgsDict',
+    'LimitsArgs',
+    'LimitsArgsDict',
     'NodeHandleArgs',
     'NodeHandleArgsDict',
     'PeerArgs',
@@ -558,6 +560,180 @@ class FrontendArgs:
     @protocol.setter
     def protocol(self, value: pulumi.Input[Optional['FrontendProtocol']]):
         pulumi.set(self, "protocol", value)
+
+
+class LimitsArgsDict(TypedDict):
+    """
+    What each node has room for, in entries of its kernel maps. A change that needs more is refused before anything is changed. A map that is in use keeps the size it was made with, so that nothing it remembers is lost: a changed limit holds for it after the node's next restart, and until then the node warns of the difference.
+    """
+    addresses: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Addresses of all endpoints and nodes of the cluster (about 90 bytes each). Default: 131072.
+    """
+    blocked_cidrs: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Networks in `blocked_cidrs`. Default: 65536.
+    """
+    cidrs: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    CIDRs and exceptions in one direction of one identity's policies. Default: 262144.
+    """
+    connections: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Connections that a node remembers, once for each of their ends that is on it (128 bytes each, taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
+    """
+    endpoints: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Endpoints on one node, and so the identities that have policies there. Default: 8192.
+    """
+    frontends: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Frontends of all services. Default: 65536.
+    """
+    policy_entries: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Peers times ports in the policies of one identity (about 64 bytes each). Default: 262144.
+    """
+    translations: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Flows to services whose backend a node remembers (about 112 bytes each, taken at once), the longest idle forgotten first. Default: 65536.
+    """
+
+@pulumi.input_type
+class LimitsArgs:
+    def __init__(__self__, *,
+                 addresses: pulumi.Input[Optional[_builtins.int]] = None,
+                 blocked_cidrs: pulumi.Input[Optional[_builtins.int]] = None,
+                 cidrs: pulumi.Input[Optional[_builtins.int]] = None,
+                 connections: pulumi.Input[Optional[_builtins.int]] = None,
+                 endpoints: pulumi.Input[Optional[_builtins.int]] = None,
+                 frontends: pulumi.Input[Optional[_builtins.int]] = None,
+                 policy_entries: pulumi.Input[Optional[_builtins.int]] = None,
+                 translations: pulumi.Input[Optional[_builtins.int]] = None):
+        """
+        What each node has room for, in entries of its kernel maps. A change that needs more is refused before anything is changed. A map that is in use keeps the size it was made with, so that nothing it remembers is lost: a changed limit holds for it after the node's next restart, and until then the node warns of the difference.
+
+        :param pulumi.Input[_builtins.int] addresses: Addresses of all endpoints and nodes of the cluster (about 90 bytes each). Default: 131072.
+        :param pulumi.Input[_builtins.int] blocked_cidrs: Networks in `blocked_cidrs`. Default: 65536.
+        :param pulumi.Input[_builtins.int] cidrs: CIDRs and exceptions in one direction of one identity's policies. Default: 262144.
+        :param pulumi.Input[_builtins.int] connections: Connections that a node remembers, once for each of their ends that is on it (128 bytes each, taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
+        :param pulumi.Input[_builtins.int] endpoints: Endpoints on one node, and so the identities that have policies there. Default: 8192.
+        :param pulumi.Input[_builtins.int] frontends: Frontends of all services. Default: 65536.
+        :param pulumi.Input[_builtins.int] policy_entries: Peers times ports in the policies of one identity (about 64 bytes each). Default: 262144.
+        :param pulumi.Input[_builtins.int] translations: Flows to services whose backend a node remembers (about 112 bytes each, taken at once), the longest idle forgotten first. Default: 65536.
+        """
+        if addresses is not None:
+            pulumi.set(__self__, "addresses", addresses)
+        if blocked_cidrs is not None:
+            pulumi.set(__self__, "blocked_cidrs", blocked_cidrs)
+        if cidrs is not None:
+            pulumi.set(__self__, "cidrs", cidrs)
+        if connections is not None:
+            pulumi.set(__self__, "connections", connections)
+        if endpoints is not None:
+            pulumi.set(__self__, "endpoints", endpoints)
+        if frontends is not None:
+            pulumi.set(__self__, "frontends", frontends)
+        if policy_entries is not None:
+            pulumi.set(__self__, "policy_entries", policy_entries)
+        if translations is not None:
+            pulumi.set(__self__, "translations", translations)
+
+    @_builtins.property
+    @pulumi.getter
+    def addresses(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Addresses of all endpoints and nodes of the cluster (about 90 bytes each). Default: 131072.
+        """
+        return pulumi.get(self, "addresses")
+
+    @addresses.setter
+    def addresses(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "addresses", value)
+
+    @_builtins.property
+    @pulumi.getter(name="blockedCidrs")
+    def blocked_cidrs(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Networks in `blocked_cidrs`. Default: 65536.
+        """
+        return pulumi.get(self, "blocked_cidrs")
+
+    @blocked_cidrs.setter
+    def blocked_cidrs(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "blocked_cidrs", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def cidrs(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        CIDRs and exceptions in one direction of one identity's policies. Default: 262144.
+        """
+        return pulumi.get(self, "cidrs")
+
+    @cidrs.setter
+    def cidrs(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "cidrs", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def connections(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Connections that a node remembers, once for each of their ends that is on it (128 bytes each, taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
+        """
+        return pulumi.get(self, "connections")
+
+    @connections.setter
+    def connections(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "connections", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def endpoints(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Endpoints on one node, and so the identities that have policies there. Default: 8192.
+        """
+        return pulumi.get(self, "endpoints")
+
+    @endpoints.setter
+    def endpoints(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "endpoints", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def frontends(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Frontends of all services. Default: 65536.
+        """
+        return pulumi.get(self, "frontends")
+
+    @frontends.setter
+    def frontends(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "frontends", value)
+
+    @_builtins.property
+    @pulumi.getter(name="policyEntries")
+    def policy_entries(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Peers times ports in the policies of one identity (about 64 bytes each). Default: 262144.
+        """
+        return pulumi.get(self, "policy_entries")
+
+    @policy_entries.setter
+    def policy_entries(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "policy_entries", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def translations(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Flows to services whose backend a node remembers (about 112 bytes each, taken at once), the longest idle forgotten first. Default: 65536.
+        """
+        return pulumi.get(self, "translations")
+
+    @translations.setter
+    def translations(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "translations", value)
 
 
 class NodeHandleArgsDict(TypedDict):

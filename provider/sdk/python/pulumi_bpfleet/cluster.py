@@ -27,6 +27,7 @@ class ClusterArgs:
                  allow_local_host: pulumi.Input[Optional[_builtins.bool]] = None,
                  blocked_cidrs: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None,
                  failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input['FailsafePortArgs']]]] = None,
+                 limits: pulumi.Input[Optional['LimitsArgs']] = None,
                  mode: pulumi.Input[Optional['ClusterMode']] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
                  routing: pulumi.Input[Optional['RoutingArgs']] = None,
@@ -39,6 +40,7 @@ class ClusterArgs:
         :param pulumi.Input[_builtins.bool] allow_local_host: Let a node's own processes reach its endpoints unless a rule denies it. Default: they reach them only where policy lets `host`.
         :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] blocked_cidrs: Networks from which the nodes' devices take nothing. None may hold a member, a gateway or the controller. What workloads send to each other travels between members, so it is not blocked by its own addresses.
         :param pulumi.Input[Sequence[pulumi.Input['FailsafePortArgs']]] failsafe_ports: Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.
+        :param pulumi.Input['LimitsArgs'] limits: What each node has room for. Default: those of each field.
         :param pulumi.Input['ClusterMode'] mode: audit: what policies would drop passes and is reported, as if every policy were in audit mode, and `unselected` too. Default: enforce.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
         :param pulumi.Input['RoutingArgs'] routing: How packets travel between nodes.
@@ -52,6 +54,8 @@ class ClusterArgs:
             pulumi.set(__self__, "blocked_cidrs", blocked_cidrs)
         if failsafe_ports is not None:
             pulumi.set(__self__, "failsafe_ports", failsafe_ports)
+        if limits is not None:
+            pulumi.set(__self__, "limits", limits)
         if mode is not None:
             pulumi.set(__self__, "mode", mode)
         if name is not None:
@@ -123,6 +127,18 @@ class ClusterArgs:
 
     @_builtins.property
     @pulumi.getter
+    def limits(self) -> pulumi.Input[Optional['LimitsArgs']]:
+        """
+        What each node has room for. Default: those of each field.
+        """
+        return pulumi.get(self, "limits")
+
+    @limits.setter
+    def limits(self, value: pulumi.Input[Optional['LimitsArgs']]):
+        pulumi.set(self, "limits", value)
+
+    @_builtins.property
+    @pulumi.getter
     def mode(self) -> pulumi.Input[Optional['ClusterMode']]:
         """
         audit: what policies would drop passes and is reported, as if every policy were in audit mode, and `unselected` too. Default: enforce.
@@ -180,6 +196,7 @@ class Cluster(pulumi.CustomResource):
                  blocked_cidrs: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None,
                  failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]]] = None,
                  id: pulumi.Input[Optional[_builtins.int]] = None,
+                 limits: pulumi.Input[Optional[Union['LimitsArgs', 'LimitsArgsDict']]] = None,
                  members: pulumi.Input[Optional[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]]] = None,
                  mode: pulumi.Input[Optional['ClusterMode']] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
@@ -195,6 +212,7 @@ class Cluster(pulumi.CustomResource):
         :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] blocked_cidrs: Networks from which the nodes' devices take nothing. None may hold a member, a gateway or the controller. What workloads send to each other travels between members, so it is not blocked by its own addresses.
         :param pulumi.Input[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]] failsafe_ports: Ports of the nodes themselves that no policy can close, so that a policy which selects nodes locks nobody out. Default: TCP port 22, ingress. A list replaces that; an empty one leaves SSH to the policies.
         :param pulumi.Input[_builtins.int] id: Number of the cluster: bits 16 to 23 of its identities' numbers.
+        :param pulumi.Input[Union['LimitsArgs', 'LimitsArgsDict']] limits: What each node has room for. Default: those of each field.
         :param pulumi.Input[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]] members: The nodes that belong to it. A map from each one's name to its handle, at least one.
         :param pulumi.Input['ClusterMode'] mode: audit: what policies would drop passes and is reported, as if every policy were in audit mode, and `unselected` too. Default: enforce.
         :param pulumi.Input[_builtins.str] name: Name in the cluster, by which other resources refer to it. Default: the Pulumi resource's name.
@@ -229,6 +247,7 @@ class Cluster(pulumi.CustomResource):
                  blocked_cidrs: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None,
                  failsafe_ports: pulumi.Input[Optional[Sequence[pulumi.Input[Union['FailsafePortArgs', 'FailsafePortArgsDict']]]]] = None,
                  id: pulumi.Input[Optional[_builtins.int]] = None,
+                 limits: pulumi.Input[Optional[Union['LimitsArgs', 'LimitsArgsDict']]] = None,
                  members: pulumi.Input[Optional[Mapping[str, pulumi.Input[Union['NodeHandleArgs', 'NodeHandleArgsDict']]]]] = None,
                  mode: pulumi.Input[Optional['ClusterMode']] = None,
                  name: pulumi.Input[Optional[_builtins.str]] = None,
@@ -249,6 +268,7 @@ class Cluster(pulumi.CustomResource):
             if id is None and not opts.urn:
                 raise TypeError("Missing required property 'id'")
             __props__.__dict__["id"] = id
+            __props__.__dict__["limits"] = limits
             if members is None and not opts.urn:
                 raise TypeError("Missing required property 'members'")
             __props__.__dict__["members"] = members
@@ -288,6 +308,7 @@ class Cluster(pulumi.CustomResource):
         __props__.__dict__["handle"] = None
         __props__.__dict__["id"] = None
         __props__.__dict__["lagging_nodes"] = None
+        __props__.__dict__["limits"] = None
         __props__.__dict__["members"] = None
         __props__.__dict__["mode"] = None
         __props__.__dict__["name"] = None
@@ -350,6 +371,14 @@ class Cluster(pulumi.CustomResource):
         Members that did not take the latest change, because they could not be reached or failed. The next update tries them again.
         """
         return pulumi.get(self, "lagging_nodes")
+
+    @_builtins.property
+    @pulumi.getter
+    def limits(self) -> pulumi.Output[Optional['outputs.Limits']]:
+        """
+        What each node has room for. Default: those of each field.
+        """
+        return pulumi.get(self, "limits")
 
     @_builtins.property
     @pulumi.getter

@@ -25,6 +25,7 @@ __all__ = [
     'Expression',
     'FailsafePort',
     'Frontend',
+    'Limits',
     'NodeHandle',
     'Peer',
     'Port',
@@ -368,6 +369,133 @@ class Frontend(dict):
         Protocol.
         """
         return pulumi.get(self, "protocol")
+
+
+@pulumi.output_type
+class Limits(dict):
+    """
+    What each node has room for, in entries of its kernel maps. A change that needs more is refused before anything is changed. A map that is in use keeps the size it was made with, so that nothing it remembers is lost: a changed limit holds for it after the node's next restart, and until then the node warns of the difference.
+    """
+    @staticmethod
+    def __key_warning(key: str):
+        suggest = None
+        if key == "blockedCidrs":
+            suggest = "blocked_cidrs"
+        elif key == "policyEntries":
+            suggest = "policy_entries"
+
+        if suggest:
+            pulumi.log.warn(f"Key '{key}' not found in Limits. Access the value via the '{suggest}' property getter instead.")
+
+    def __getitem__(self, key: str) -> Any:
+        Limits.__key_warning(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default = None) -> Any:
+        Limits.__key_warning(key)
+        return super().get(key, default)
+
+    def __init__(__self__, *,
+                 addresses: Optional[_builtins.int] = None,
+                 blocked_cidrs: Optional[_builtins.int] = None,
+                 cidrs: Optional[_builtins.int] = None,
+                 connections: Optional[_builtins.int] = None,
+                 endpoints: Optional[_builtins.int] = None,
+                 frontends: Optional[_builtins.int] = None,
+                 policy_entries: Optional[_builtins.int] = None,
+                 translations: Optional[_builtins.int] = None):
+        """
+        What each node has room for, in entries of its kernel maps. A change that needs more is refused before anything is changed. A map that is in use keeps the size it was made with, so that nothing it remembers is lost: a changed limit holds for it after the node's next restart, and until then the node warns of the difference.
+
+        :param _builtins.int addresses: Addresses of all endpoints and nodes of the cluster (about 90 bytes each). Default: 131072.
+        :param _builtins.int blocked_cidrs: Networks in `blocked_cidrs`. Default: 65536.
+        :param _builtins.int cidrs: CIDRs and exceptions in one direction of one identity's policies. Default: 262144.
+        :param _builtins.int connections: Connections that a node remembers, once for each of their ends that is on it (128 bytes each, taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
+        :param _builtins.int endpoints: Endpoints on one node, and so the identities that have policies there. Default: 8192.
+        :param _builtins.int frontends: Frontends of all services. Default: 65536.
+        :param _builtins.int policy_entries: Peers times ports in the policies of one identity (about 64 bytes each). Default: 262144.
+        :param _builtins.int translations: Flows to services whose backend a node remembers (about 112 bytes each, taken at once), the longest idle forgotten first. Default: 65536.
+        """
+        if addresses is not None:
+            pulumi.set(__self__, "addresses", addresses)
+        if blocked_cidrs is not None:
+            pulumi.set(__self__, "blocked_cidrs", blocked_cidrs)
+        if cidrs is not None:
+            pulumi.set(__self__, "cidrs", cidrs)
+        if connections is not None:
+            pulumi.set(__self__, "connections", connections)
+        if endpoints is not None:
+            pulumi.set(__self__, "endpoints", endpoints)
+        if frontends is not None:
+            pulumi.set(__self__, "frontends", frontends)
+        if policy_entries is not None:
+            pulumi.set(__self__, "policy_entries", policy_entries)
+        if translations is not None:
+            pulumi.set(__self__, "translations", translations)
+
+    @_builtins.property
+    @pulumi.getter
+    def addresses(self) -> Optional[_builtins.int]:
+        """
+        Addresses of all endpoints and nodes of the cluster (about 90 bytes each). Default: 131072.
+        """
+        return pulumi.get(self, "addresses")
+
+    @_builtins.property
+    @pulumi.getter(name="blockedCidrs")
+    def blocked_cidrs(self) -> Optional[_builtins.int]:
+        """
+        Networks in `blocked_cidrs`. Default: 65536.
+        """
+        return pulumi.get(self, "blocked_cidrs")
+
+    @_builtins.property
+    @pulumi.getter
+    def cidrs(self) -> Optional[_builtins.int]:
+        """
+        CIDRs and exceptions in one direction of one identity's policies. Default: 262144.
+        """
+        return pulumi.get(self, "cidrs")
+
+    @_builtins.property
+    @pulumi.getter
+    def connections(self) -> Optional[_builtins.int]:
+        """
+        Connections that a node remembers, once for each of their ends that is on it (128 bytes each, taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
+        """
+        return pulumi.get(self, "connections")
+
+    @_builtins.property
+    @pulumi.getter
+    def endpoints(self) -> Optional[_builtins.int]:
+        """
+        Endpoints on one node, and so the identities that have policies there. Default: 8192.
+        """
+        return pulumi.get(self, "endpoints")
+
+    @_builtins.property
+    @pulumi.getter
+    def frontends(self) -> Optional[_builtins.int]:
+        """
+        Frontends of all services. Default: 65536.
+        """
+        return pulumi.get(self, "frontends")
+
+    @_builtins.property
+    @pulumi.getter(name="policyEntries")
+    def policy_entries(self) -> Optional[_builtins.int]:
+        """
+        Peers times ports in the policies of one identity (about 64 bytes each). Default: 262144.
+        """
+        return pulumi.get(self, "policy_entries")
+
+    @_builtins.property
+    @pulumi.getter
+    def translations(self) -> Optional[_builtins.int]:
+        """
+        Flows to services whose backend a node remembers (about 112 bytes each, taken at once), the longest idle forgotten first. Default: 65536.
+        """
+        return pulumi.get(self, "translations")
 
 
 @pulumi.output_type

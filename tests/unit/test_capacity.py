@@ -1,0 +1,187 @@
+"""How large maps are, what fills them, and what is refused before anything is changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict, List, Sequence
+
+import pytest
+
+from bpfleet.compile import limits
+from bpfleet.compile.compiler import Compiler
+from bpfleet.errors import InvalidInput
+from bpfleet.loader.capacity import LIMITS, blame, kept_sizes, overfull, usage
+from bpfleet.loader.generated.layouts import MAPS
+from bpfleet.loader.plan import plan
+from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.resources import CLUSTER, DEFAULT_LIMITS
+from bpfleet.model.state import Compiled, NodeState
+from bpfleet.observe.usage import gauge
+from tests import fleet
+
+FIXED = {
+    "balance_work",  # a place to work for each CPU
+    "backend_entries",  # an array: as long as its list
+    "counters",  # one for each reason
+    "events",  # a ring that overwrites
+    "event_cursor",
+    "failsafe",
+    "node",
+}
+"""Maps whose size no limit declares."""
+
+
+def declared(**values: int) -> Document:
+    return fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], limits=values)
+
+
+def compiled(documents: Sequence[Document], **values: int) -> Compiled:
+    others = [document for document in documents if document.kind != "cluster"]
+    return Compiler().compile(DocumentSet([declared(**values), *others]), fleet.facts(1))
+
+
+def test_every_map_has_its_size_from_a_limit() -> None:
+    sizes = limits.sizes_of(fleet.cluster(["h1"]))
+    assert set(sizes) == set(MAPS) - FIXED
+    assert set(LIMITS) == set(sizes) - {"port_intervals"}
+    assert set(LIMITS.values()) <= set(DEFAULT_LIMITS)
+    (shape,) = [field.type for field in CLUSTER.fields if field.name == "limits"]
+    assert [field.name for field in shape.fields] == list(DEFAULT_LIMITS)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("limit", DEFAULT_LIMITS)
+def test_a_declared_limit_sizes_its_maps(limit: str) -> None:
+    default = limits.sizes_of(fleet.cluster(["h1"]))
+    larger = limits.sizes_of(declared(**{limit: DEFAULT_LIMITS[limit] + 1000}))
+    grown = {name for name in default if larger[name] > default[name]}
+    assert grown == {name for name, field in LIMITS.items() if field == limit}
+    state = compiled(fleet.quickstart(), **{limit: DEFAULT_LIMITS[limit] + 1000}).state
+    assert state.sizes == larger and all(program.sizes == larger for program in state.programs.values())
+
+
+def test_what_a_plan_takes_of_each_map_is_counted() -> None:
+    want = compiled(fleet.quickstart()).state
+    fewer = [one for one in fleet.quickstart() if one.key not in ("endpoint/db-1", "policy/api")]
+    have = compiled(fewer).state
+    found = {one.map: one for one in usage(want, have)}
+    assert (found["addresses"].used, found["addresses"].wanted) == (len(have.tables["addresses"].rows), 12)
+    assert found["policy_entries"].wanted == max(len(table.rows) for table in want.nested["policies"].values())
+    assert found["policy_entries"].key in want.nested["policies"]
+    assert all(one.limit == want.sizes.get(one.map, one.limit) for one in found.values())
+    assert {"addresses", "endpoints", "policies", "policy_entries", "services", "blocked"} <= set(found)
+
+
+def rules(count: int) -> List[Dict[str, Any]]:
+    return [{"ports": [{"protocol": "tcp", "port": port} for port in range(1, count + 1)]}]
+
+
+def networks(count: int) -> List[str]:
+    return [f"10.{index // 256}.{index % 256}.0/24" for index in range(count)]
+
+
+OVERFULL: Dict[str, Any] = {
+    "addresses": (
+        {"addresses": 256},
+        [
+            fleet.document(
+                "endpoint", f"many-{n}", node="h2", identity="db", attach={"netns": f"x{n}"},
+                addresses=[f"fd77:0:0:2::{n}:{host:x}" for host in range(150)],
+            )
+            for n in (10, 11)
+        ],
+        "endpoint/many-10",
+    ),
+    "endpoints": (
+        {"endpoints": 16},
+        [
+            fleet.document(
+                "endpoint", f"many-{n}", node="h1", identity="db", attach={"interface": f"tap{n}"},
+                addresses=[f"10.77.1.{100 + n}"],
+            )
+            for n in range(15)
+        ],
+        "endpoint/many-0",
+    ),
+    "policy_entries": (
+        {"policy_entries": 300},
+        [fleet.policy("wide", {"app": "web"}, ingress=rules(200), egress=rules(200))],
+        "policy/wide",
+    ),
+    "prefix_classes": (
+        {"cidrs": 16},
+        [fleet.policy("wide", {"app": "web"}, egress=[{"peers": [{"cidr": cidr} for cidr in networks(17)]}])],
+        "policy/wide",
+    ),
+    "services": (
+        {"frontends": 16},
+        [fleet.service("many", [f"10.96.0.1:{port}" for port in range(1, 18)], [{"address": "192.0.2.53"}])],
+        "service/many",
+    ),
+    "blocked": ({"blocked_cidrs": 16}, [], "cluster/fleet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVERFULL)
+def test_an_overfull_plan_names_map_document_and_way_out(name: str) -> None:
+    values, added, culprit = OVERFULL[name]
+    documents = [one for one in fleet.quickstart() if one.kind != "cluster"]
+    blocked = networks(17) if name == "blocked" else []
+    cluster = fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], limits=values, blocked_cidrs=blocked)
+    facts = dataclasses.replace(
+        fleet.facts(1), devices={**fleet.facts(1).devices, **{f"tap{n}": (1500, ()) for n in range(15)}}
+    )
+    before = Compiler().compile(DocumentSet([declared(**values), *documents]), facts).state
+    after = Compiler().compile(DocumentSet([cluster, *documents, *added]), facts)
+    assert overfull(before) == []
+    (error,) = overfull(after.state, before)
+    said = blame(error, after, {culprit, *(one.key for one in added), "cluster/fleet"})
+    assert said.resource == culprit and said.details["map"] == name
+    assert f"the map {name}" in said.what and culprit in said.what
+    assert f"raise limits.{LIMITS[name]} of the cluster" in said.remedy
+    assert said.details["needed"] > said.details["limit"] >= said.details["used"]
+    with pytest.raises(InvalidInput, match=f"the map {name}"):
+        plan(after.state, before)
+
+
+def test_one_rule_without_end_is_refused_while_it_is_counted() -> None:
+    """The compiler gives up on it rather than build what no map will hold."""
+    with pytest.raises(InvalidInput, match="more than 300 entries for ingress, counted up to policy wide") as caught:
+        compiled([*fleet.quickstart(), fleet.policy("wide", {"app": "web"}, ingress=rules(301))], policy_entries=300)
+    assert caught.value.resource == "policy/wide" and "limits.policy_entries" in caught.value.remedy
+
+
+def test_a_map_holds_what_comes_beside_what_goes() -> None:
+    """New rows are put before old ones are removed: where both do not fit, the change is two."""
+    first = [fleet.service("one", [f"10.96.0.1:{port}" for port in range(1, 10)], [])]
+    second = [fleet.service("two", [f"10.96.0.2:{port}" for port in range(1, 10)], [])]
+    have = compiled([*fleet.quickstart(), *first], frontends=16).state
+    want = compiled([*fleet.quickstart(), *second], frontends=16)
+    (error,) = overfull(want.state, have)
+    assert "18 are needed while 9 take the place of 9" in error.what
+    assert error.remedy.startswith("Remove in one change and add in the next")
+    assert overfull(compiled(fleet.quickstart(), frontends=16).state, have) == []
+
+
+def test_a_map_that_is_there_keeps_its_size_and_counts_with_that() -> None:
+    have = dataclasses.replace(compiled(fleet.quickstart(), frontends=16).state)
+    services = [fleet.service("many", [f"10.96.0.1:{port}" for port in range(1, 18)], [])]
+    want = compiled([*fleet.quickstart(), *services], frontends=100, connections=2048)
+    (error,) = overfull(want.state, have)
+    assert "services has room for 16" in error.what
+    assert "restart the node: limits.frontends is 100" in error.remedy
+    told = kept_sizes(want.state, have)
+    assert [text.split()[1] for text in told] == ["backends", "connections", "services"]
+    assert "(limits.connections): it keeps its size, and what it holds, until the node restarts" in told[1]
+    assert kept_sizes(want.state, want.state) == [] == kept_sizes(want.state, NodeState())
+    larger = [step.kind for step in plan(dataclasses.replace(have, sizes=want.state.sizes), have)]
+    assert larger == []  # nothing is dropped to make room
+
+
+@pytest.mark.parametrize(
+    ("used", "level"), [(0, "ok"), (79, "ok"), (80, "high"), (94, "high"), (95, "critical"), (100, "critical")]
+)
+def test_pressure_has_levels(used: int, level: str) -> None:
+    found = gauge("addresses", used, 100)
+    assert (found["level"], found["pressure"]) == (level, used / 100)
+    assert found["declared_by"] == "limits.addresses" and not found["evicts"]
+    assert gauge("connections", used, 100)["evicts"]
