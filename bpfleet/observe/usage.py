@@ -21,6 +21,8 @@ HIGH, CRITICAL = 0.8, 0.95
 
 EVICTING = "lru_hash"
 """Maps of this type forget the idlest entry when they are full; the others refuse."""
+REUSED = ("flow_slots",)
+"""The programs themselves give what is idle here to another."""
 
 _INNER = {described["inner"] for described in MAPS.values() if "inner" in described}
 _NOT_COUNTED = ("array", "percpu_array")  # all of an array is always there
@@ -76,7 +78,7 @@ def gauge(name: str, used: int, limit: int, key: Optional[int] = None) -> Dict[s
         "limit": limit,
         "pressure": round(pressure, 4),
         "level": "critical" if pressure >= CRITICAL else "high" if pressure >= HIGH else "ok",
-        "evicts": MAPS[name]["type"] == EVICTING,
+        "evicts": MAPS[name]["type"] == EVICTING or name in REUSED,
     }
     if name in LIMITS:
         found["declared_by"] = f"limits.{LIMITS[name]}"

@@ -26,6 +26,10 @@ FIXED = {
     "events",  # a ring that overwrites
     "event_cursor",
     "failsafe",
+    "flow_counts",
+    "flow_cursors",
+    "flow_slots",
+    "flows",
     "node",
 }
 """Maps whose size no limit declares."""
@@ -184,4 +188,4 @@ def test_pressure_has_levels(used: int, level: str) -> None:
     found = gauge("addresses", used, 100)
     assert (found["level"], found["pressure"]) == (level, used / 100)
     assert found["declared_by"] == "limits.addresses" and not found["evicts"]
-    assert gauge("connections", used, 100)["evicts"]
+    assert gauge("connections", used, 100)["evicts"] and gauge("flow_slots", used, 100)["evicts"]
