@@ -12,6 +12,7 @@ A process that dies in between leaves a journal from which the next start puts t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -30,6 +31,7 @@ from bpfleet.errors import BpfleetError, Conflict, DiskFull, HostFailed, Invalid
 
 if TYPE_CHECKING:
     from bpfleet.agent.guard import Arm, Guard
+    from bpfleet.agent.rulebook import Rulebook
     from bpfleet.agent.store import Contents, Store
     from bpfleet.compile.compiler import Compiler
     from bpfleet.loader.kernel import Kernel
@@ -51,6 +53,7 @@ class Staged:
     head: Head
     owner: str
     contents: Contents
+    before: Contents
     data: bytes
     want: NodeState
     revision: int
@@ -106,6 +109,13 @@ class Agent:
 
             self._store = Store(self.files)
         return self._store
+
+    @property
+    def rulebook(self) -> Rulebook:
+        """Names of rules that are gone."""
+        from bpfleet.agent.rulebook import Rulebook
+
+        return Rulebook(self.files, self.pins)
 
     @property
     def compiler(self) -> Compiler:
@@ -241,7 +251,7 @@ class Agent:
             self.kernel.release()
             raise
         kinds = Counter(key.partition("/")[0] for key in changed)
-        self._staged = Staged(head, owner, contents, data, want, journal.revision, guard, kinds)
+        self._staged = Staged(head, owner, contents, base, data, want, journal.revision, guard, kinds)
         answer["transaction"] = head.transaction
         return answer
 
@@ -333,6 +343,7 @@ class Agent:
             # not used may be gone.
             apply(self.kernel, plan(staged.want, self.kernel.read(staged.want)))
             self._applied(journal, staged.changed)
+            self._turn_rules(journal.confirmed.node, staged.before, staged.contents)
         except Exception as problem:
             error = problem if isinstance(problem, BpfleetError) else unexpected(problem)
             why = f"failed to {error.details.get('doing', 'apply')}: {error.what}"
@@ -347,6 +358,14 @@ class Agent:
                     "agent's next start and before the next change."
                 )
             raise error from problem
+
+    def _turn_rules(self, node: Optional[str], before: Contents, now: Contents) -> None:
+        """Events and flows name rules of one generation while the kernel holds the other. This is about names alone:
+        whatever goes wrong here must not undo a change or keep one from being put back."""
+        if node is None:
+            return
+        with contextlib.suppress(BpfleetError, OSError):
+            self.rulebook.turn(self.compiled(before, node).rules, self.compiled(now, node).rules)
 
     def _applied(self, journal: Journal, changed: Mapping[str, int]) -> None:
         transaction = journal.transaction
@@ -443,6 +462,11 @@ class Agent:
             self.kernel.prepare(want.programs)
             apply(self.kernel, steps)
         self.kernel.release()
+        pending = journal.transaction
+        if pending is not None:
+            with contextlib.suppress(BpfleetError):
+                contents = self.store.load(pending.head), self.store.load(journal.confirmed)
+                self._turn_rules(pending.head.node, *contents)
         return self.ended(journal, why)
 
     def ended(self, journal: Journal, why: str) -> Journal:
@@ -474,6 +498,7 @@ class Agent:
             self.kernel.release()
             self.files.remove(self.journal_file.path)
             self.store.clear()
+            self.rulebook.clear()
             shutil.rmtree(self.root / LOGS, ignore_errors=True)
             self._counted = self._mutations()
             return {"writes": self._counted - before, "wiped": True}

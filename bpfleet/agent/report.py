@@ -110,10 +110,9 @@ def events(
     interrupted: Callable[[float], bool],
 ) -> Dict[str, Any]:
     """Stream wire.VerdictEvent: the last of those that are kept, then, if following, new ones as they come."""
-    from bpfleet.observe.events import filter_of
     from bpfleet.observe.reader import Reader, open_slots
 
-    keep = filter_of(params)
+    keep = _filter(params)
     last, follow = int(params.get("last", DEFAULT_LAST)), bool(params.get("follow"))
     totals = {"events": 0, "lost": 0}
     slots = open_slots(agent.pins) if agent.pins is not None else None
@@ -125,14 +124,73 @@ def events(
         reader = Reader(slots)
         book = _Book(agent)
         batch = reader.read()
-        chosen = [event for event in map(book.event, batch.events) if keep(event)]
-        going = _send(chosen[-last:] if last > 0 else [], batch.lost, emit, totals)
+        kept = [book.event(record) for record in batch.events]
+        chosen = [event for event in kept if keep(event)]
+        if last >= 0:
+            chosen = chosen[-last:] if last else []
+        going = _send(chosen, batch.lost, emit, totals)
+        if params.get("notices"):
+            going = emit(_notice(kept[0]["time"] if kept and reader.overwrote else None)) and going
         while follow and going and not interrupted(_POLL_SECONDS):
             batch = reader.read()
             going = _send([event for event in map(book.event, batch.events) if keep(event)], batch.lost, emit, totals)
     finally:
         slots.close()
     return totals
+
+
+def _notice(oldest: Optional[float]) -> Dict[str, Any]:
+    """What a node says about itself among its events: its clock, and since when its events are kept, if older ones
+    were overwritten."""
+    now = round(time.time(), 6)
+    return {"clock": now, "time": now} if oldest is None else {"clock": now, "time": now, "kept_from": oldest}
+
+
+def _filter(params: Mapping[str, Any], history: bool = False) -> Callable[[Mapping[str, Any]], bool]:
+    from bpfleet.observe.filters import Filter, check_for_history, matcher
+
+    filters = [Filter.from_json(one) for one in params.get("filters", ())]
+    if history:
+        check_for_history(filters)
+    matches = matcher(filters)
+    since, until = params.get("since"), params.get("until")
+    first, final = ("last_seen", "first_seen") if history else ("time", "time")
+
+    def keep(event: Mapping[str, Any]) -> bool:
+        if (since is not None and event[first] < since) or (until is not None and event[final] > until):
+            return False
+        return matches(event)
+
+    return keep
+
+
+def flows(agent: Agent, params: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], bool]) -> Dict[str, Any]:
+    """Stream wire.Flow: the history, those seen last at the end; then one line of what it does not hold."""
+    from bpfleet.observe.history import read_history
+
+    keep = _filter(params, history=True)
+    last = int(params.get("last", -1))
+    if agent.pins is None:
+        return {"flows": 0}
+    book = _Book(agent)
+    history = read_history(agent.pins)
+    chosen = [flow for flow in (book.flow(record, counts) for record, counts in history.flows) if keep(flow)]
+    chosen.sort(key=lambda flow: float(flow["last_seen"]))
+    if last >= 0:
+        chosen = chosen[-last:] if last else []
+    for flow in chosen:
+        if not emit(flow):
+            return {"flows": len(chosen)}
+    emit(
+        {
+            **_notice(None),
+            "kept": len(history.flows),
+            "limit": history.limit,
+            "did_not_fit": history.did_not_fit,
+            "retired": history.retired,
+        }
+    )
+    return {"flows": len(chosen)}
 
 
 def _send(
@@ -149,7 +207,7 @@ def _send(
 
 
 class _Book:
-    """Turns records into named events; follows the documents as they change."""
+    """Turns records into named events and flows; follows the documents as they change."""
 
     def __init__(self, agent: Agent) -> None:
         from bpfleet.loader.layout import name_of
@@ -166,10 +224,18 @@ class _Book:
         from bpfleet.observe.events import event_of
 
         names = self._current()
-        older: List[Mapping[int, RuleName]] = []
-        if record["rule_id"] and record["rule_id"] not in names.rules:
-            older = self._kept_rules()
-        return event_of(record, names, self._name_of, self._boot_offset, older)
+        return event_of(record, names, self._name_of, self._boot_offset, self._older_than(names, record["rule_id"]))
+
+    def flow(self, record: Mapping[str, Any], counts: Mapping[str, int]) -> Dict[str, Any]:
+        """The named flow of one slot of the history."""
+        from bpfleet.observe.events import flow_of
+
+        names = self._current()
+        older = self._older_than(names, record["rule_id"])
+        return flow_of(record, counts, names, self._name_of, self._boot_offset, older)
+
+    def _older_than(self, names: Names, rule_id: int) -> List[Mapping[int, RuleName]]:
+        return self._kept_rules() if rule_id and rule_id not in names.rules else []
 
     def _current(self) -> Names:
         from bpfleet.observe.names import Names
@@ -184,9 +250,9 @@ class _Book:
         return self._names
 
     def _kept_rules(self) -> List[Mapping[int, RuleName]]:
-        """Rules of the older generations that are kept: events outlive the policies that made them."""
+        """Rules that are gone: events and flows outlive the policies that made them."""
         if self._older is None:
-            self._older = []
+            self._older = [self._agent.rulebook.read()]
             head = in_force(self._agent.journal())
             for contents in self._agent.store.older(head.generation):
                 if head.node is not None:

@@ -241,6 +241,11 @@ class Server:
 
         return events(self._agent, params, emit, self._channel.interrupted)
 
+    def _flows(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
+        from bpfleet.agent.report import flows
+
+        return flows(self._agent, params, emit)
+
     def _wipe(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
         return self._agent.wipe(params.get("node"))
 
@@ -271,6 +276,7 @@ _HANDLERS: Dict[str, Callable[[Server, Mapping[str, Any], Emit], Any]] = {
     "status": Server._status,
     "explain": Server._explain,
     "events": Server._events,
+    "flows": Server._flows,
     "wipe": Server._wipe,
 }
 

@@ -209,25 +209,27 @@ class JournalParams(TypedDict, total=False):
     limit: int
 
 
-class EventsParams(TypedDict, total=False):
-    """follow: stream until the next request or the end of stdin. last: how many of the kept events first (default 20).
+class FilterParams(TypedDict):
+    """One filter: key of bpfleet.observe.filters.KEYS, what it is compared with, "not": it must not match."""
 
-    verdict: "allowed" | "audited" | "denied" | "dropped". source, destination, any_end: an address, the name of an
-    endpoint, identity or node, or a label "key=value". port, protocol: of the destination. type, code: of an ICMP
-    message. policy: name of the deciding policy, or a label of it "key=value".
+    key: str
+    value: str
+
+
+class EventsParams(TypedDict, total=False):
+    """follow: stream until the next request or the end of stdin. last: how many of the kept events first (default 20;
+    -1: all). filters: see FilterParams; of one key they are alternatives, those of different keys must all match.
+
+    since, until: seconds since the epoch, by the node's clock. notices: also a line {"clock", "kept_from"?} with the
+    node's time and, if older events were overwritten, the time of the oldest that is kept.
     """
 
     follow: bool
     last: int
-    verdict: str
-    source: str
-    destination: str
-    any_end: str
-    port: int
-    protocol: str
-    type: int
-    code: int
-    policy: str
+    filters: List[FilterParams]
+    since: float
+    until: float
+    notices: bool
 
 
 class FlowEnd(TypedDict, total=False):
@@ -263,6 +265,51 @@ class VerdictEvent(TypedDict, total=False):
     hook: str
     length: int
     lost: int
+
+
+class FlowsParams(TypedDict, total=False):
+    """As EventsParams; last: how many of those seen last (default all). since and until are about any packet of a flow:
+    the last not before `since`, the first not after `until`."""
+
+    last: int
+    filters: List[FilterParams]
+    since: float
+    until: float
+
+
+class Flow(TypedDict, total=False):
+    """One line of a stream of flows: the history by pair of identities. Answers are the packets against the connection.
+
+    The last line is none but says what is not in the history: {"clock", "kept": flows, "limit": flows, "did_not_fit":
+    {"passed" | "dropped": counts}, "retired": {"passed" | "dropped": flows that were idle and gave their place}}.
+    """
+
+    first_seen: float  # seconds since the epoch
+    last_seen: float  # to about a second
+    node: str
+    verdict: str
+    reason: str  # of what was denied or dropped
+    direction: str
+    protocol: str
+    source: FlowEnd  # without address and port
+    destination: FlowEnd  # without address
+    icmp: Dict[str, int]
+    rule_id: int
+    policy: str
+    rule: str
+    description: str
+    policy_labels: Dict[str, str]
+    gone: str
+    packets: int
+    bytes: int
+    answer_packets: int
+    answer_bytes: int
+
+
+class FlowsResult(TypedDict):
+    """Ends a stream of flows: how many were sent."""
+
+    flows: int
 
 
 class EventsResult(TypedDict):
@@ -341,7 +388,7 @@ class WipeResult(TypedDict):
     wiped: bool
 
 
-STREAMING: FrozenSet[str] = frozenset({"events"})
+STREAMING: FrozenSet[str] = frozenset({"events", "flows"})
 METHODS: FrozenSet[str] = frozenset(
     {
         "hello",
@@ -353,6 +400,7 @@ METHODS: FrozenSet[str] = frozenset(
         "status",
         "state",
         "events",
+        "flows",
         "explain",
         "journal",
         "wipe",

@@ -9,10 +9,8 @@ from typing import Any
 
 from bpfleet.cli.reach import add_arguments, colour, targets
 from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
-from bpfleet.model.resources import PROTOCOL_NUMBERS
+from bpfleet.observe.filters import PORT_HELP, parse_port
 
-PORT_HELP = "port and protocol, a protocol such as icmp, or a message's type or type and code, such as 8/icmp, 3.1/icmp"
-_MESSAGES = ("icmp", "icmpv6")
 _COLOURS = {"allowed": "32", "audited": "33", "denied": "31", "dropped": "31", "mixed": "33", "refused": "31"}
 _SHOWN_BACKENDS = 10
 
@@ -53,30 +51,6 @@ def _run(options: argparse.Namespace) -> int:
             print(json.dumps(answer, indent=2, sort_keys=True) if options.output == "json" else render(answer))
             return 0
     raise Unreachable("no node answered: " + "; ".join(str(failure) for failure in failures))
-
-
-def parse_port(text: str) -> dict[str, Any]:
-    """ "80/tcp" -> {"protocol": "tcp", "port": 80}; "icmp" -> {"protocol": "icmp"}; "80" means TCP.
-
-    "3.1/icmp" -> {"protocol": "icmp", "type": 3, "code": 1}; the code may be left out.
-    """
-    number, _, protocol = text.lower().partition("/")
-    if protocol in _MESSAGES:
-        return {"protocol": protocol, **_message(text, number)}
-    if not (number.isascii() and number.isdigit()):
-        if protocol or number not in PROTOCOL_NUMBERS:
-            raise InvalidInput(f"{text!r} is no port", field="port", remedy="Write it as 80/tcp, or as icmp.")
-        return {"protocol": number}
-    if not 1 <= int(number) <= 65535:
-        raise InvalidInput(f"port {number} is out of range", field="port", remedy="Use 1 to 65535.")
-    return {"protocol": protocol or "tcp", "port": int(number)}
-
-
-def _message(text: str, numbers: str) -> dict[str, int]:
-    parts = numbers.split(".")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) <= 255 for part in parts):
-        raise InvalidInput(f"{text!r} is no ICMP message", field="port", remedy="Write it as 8/icmp, or as 3.1/icmp.")
-    return dict(zip(("type", "code"), map(int, parts), strict=False))
 
 
 def render(answer: Mapping[str, Any]) -> str:

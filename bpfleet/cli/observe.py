@@ -1,4 +1,4 @@
-"""`bpfleet observe`: verdicts as they happen on all nodes, in one stream, with names instead of numbers."""
+"""`bpfleet observe`: verdicts as they happen on all nodes in one stream, and the history of flows."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ import heapq
 import itertools
 import json
 import queue
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bpfleet.cli.explain import PORT_HELP, parse_port
-from bpfleet.cli.reach import add_arguments, colour, targets
+from bpfleet.cli.observed import OUTPUTS, Printer, lost
+from bpfleet.cli.reach import add_arguments, targets
 from bpfleet.errors import BpfleetError, InvalidInput
-from bpfleet.observe.names import short_end
+from bpfleet.observe.filters import (
+    ENDS,
+    PORT_HELP,
+    Filter,
+    check_for_history,
+    matcher,
+    unknown_names,
+)
 
 if TYPE_CHECKING:
     from bpfleet.transport.fleet import Fleet
@@ -25,98 +33,332 @@ if TYPE_CHECKING:
 
 MERGE_SECONDS = 0.3
 """How long an event of a followed stream is held back, so that an earlier one of another node can come before it."""
+SKEW_SECONDS = 1.0
+"""By how much a node's clock may differ from this machine's without a word about it."""
+_DEFAULT_LAST = 20
+_SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
-_VERDICT_COLOURS = {"allowed": "32", "audited": "33", "denied": "31", "dropped": "31"}
-_LAYOUT = "{:<15}  {:<8}  {:<8}  {:<8}  {:<7}  {}"
+_EPILOG = """\
+filters:
+  Of one kind they are alternatives, of different kinds all must match, and --not
+  turns the next one around. Names are those of the declared resources; one that
+  does not exist is said.
+
+examples:
+  bpfleet observe --lab -f                              what happens now, everywhere
+  bpfleet observe --lab --verdict denied --since 10m    what policy denied lately
+  bpfleet observe --lab --to-label app=db --not --from-label app=api
+                                                        who else asks for the database
+  bpfleet observe --lab --port 443/tcp --policy web     what the policy web did about https
+  bpfleet observe --lab --drop-reason spoofed_source    forged packets
+  bpfleet observe --lab --history --to-identity db      who ever talked to it, and how much
+  bpfleet observe --lab --since 1h -o json > hour.json
+  bpfleet observe --input-file hour.json --from-ip 10.0.0.0/8 -o compact
+                                                        look at it again, without the nodes
+"""
 
 
 def register(subparsers: Any) -> None:
     """Add `observe`."""
     parser = subparsers.add_parser(
         "observe",
-        help="verdicts as they happen",
-        description="Verdicts on new connections, and drops, of all nodes in order of time.",
+        help="verdicts as they happen, and the history of flows",
+        description="Verdicts on new connections, and drops, of all nodes in order of time; with --history the flows "
+        "that the nodes have counted, by pair of identities.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new ones until interrupted")
-    parser.add_argument("--last", type=int, metavar="N", help="how many of those that are kept (20; with -f 0)")
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="(%(default)s)")
-    parser.add_argument("--node", action="append", default=[], metavar="NAME", help="only of this node; repeatable")
-    parser.add_argument("--verdict", choices=("allowed", "audited", "denied", "dropped"), help="only these")
-    name = "an address, endpoint, identity, node, or label key=value"
-    parser.add_argument("--from", dest="source", metavar="A", help=f"only from {name}")
-    parser.add_argument("--to", dest="destination", metavar="B", help="only to such a one")
-    parser.add_argument("--with", dest="any_end", metavar="A", help="only from or to such a one")
-    parser.add_argument("--port", metavar="80/tcp", help=f"only to such a one: {PORT_HELP}")
     parser.add_argument(
-        "--policy", metavar="NAME", help="only those that this policy decided, or one with this label key=value"
+        "--history", action="store_true", help="flows with packets, bytes, first and last seen instead of events"
     )
-    parser.set_defaults(run=_run)
+    parser.add_argument(
+        "--last",
+        type=_count,
+        metavar="N",
+        help=f"the newest N ({_DEFAULT_LAST}; with -f 0; all with --since, --history)",
+    )
+    moment = "a span back from now (90s, 10m, 2h, 1d) or a time (13:05, 2026-01-31T13:05:00, seconds since the epoch)"
+    parser.add_argument("--since", type=_moment, metavar="WHEN", help=f"not older: {moment}")
+    parser.add_argument("--until", type=_moment, metavar="WHEN", help="not newer")
+    parser.add_argument("--input-file", metavar="FILE", help="look at what -o json wrote (- for stdin), not at nodes")
+    parser.add_argument("-o", "--output", choices=OUTPUTS, help="(table on a terminal, compact elsewhere)")
+    parser.add_argument("--node", action="append", default=[], metavar="NAME", help="only of this node; repeatable")
+    group = parser.add_argument_group("filters, each repeatable")
+    group.add_argument("--not", dest="negate", action=_Not, nargs=0, help="turn the next filter around")
+    _add_filters(group)
+    parser.set_defaults(run=_run, filters=[])
+
+
+class _Not(argparse.Action):
+    """Notes that the next filter is negated."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        namespace.negate = True
+
+
+class _AddFilter(argparse.Action):
+    """Appends a Filter with the key that `dest` holds."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        key = self.dest.partition(":")[2]
+        namespace.filters = [*namespace.filters, Filter(key, str(values), bool(namespace.negate))]
+        namespace.negate = None
+
+
+def _add_filters(group: Any) -> None:
+    def add(option: str, key: str, metavar: str | None, text: str | None, choices: Any = None) -> None:
+        group.add_argument(
+            option, dest=f"filter:{key}", action=_AddFilter, metavar=metavar, help=text, choices=choices,
+            default=argparse.SUPPRESS,
+        )  # fmt: skip
+
+    add("--verdict", "verdict", None, "what was decided", ("allowed", "audited", "denied", "dropped"))
+    add("--drop-reason", "drop-reason", "REASON", "why it was dropped or denied, as -o json and `status` call it")
+    name = "an address, endpoint, identity, node, or label key=value"
+    add("--from", "from-any", "A", f"who sends: {name}")
+    add("--to", "to-any", "B", "who receives, likewise")
+    add("--with", "any", "A", "either of the two")
+    kinds = {
+        "ip": ("ADDRESS", "an address or CIDR"),
+        "port": ("PORT", PORT_HELP),
+        "label": ("KEY[=VALUE]", "a label of the identity"),
+        "identity": ("NAME", "an identity's name or number; also world, host, remote-node"),
+        "endpoint": ("NAME", "an endpoint's name"),
+        "node": ("NAME", "the node that an end is on"),
+    }
+    for kind, (metavar, text) in kinds.items():
+        if kind in ENDS:
+            add(f"--{kind}", kind, metavar, f"{text}, of either end")
+        add(f"--from-{kind}", f"from-{kind}", metavar, None if kind in ENDS else f"{text}: the sender's")
+        add(f"--to-{kind}", f"to-{kind}", metavar, None if kind in ENDS else "the receiver's")
+    add("--protocol", "protocol", "NAME", "a protocol's name or number")
+    add("--direction", "direction", None, "whose policy judged", ("ingress", "egress"))
+    add("--policy", "policy", "NAME", "the policy that decided, or a label of it key=value")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of events")
+    return int(text)
+
+
+def _moment(text: str) -> float:
+    try:
+        return moment(text, time.time())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 10m, 13:05 or 2026-01-31T13:05:00") from None
+
+
+def moment(text: str, now: float) -> float:
+    """Seconds since the epoch of a span back from now, a time of this day, a date with time, or such seconds."""
+    import datetime
+
+    span = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    if span is not None:
+        return now - float(span[1]) * _SPANS[span[2]]
+    if re.fullmatch(r"\d{9,}(\.\d+)?", text):
+        return float(text)
+    if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?", text):
+        day = datetime.datetime.fromtimestamp(now).date()
+        text = f"{day.isoformat()}T{text if text.index(':') == 2 else f'0{text}'}"
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.negate:
+        raise InvalidInput("--not stands before no filter", field="not", remedy="Write --not --verdict allowed.")
+    if options.follow and options.history:
+        raise InvalidInput("a history cannot be followed", field="follow", remedy="Leave -f or --history out.")
+    matcher(options.filters)  # what no filter can be is said before anything is asked
+    if options.history:
+        check_for_history(options.filters)
+    last = options.last
+    if last is None:
+        spans = options.history or options.since is not None or options.until is not None or options.input_file
+        last = -1 if spans else 0 if options.follow else _DEFAULT_LAST
+    printer = Printer(options.output)
+    if options.input_file is not None:
+        return _replay(options, last, printer)
+    params: dict[str, Any] = {"last": last, "filters": [one.to_json() for one in options.filters]}
+    params.update({name: getattr(options, name) for name in ("since", "until") if getattr(options, name) is not None})
+    return _ask(options, params, printer)
+
+
+def _ask(options: argparse.Namespace, params: dict[str, Any], printer: Printer) -> int:
     from bpfleet.transport.fleet import Fleet
 
-    last = options.last if options.last is not None else (0 if options.follow else 20)
-    params: dict[str, Any] = {"follow": options.follow, "last": last}
-    for key in ("verdict", "source", "destination", "any_end", "policy"):
-        if getattr(options, key) is not None:
-            params[key] = getattr(options, key)
-    if options.port is not None:
-        params.update(parse_port(options.port))
-    printer = Printer(options.output)
     with Fleet() as fleet:
         chosen = targets(options, fleet)
         for name in options.node:
             if name not in chosen:
                 raise InvalidInput(f"there is no node {name}", field="node", remedy=f"Nodes: {', '.join(chosen)}.")
-        for warning in unknown_names(fleet, chosen, params):
+        for warning in names_nobody_has(fleet, chosen, options.filters):
             print(f"bpfleet: {warning}", file=sys.stderr)
-        streams = Streams(
-            fleet, [target for name, target in chosen.items() if not options.node or name in options.node]
-        )
+        nodes = [target for name, target in chosen.items() if not options.node or name in options.node]
+        streams = Streams(fleet, nodes, "flows" if options.history else "events")
         try:
-            events = streams.follow(params) if options.follow else streams.kept(params, last)
-            for event in events:
-                printer.show(event)
+            if options.follow:
+                lines = streams.follow({**params, "follow": True, "notices": True})
+            else:
+                lines = streams.kept({**params, "notices": True}, params["last"])
+            for line in lines:
+                printer.show(line)
         except (KeyboardInterrupt, BrokenPipeError):
             streams.stop()
+    for warning in streams.said(options.since):
+        print(f"bpfleet: {warning}", file=sys.stderr)
     return 1 if streams.failures else 0
 
 
-def unknown_names(fleet: Fleet, nodes: Mapping[str, Target], params: Mapping[str, Any]) -> list[str]:
+def _replay(options: argparse.Namespace, last: int, printer: Printer) -> int:
+    """Show what `-o json` wrote, by the same filters."""
+    if options.follow:
+        raise InvalidInput("a file cannot be followed", field="follow", remedy="Leave -f or --input-file out.")
+    with contextlib.ExitStack() as held:
+        if options.input_file == "-":
+            file = sys.stdin
+        else:
+            try:
+                file = held.enter_context(open(options.input_file, encoding="utf-8"))  # noqa: PTH123
+            except OSError as problem:
+                raise InvalidInput(
+                    f"{options.input_file} cannot be read: {problem.strerror}", field="input-file"
+                ) from problem
+        lines = list(read_lines(file, options.input_file))
+    if options.history:
+        lines = [line for line in lines if "verdict" not in line or "packets" in line]
+    for line in replayed(lines, options.filters, options.node, options.since, options.until, last):
+        printer.show(line)
+    if not printer.shown:
+        told = sum("verdict" in line for line in lines)
+        print(f"bpfleet: none of the {told} lines of {options.input_file} matches", file=sys.stderr)
+    return 0
+
+
+def read_lines(file: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The lines of a file that `-o json` wrote; InvalidInput, naming the line, for anything else."""
+    for number, text in enumerate(file, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            seen = line["last_seen"] if "packets" in line else line["time"]
+            if not isinstance(seen, (int, float)) or (
+                "verdict" in line and not {"source", "destination"} <= line.keys()
+            ):
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            raise InvalidInput(
+                f"line {number} of {name} is no event",
+                field="input-file",
+                remedy="Give a file that `bpfleet observe -o json` wrote.",
+            ) from None
+        yield line
+
+
+def replayed(
+    lines: list[dict[str, Any]],
+    filters: list[Filter],
+    nodes: list[str],
+    since: float | None,
+    until: float | None,
+    last: int,
+) -> list[dict[str, Any]]:
+    """What of recorded lines the options let through, in order of time. Lines about losses stay."""
+    keep = matcher(filters)
+
+    def is_wanted(line: Mapping[str, Any]) -> bool:
+        if nodes and line.get("node") not in nodes:
+            return False
+        if "verdict" not in line:
+            return "lost" in line
+        first, final = ("last_seen", "first_seen") if "packets" in line else ("time", "time")
+        if (since is not None and line[first] < since) or (until is not None and line[final] > until):
+            return False
+        return keep(line)
+
+    return newest(sorted((line for line in lines if is_wanted(line)), key=_when), last)
+
+
+def _when(line: Mapping[str, Any]) -> float:
+    return float(line["last_seen"] if "packets" in line else line["time"])
+
+
+def newest(lines: list[dict[str, Any]], last: int) -> list[dict[str, Any]]:
+    """The newest `last` events of lines in order of time (all, if negative), with the losses and notices."""
+    told = [line for line in lines if "verdict" in line]
+    if last < 0 or len(told) <= last:
+        return lines
+    chosen = {id(line) for line in (told[-last:] if last else [])}
+    return [line for line in lines if "verdict" not in line or id(line) in chosen]
+
+
+def names_nobody_has(fleet: Fleet, nodes: Mapping[str, Target], filters: list[Filter]) -> list[str]:
     """What the filters name and no document has. Worth a word and no more: it may come while following, and verdicts of
     a policy that is gone are kept."""
     from bpfleet.model.document import Document, DocumentSet
-    from bpfleet.observe.events import unknown_end, unknown_policy
 
-    ends = [params[key] for key in ("source", "destination", "any_end") if key in params]
-    if not ends and "policy" not in params:
+    if not filters:
         return []
     for target in nodes.values():
         # Every member holds all documents; a node that does not answer is told of by its stream.
         with contextlib.suppress(BpfleetError):
             items = [item["document"] for item in fleet.call(target, "documents")["items"]]
-            documents = DocumentSet(Document(item["kind"], item["name"], item["spec"]) for item in items)
-            found = [unknown_end(documents, end) for end in ends]
-            if "policy" in params:
-                found.append(unknown_policy(documents, params["policy"]))
-            return [warning for warning in found if warning is not None]
+            return unknown_names(
+                DocumentSet(Document(item["kind"], item["name"], item["spec"]) for item in items), filters
+            )
     return []
 
 
 class Streams:
-    """The event streams of several nodes as one. Nodes that fail are told and in `failures`; the others go on."""
+    """The streams of several nodes as one. Nodes that fail are told and in `failures`; the others go on."""
 
-    def __init__(self, fleet: Fleet, nodes: list[Target]) -> None:
+    def __init__(self, fleet: Fleet, nodes: list[Target], method: str = "events") -> None:
         self._fleet = fleet
         self._nodes = nodes
+        self._method = method
         self._stopping = threading.Event()
         self.failures: dict[str, BpfleetError] = {}
+        self.lost: dict[str, int] = {}
+        self._notices: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
     def stop(self) -> None:
         """What ends from now on ends because we let go of it."""
         self._stopping.set()
+
+    def said(self, since: float | None) -> list[str]:
+        """What there is to know about the answers: losses, clocks, and what is no longer kept."""
+        found = [f"in all, {lost({'node': node, 'lost': count})}" for node, count in sorted(self.lost.items())]
+        for node, (arrived, notice) in sorted(self._notices.items()):
+            ahead = float(notice["clock"]) - arrived
+            if abs(ahead) > SKEW_SECONDS:
+                way = "ahead of" if ahead > 0 else "behind"
+                found.append(f"the clock of {node} is {abs(ahead):.1f} s {way} this machine's: so are its times")
+            kept_from = notice.get("kept_from")
+            if since is not None and kept_from is not None and kept_from > since:
+                clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept_from))
+                found.append(f"{node} keeps no events from before {clock}: see --history for what it counted")
+            found.extend(self._unkept(node, notice))
+        return found
+
+    @staticmethod
+    def _unkept(node: str, notice: Mapping[str, Any]) -> Iterator[str]:
+        for kind, counts in notice.get("did_not_fit", {}).items():
+            packets, size = (counts[name] + counts[f"answer_{name}"] for name in ("packets", "bytes"))
+            if packets:
+                yield (
+                    f"{node}: {packets} packets ({size} bytes) that were {kind} are in no flow above: they did not fit "
+                    f"among the {notice['limit']} that the history keeps"
+                )
+        for kind, count in notice.get("retired", {}).items():
+            if count:
+                yield f"{node}: {count} idle flows that were {kind} gave their place to new ones"
 
     def _failed(self, name: str, error: BpfleetError) -> None:
         if not self._stopping.is_set():
@@ -124,15 +366,15 @@ class Streams:
             print(f"bpfleet: {error.at(node=name)}", file=sys.stderr)
 
     def kept(self, params: Mapping[str, Any], last: int) -> Iterator[dict[str, Any]]:
-        """The newest `last` events of all nodes together, oldest first, and each node's losses."""
+        """The newest `last` lines of all nodes together (all, if negative), oldest first, and each node's losses."""
         found: list[dict[str, Any]] = []
         for name, answer in self._fleet.each(self._nodes, lambda node: list(self._stream(node, params))).items():
             if isinstance(answer, BpfleetError):
                 self._failed(name, answer)
             else:
                 found.extend(answer)
-        found.sort(key=lambda event: float(event["time"]))
-        return iter(found[-last:] if last else [])
+        found.sort(key=_when)
+        return iter(newest(found, last))
 
     def follow(self, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Events of all nodes as they come, until every stream has ended."""
@@ -151,9 +393,15 @@ class Streams:
             arrived.put(None)
 
     def _stream(self, node: Target, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        for event in self._fleet.stream(node, "events", params):
-            event.setdefault("node", node.name)
-            yield event
+        for line in self._fleet.stream(node, self._method, params):
+            line.setdefault("node", node.name)
+            if "clock" in line:
+                self._notices[node.name] = (time.time(), line)
+                if "kept" not in line:
+                    continue
+            if "lost" in line:
+                self.lost[node.name] = self.lost.get(node.name, 0) + int(line["lost"])
+            yield line
 
 
 def merge(arrived: queue.Queue[dict[str, Any] | None], sources: int, hold_seconds: float) -> Iterator[dict[str, Any]]:
@@ -172,47 +420,4 @@ def merge(arrived: queue.Queue[dict[str, Any] | None], sources: int, hold_second
             if event is None:
                 sources -= 1
             else:
-                heapq.heappush(held, (float(event["time"]), next(order), time.monotonic() + hold_seconds, event))
-
-
-class Printer:
-    """Writes events to stdout: JSON lines, or aligned columns with a header."""
-
-    def __init__(self, output: str) -> None:
-        self._output = output
-        self._begun = False
-
-    def show(self, event: Mapping[str, Any]) -> None:
-        """One event, at once."""
-        if self._output == "json":
-            print(json.dumps(event, sort_keys=True), flush=True)
-            return
-        if not self._begun:
-            header = _LAYOUT.format("TIME", "NODE", "VERDICT", "WHERE", "PROTO", "FLOW")
-            print(colour(header, "1"))
-            self._begun = True
-        print(render(event), flush=True)
-
-
-def render(event: Mapping[str, Any]) -> str:
-    """One event as a line: when, where, what, who, and why."""
-    seconds = float(event["time"])
-    clock = time.strftime("%H:%M:%S", time.localtime(seconds)) + f".{int(seconds % 1 * 1e6):06d}"
-    node = str(event.get("node", ""))
-    if "lost" in event:
-        return _LAYOUT.format(clock, node, "lost", "", "", f"{event['lost']} events overwritten before they were read")
-    verdict = str(event["verdict"])
-    flow = f"{short_end(event['source'])} -> {short_end(event['destination'])}"
-    shown = colour(f"{verdict:<8}", _VERDICT_COLOURS.get(verdict, "0"))
-    return _LAYOUT.format(clock, node, shown, event["direction"], event["protocol"], f"{flow}  {why(event)}")
-
-
-def why(event: Mapping[str, Any]) -> str:
-    """The reason in words: the policy's rule, or what the packet path found wrong."""
-    if event["verdict"] == "dropped":
-        return str(event["reason"]).replace("_", " ")
-    if not event.get("policy"):
-        return str(event.get("rule", ""))
-    said = f' "{event["description"]}"' if event.get("description") else ""
-    gone = " (no longer declared)" if event.get("gone") else ""
-    return f"{event['policy']} {event['rule']}{said}{gone}"
+                heapq.heappush(held, (_when(event), next(order), time.monotonic() + hold_seconds, event))

@@ -60,7 +60,7 @@ class Maps:
                     continue  # swapped out between the two calls
                 raise
             with closing(inner):
-                have = _dump(inner, inner_name)
+                have = dump(inner, inner_name)
             found[number] = Table(codec.key, codec.value, codec.compare(table.rows if table else {}, have))
         return found
 
@@ -81,7 +81,7 @@ class Maps:
         if fd is None:
             return None
         with closing(fd):
-            return _dump(fd, name)
+            return dump(fd, name)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ def _bindable(key: Tuple[str, ...], row: Row) -> bool:
     return True
 
 
-def _dump(fd: int, name: str) -> Dict[bytes, bytes]:
+def dump(fd: int, name: str) -> Dict[bytes, bytes]:
     """Everything a map holds; of an array every element."""
     described = MAPS[name]
     key_size, value_size = described["key"]["size"], described["value"]["size"]

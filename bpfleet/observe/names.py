@@ -29,13 +29,18 @@ class Names:
 
     def end(self, address: str, port: int, identity: int) -> Dict[str, Any]:
         """One end of a flow (wire.FlowEnd); port 0 is left out."""
-        end: Dict[str, Any] = {"address": address, "identity": identity}
+        end = {"address": address, **self.party(identity, port)}
+        end.update(self._addresses.get(address, {}))
+        return end
+
+    def party(self, identity: int, port: int = 0) -> Dict[str, Any]:
+        """One end of which only the identity is known, as the history does (wire.FlowEnd without address)."""
+        end: Dict[str, Any] = {"identity": identity}
         if port:
             end["port"] = port
         end.update(self._identities.get(identity, {"identity_name": str(identity)}))
-        end.update(self._addresses.get(address, {}))
         if identity == HOST and self.node is not None:
-            end.setdefault("node", self.node)
+            end["node"] = self.node
         return end
 
     def rule(self, rule_id: int, older: Iterable[Mapping[int, RuleName]] = ()) -> Dict[str, Any]:
@@ -67,6 +72,8 @@ def short_end(end: Mapping[str, Any]) -> str:
     if not name and end.get("identity") in (HOST, REMOTE_NODE):
         name = end.get("node") and f"node {end['node']}"
     port = f":{end['port']}" if end.get("port") else ""
+    if not name and "address" not in end:
+        name = end.get("identity_name", "")
     if name:
         return f"{name}{port}"
     address = str(end.get("address") or "::")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Protocol, Tuple
+from typing import Any, Dict, List, Optional, Protocol, Set, Tuple
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class Reader:
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
+        self.overwrote = any(slots.written(cpu) > slots.slots for cpu in range(slots.cpus))
+        """Whether older events than those that are kept there were."""
         self._next = [max(1, slots.written(cpu) - slots.slots + 1) for cpu in range(slots.cpus)]
 
     def read(self) -> Batch:
@@ -125,6 +127,17 @@ class Reader:
             return None
         data = slots.copy(index)
         return data if slots.sequence(index) == number else None
+
+
+def rules_of_events(pins: str) -> Set[int]:
+    """Ids of the rules that kept events name."""
+    slots = open_slots(pins)
+    if slots is None:
+        return set()
+    try:
+        return {int(event["rule_id"]) for event in Reader(slots).read().events} - {0}
+    finally:
+        slots.close()
 
 
 def open_slots(pins: str) -> Optional[MappedSlots]:

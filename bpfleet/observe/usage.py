@@ -12,9 +12,7 @@ from bpfleet.loader.capacity import LIMITS, Usage
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.layout import decode_many
 from bpfleet.loader.pins import Pins, open_pin
-
-FIRST_DROP = 16
-"""From this reason on a packet was dropped (bpf/include/bpfleet/reasons.h)."""
+from bpfleet.observe.events import FIRST_DROP
 
 HIGH, CRITICAL = 0.8, 0.95
 """From these shares of its room on a map is `high`, and `critical`."""
@@ -40,7 +38,7 @@ def counters(pins: str) -> List[Dict[str, Any]]:
         for name, number in sorted(ENUMS["reason"].items(), key=lambda entry: int(entry[1])):
             if name in ("none", "limit"):
                 continue
-            data = syscall.map_lookup(handle, number.to_bytes(4, "little"), size * _possible_cpus())
+            data = syscall.map_lookup(handle, number.to_bytes(4, "little"), size * possible_cpus())
             values = decode_many("counters", "value", data or b"")
             packets = sum(value["packets"] for value in values)
             if packets:
@@ -99,7 +97,7 @@ def _count(handle: int, info: syscall.MapInfo) -> int:
     return count
 
 
-def _possible_cpus() -> int:
+def possible_cpus() -> int:
     """How many values a per-CPU map has: the kernel counts possible CPUs, from 0 to the last in this list."""
     text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip()
     return int(text.split(",")[-1].split("-")[-1]) + 1

@@ -81,9 +81,12 @@ class Node:
         first.call("apply", transaction=staged["transaction"])
         return dict(self.connect().call("confirm", transaction=staged["transaction"]))
 
-    def events(self, **params: Any) -> List[Dict[str, Any]]:
+    def events(self, last: int, **filters: str) -> List[Dict[str, Any]]:
+        return self.told("events", last=last, filters=[{"key": key, "value": value} for key, value in filters.items()])
+
+    def told(self, method: str, **params: Any) -> List[Dict[str, Any]]:
         connection = self.connect()
-        connection.send("events", params)
+        connection.send(method, params)
         found = []
         while True:
             message = connection.receive()
@@ -141,11 +144,36 @@ def test_a_nodes_life(node: Node) -> None:
     used = {entry["map"]: entry["used"] for entry in status["maps"]}
     assert (used["endpoints"], used["policies"]) == (2, 1)
 
-    # Once the policy is gone, its events keep their names, and the pings pass.
+    *flows, rest = node.told("flows")
+    pings = [flow for flow in flows if flow["protocol"] == "icmp"]
+    counted = {
+        (
+            flow["source"]["identity_name"],
+            flow["destination"]["identity_name"],
+            flow["direction"],
+            flow["verdict"],
+        ): flow
+        for flow in pings
+    }
+    assert counted["api", "web", "ingress", "allowed"]["packets"] == 1
+    assert counted["api", "web", "ingress", "allowed"]["answer_packets"] == 1
+    refused = counted["web", "api", "ingress", "denied"]
+    assert (refused["packets"], refused["rule_id"], refused["policy"]) == (1, denied["rule_id"], "api")
+    assert refused["icmp"] == {"type": 8, "code": 0}
+    assert abs(refused["first_seen"] - denied["time"]) < 1
+    assert rest["kept"] == len(flows) < rest["limit"]
+    assert rest["did_not_fit"]["passed"]["packets"] == rest["did_not_fit"]["dropped"]["packets"] == 0
+
+    # Once the policy is gone, its events and flows keep their names, and the pings pass.
     node.commit(node="h1", owner="test", deletes=["policy/api"])
     assert node.ping("w1", "10.77.1.2")
+    for older in sorted((node.root / "generations").iterdir())[:-1]:
+        older.unlink()  # as after many more changes
     kept = next(event for event in node.events(verdict="denied", last=100))
-    assert (kept["policy"], kept["gone"]) == ("api", "yes")
+    assert (kept["policy"], kept["rule"], kept["gone"]) == ("api", "default deny", "yes")
+    *flows, _ = node.told("flows", filters=[{"key": "policy", "value": "api"}])
+    assert {(flow["policy"], flow["rule"], flow["gone"]) for flow in flows} == {("api", "default deny", "yes")}
+    assert connection.call("status")["drift"] == []
 
     assert connection.call("wipe", node="h1")["wiped"]
     assert sorted(path.name for path in node.root.iterdir()) == ["agent", "boot", "lock"]
@@ -156,7 +184,7 @@ def test_a_nodes_life(node: Node) -> None:
 def test_following_sees_what_happens_and_ends_with_the_next_request(node: Node) -> None:
     node.commit(**CHANGE)
     connection = node.connect()
-    number = connection.send("events", {"follow": True, "last": 100, "protocol": "icmp"})
+    number = connection.send("events", {"follow": True, "last": 100, "filters": [{"key": "protocol", "value": "icmp"}]})
     assert node.ping("w2", "10.77.1.1")
     event = connection.receive()
     assert event["id"] == number
@@ -176,5 +204,5 @@ def test_refused_by_what_the_host_has(node: Node) -> None:
     fields = {refusal["error"]["where"]["field"] for refusal in answer["refused"]}
     assert fields == {"devices[0].name", "address"}
     with pytest.raises(InvalidInput, match="no verdict"):
-        connection.call("events", verdict="x")
+        connection.call("events", filters=[{"key": "verdict", "value": "x"}])
     assert node.events(last=5) == []

@@ -1,14 +1,12 @@
-"""Names, filters, and explaining flows; and how the command line shows them."""
+"""Names, and explaining flows; and how the command line shows them."""
 
 from __future__ import annotations
 
-import queue
 from typing import Any, Dict, List
 
 import pytest
 
 from bpfleet.cli import explain as explain_cli
-from bpfleet.cli import observe as observe_cli
 from bpfleet.cli import status as status_cli
 from bpfleet.cli.main import main
 from bpfleet.compile.compiler import Compiler
@@ -16,7 +14,7 @@ from bpfleet.errors import HostUnfit, InvalidInput, Unreachable
 from bpfleet.loader.layout import layout, name_of
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import PROTOCOL_NUMBERS
-from bpfleet.observe.events import event_of, filter_of, unknown_end, unknown_policy
+from bpfleet.observe.events import event_of
 from bpfleet.observe.explain import explain
 from bpfleet.observe.names import Names, short_end
 from bpfleet.observe.usage import gauge
@@ -94,42 +92,6 @@ def test_a_rule_that_is_gone_is_named_from_an_older_generation() -> None:
     assert without.rule(number)["gone"] == "yes"
     assert f"{number:#010x}" in without.rule(number)["rule"]
     assert without.rule(0) == {}
-
-
-@pytest.mark.parametrize(
-    ("params", "kept"),
-    [
-        ({}, True),
-        ({"verdict": "allowed"}, True),
-        ({"verdict": "denied"}, False),
-        ({"source": "web-1"}, True),
-        ({"source": "api-1"}, False),
-        ({"source": "tier=front"}, True),
-        ({"source": "tier=back"}, False),
-        ({"destination": "api"}, True),
-        ({"destination": "10.77.1.2", "port": 80}, True),
-        ({"port": 40000}, False),
-        ({"any_end": "api-1"}, True),
-        ({"any_end": "db-1"}, False),
-        ({"protocol": "tcp"}, True),
-        ({"protocol": "udp"}, False),
-        ({"policy": "api"}, True),
-        ({"policy": "db"}, False),
-    ],
-)
-def test_filters(params: Dict[str, Any], kept: bool) -> None:
-    assert filter_of(params)(event()) is kept
-
-
-def test_a_default_deny_belongs_to_each_policy_that_closes() -> None:
-    found = {**event(), "policy": "api, db"}
-    assert filter_of({"policy": "db"})(found)
-    assert not filter_of({"policy": "d"})(found)
-
-
-def test_an_unknown_verdict_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="is no verdict"):
-        filter_of({"verdict": "maybe"})
 
 
 @pytest.mark.parametrize(
@@ -219,25 +181,6 @@ def test_what_cannot_be_explained(source: str, destination: str, protocol: str, 
     assert raised.value.remedy
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("80/tcp", {"protocol": "tcp", "port": 80}),
-        ("53/UDP", {"protocol": "udp", "port": 53}),
-        ("443", {"protocol": "tcp", "port": 443}),
-        ("icmp", {"protocol": "icmp"}),
-    ],
-)
-def test_ports_on_the_command_line(text: str, found: Dict[str, Any]) -> None:
-    assert explain_cli.parse_port(text) == found
-
-
-@pytest.mark.parametrize("text", ["0/tcp", "70000", "http/tcp"])
-def test_what_is_no_port(text: str) -> None:
-    with pytest.raises(InvalidInput):
-        explain_cli.parse_port(text)
-
-
 def test_explain_for_people() -> None:
     text = explain_cli.render(explain(DOCUMENTS, "web-1", "db-1", "tcp", 5432))
     assert text.splitlines() == [
@@ -245,24 +188,6 @@ def test_explain_for_people() -> None:
         "  egress of web on h1: allowed, no policy selects this direction",
         "  ingress of db on h2: denied by policy db, default deny",
     ]
-
-
-def test_events_for_people() -> None:
-    assert observe_cli.render(event()).endswith("tcp      web-1:40000 -> api-1:80  api ingress[0]")
-    dropped = event(verdict=4, reason=26, rule_id=0)
-    assert observe_cli.render(dropped).endswith("spoofed source")
-    assert "no longer declared" in observe_cli.render({**event(), "gone": "yes"})
-    assert "3 events overwritten" in observe_cli.render({"lost": 3, "time": 1.0, "node": "h1"})
-
-
-def test_streams_of_several_nodes_are_merged_in_order_of_time() -> None:
-    arrived: queue.Queue[Any] = queue.Queue()
-    for time, node in ((2.0, "a"), (1.0, "b"), (3.0, "b"), (2.0, "b")):
-        arrived.put({"time": time, "node": node})
-    arrived.put(None)
-    arrived.put(None)
-    merged = list(observe_cli.merge(arrived, 2, hold_seconds=60))
-    assert [(found["time"], found["node"]) for found in merged] == [(1.0, "b"), (2.0, "a"), (2.0, "b"), (3.0, "b")]
 
 
 def status(**changes: Any) -> Dict[str, Any]:
@@ -324,31 +249,6 @@ def test_a_node_whose_documents_wait_is_not_plainly_ok_and_no_failure_either() -
 def test_a_lab_and_a_seed_together_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--lab", "--seed", "192.0.2.1"]) == 2
     assert "--lab and --seed name different nodes" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "name", ["web", "web-1", "h1", "tier=front", "10.9.9.9", "2001:db8::9", "world", "remote-node"]
-)
-def test_names_that_events_may_have(name: str) -> None:
-    assert unknown_end(DOCUMENTS, name) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("wep-1", "did you mean web-1?"),
-        ("app=wep", "no identity has the label app=wep (did you mean app=web?)"),
-        ("10.0.0", "is no address"),
-        ("zzzzzzzz", "'zzzzzzzz' is no address, endpoint, identity, node or label"),
-    ],
-)
-def test_names_that_no_event_can_have_are_said(name: str, says: str) -> None:
-    assert says in str(unknown_end(DOCUMENTS, name))
-
-
-def test_a_policy_that_does_not_exist_is_said() -> None:
-    assert unknown_policy(DOCUMENTS, "api") is None
-    assert unknown_policy(DOCUMENTS, "apj") == "there is no policy apj (did you mean api?)"
 
 
 @pytest.mark.parametrize(

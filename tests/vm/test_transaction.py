@@ -150,7 +150,7 @@ def test_a_node_lives_and_leaves_nothing(host: Machine, reached: Target, fleet: 
     denied += [flow("w1", "w2", DB["v4"], "udp", 5432, False), flow("w1", "w2", DB["v6"], "icmp", 0, False)]
     answers = answered(host, allowed + denied)
     assert answers == [True] * len(allowed) + [False] * len(denied)
-    events = list(fleet.stream(reached, "events", {"last": 200, "verdict": "denied"}))
+    events = list(fleet.stream(reached, "events", {"last": 200, "filters": [{"key": "verdict", "value": "denied"}]}))
     told = {(one["destination"]["address"], one["protocol"], one["destination"].get("port", 0)) for one in events}
     assert {(one["address"], one["protocol"], one["port"]) for one in denied if one["protocol"] != "icmp"} <= told
     assert {one["policy"] for one in events} == {"db"}

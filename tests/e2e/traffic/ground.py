@@ -30,6 +30,7 @@ LABELS = {"web": {"app": "web", "tier": "front"}, "db": {"app": "db", "tier": "b
 OPEN_PORTS = (7001, 7002, 7003)
 FAMILIES = (4, 6)
 PROMPT_SECONDS = 5.0
+FILTER_KEYS = {"source": "from-any", "destination": "to-any", "port": "to-port"}
 NO_TCX = bool(os.environ.get("BPFLEET_TEST_NO_TCX"))
 """Whether the hosts' operator wants clsact filters; tools/test.sh runs the traffic tests in either way."""
 SWITCH = "/etc/bpfleet/no-tcx"
@@ -213,7 +214,8 @@ class Ground:
 
     def events(self, host: str, last: int = 200, **filters: Any) -> list[dict[str, Any]]:
         """The latest kept events of a node, oldest first."""
-        stream = self.fleet.stream(self.targets[host], "events", {"follow": False, "last": last, **filters})
+        asked = [{"key": FILTER_KEYS.get(name, name), "value": str(value)} for name, value in filters.items()]
+        stream = self.fleet.stream(self.targets[host], "events", {"follow": False, "last": last, "filters": asked})
         return [event for event in stream if "lost" not in event]
 
     def explain(self, host: str, source: str, destination: str, protocol: str, port: int | None) -> dict[str, Any]:

@@ -1,0 +1,327 @@
+"""Filters over events and flows of the history, as `bpfleet observe` and wire.EventsParams name them. Pure.
+
+Filters of one key are alternatives, those of different keys must all match, and none of the negated may.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple, Union
+
+from bpfleet.errors import InvalidInput
+from bpfleet.loader.generated.layouts import ENUMS
+from bpfleet.model.document import DocumentSet
+from bpfleet.model.identity import RESERVED_NAMES
+from bpfleet.model.resources import PROTOCOL_NUMBERS
+from bpfleet.observe.events import FIRST_DROP, VERDICTS
+
+Event = Mapping[str, Any]
+Test = Callable[[Event], bool]
+
+PORT_HELP = "port and protocol, a protocol such as icmp, or a message's type or type and code, such as 8/icmp, 3.1/icmp"
+ENDS = ("ip", "port", "label", "identity", "endpoint", "any")
+"""What an end can be known by; "any" is an address, endpoint, identity, node or label. Each with from- or to- before it
+for one end, alone for either."""
+KEYS = (
+    *(f"{side}{kind}" for kind in ENDS for side in ("", "from-", "to-")),
+    "from-node",
+    "to-node",
+    "verdict",
+    "drop-reason",
+    "protocol",
+    "policy",
+    "direction",
+)
+_NOT_IN_HISTORY = {
+    "ip": "addresses: filter by --identity or --label",
+    "endpoint": "endpoints: filter by --identity or --label",
+    "node": "the nodes of both ends: --node chooses the nodes that are asked",
+    "from-port": "the ports of senders",
+}
+_MESSAGES = ("icmp", "icmpv6")
+DROP_REASONS = tuple(name for name, number in ENUMS["reason"].items() if number >= FIRST_DROP and name != "limit")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One condition: a key of KEYS, what it is compared with, and whether it must not match."""
+
+    key: str
+    value: str
+    negated: bool = False
+
+    def to_json(self) -> Dict[str, Any]:
+        """As in wire.EventsParams."""
+        return {"key": self.key, "value": self.value, "not": self.negated}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Filter:
+        """InvalidInput for what is none."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("value"), str):
+            raise InvalidInput(f"{data!r} is no filter", field="filters")
+        return cls(str(data.get("key")), data["value"], bool(data.get("not")))
+
+
+def matcher(filters: Iterable[Filter]) -> Test:
+    """The test that the filters make together; InvalidInput for a value that nothing can match."""
+    wanted: Dict[str, List[Test]] = {}
+    unwanted: List[Test] = []
+    for one in filters:
+        test = _test(one)
+        if one.negated:
+            unwanted.append(test)
+        else:
+            wanted.setdefault(one.key, []).append(test)
+    groups = list(wanted.values())
+
+    def keep(event: Event) -> bool:
+        return all(any(test(event) for test in group) for group in groups) and not any(test(event) for test in unwanted)
+
+    return keep
+
+
+def check_for_history(filters: Iterable[Filter]) -> None:
+    """InvalidInput for a filter by what the history does not keep."""
+    for one in filters:
+        kind = one.key if one.key in _NOT_IN_HISTORY else one.key.rpartition("-")[2]
+        if kind in _NOT_IN_HISTORY:
+            raise InvalidInput(f"the history does not keep {_NOT_IN_HISTORY[kind]}", field=one.key)
+
+
+def _test(one: Filter) -> Test:
+    side, dash, kind = one.key.rpartition("-")
+    if one.key not in KEYS:
+        raise InvalidInput(f"there is no filter {one.key!r}", field="filters", remedy=f"Filters: {', '.join(KEYS)}.")
+    if one.key in _PLAIN:
+        return _PLAIN[one.key](one.value)
+    if kind == "port":
+        return _port_test(side if dash else "", one.value)
+    end_test = _END_TESTS[kind](one.value)
+    if side == "from":
+        return lambda event: end_test(event["source"])
+    if side == "to":
+        return lambda event: end_test(event["destination"])
+    return lambda event: end_test(event["source"]) or end_test(event["destination"])
+
+
+# -- ends --------------------------------------------------------------------------------------------------------------
+
+
+def _ip_test(value: str) -> Test:
+    try:
+        network = ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise InvalidInput(
+            f"{value!r} is no address and no CIDR", field="ip", remedy="Write it as 10.0.0.7 or fd00::/64."
+        ) from None
+    return lambda end: bool(end.get("address")) and _address(end["address"]) in network
+
+
+def _address(text: str) -> Union[ipaddress.IPv4Address, ipaddress.IPv6Address]:
+    return ipaddress.ip_address(text)
+
+
+def _label_test(value: str) -> Test:
+    key, equals, wanted = value.partition("=")
+
+    def test(end: Event) -> bool:
+        labels = end.get("labels", {})
+        return key in labels and (not equals or labels[key] == wanted)
+
+    return test
+
+
+def _identity_test(value: str) -> Test:
+    return lambda end: value in (end.get("identity_name"), str(end.get("identity")))
+
+
+def _any_test(value: str) -> Test:
+    label = _label_test(value)
+    return lambda end: (
+        value in (end.get("address"), end.get("endpoint"), end.get("identity_name"), end.get("node"))
+        or ("=" in value and label(end))
+    )
+
+
+_END_TESTS: Dict[str, Callable[[str], Test]] = {
+    "ip": _ip_test,
+    "label": _label_test,
+    "identity": _identity_test,
+    "any": _any_test,
+    "endpoint": lambda value: lambda end: end.get("endpoint") == value,
+    "node": lambda value: lambda end: end.get("node") == value,
+}
+
+
+def _port_test(side: str, value: str) -> Test:
+    asked = parse_port(value, any_protocol=True)
+    protocol, port = asked.get("protocol"), asked.get("port")
+    message = {key: asked[key] for key in ("type", "code") if key in asked}
+
+    def test(event: Event) -> bool:
+        if protocol is not None and event.get("protocol") != protocol:
+            return False
+        if any(event.get("icmp", {}).get(key) != number for key, number in message.items()):
+            return False
+        if port is None:
+            return True
+        ends = {"from": ("source",), "to": ("destination",)}.get(side, ("source", "destination"))
+        return any(event[end].get("port") == port for end in ends)
+
+    return test
+
+
+def parse_port(text: str, *, any_protocol: bool = False) -> Dict[str, Any]:
+    """ "80/tcp" -> {"protocol": "tcp", "port": 80}; "icmp" -> {"protocol": "icmp"}; "80" means TCP, or any protocol.
+
+    "3.1/icmp" -> {"protocol": "icmp", "type": 3, "code": 1}; the code may be left out.
+    """
+    number, _, protocol = text.lower().partition("/")
+    if protocol in _MESSAGES:
+        return {"protocol": protocol, **_message(text, number)}
+    if not (number.isascii() and number.isdigit()):
+        if protocol or number not in PROTOCOL_NUMBERS:
+            raise InvalidInput(f"{text!r} is no port", field="port", remedy="Write it as 80/tcp, or as icmp.")
+        return {"protocol": number}
+    if not 1 <= int(number) <= 65535:
+        raise InvalidInput(f"port {number} is out of range", field="port", remedy="Use 1 to 65535.")
+    if not protocol and any_protocol:
+        return {"port": int(number)}
+    return {"protocol": protocol or "tcp", "port": int(number)}
+
+
+def _message(text: str, numbers: str) -> Dict[str, int]:
+    parts = numbers.split(".")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) <= 255 for part in parts):
+        raise InvalidInput(f"{text!r} is no ICMP message", field="port", remedy="Write it as 8/icmp, or as 3.1/icmp.")
+    return dict(zip(("type", "code"), map(int, parts)))
+
+
+# -- everything else ---------------------------------------------------------------------------------------------------
+
+
+def _one_of(field: str, what: str, value: str, known: Iterable[str]) -> str:
+    choices = list(known)
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, 1, 0.5)
+        said = f" (did you mean {near[0]}?)" if near else ""
+        raise InvalidInput(f"{value!r} is no {what}{said}", field=field, remedy=f"Use one of {', '.join(choices)}.")
+    return value
+
+
+def _verdict_test(value: str) -> Test:
+    _one_of("verdict", "verdict", value, sorted(set(VERDICTS.values())))
+    return lambda event: event.get("verdict") == value
+
+
+def _reason_test(value: str) -> Test:
+    name = _one_of("drop-reason", "reason to drop", value.lower().replace("-", "_").replace(" ", "_"), DROP_REASONS)
+    return lambda event: event.get("reason") == name
+
+
+def _protocol_test(value: str) -> Test:
+    name = value.lower()
+    if not (name.isascii() and name.isdigit() and int(name) < 256):
+        _one_of("protocol", "protocol", name, PROTOCOL_NUMBERS)
+    return lambda event: name in (event.get("protocol"), str(PROTOCOL_NUMBERS.get(str(event.get("protocol")))))
+
+
+def _direction_test(value: str) -> Test:
+    _one_of("direction", "direction", value, ENUMS["direction"])
+    return lambda event: event.get("direction") == value
+
+
+def _policy_test(value: str) -> Test:
+    """A policy called so, or with such a label, decided; a default deny belongs to several."""
+    key, equals, wanted = value.partition("=")
+
+    def test(event: Event) -> bool:
+        if value in str(event.get("policy") or "").split(", "):
+            return True
+        return bool(equals) and event.get("policy_labels", {}).get(key) == wanted
+
+    return test
+
+
+_PLAIN: Dict[str, Callable[[str], Test]] = {
+    "verdict": _verdict_test,
+    "drop-reason": _reason_test,
+    "protocol": _protocol_test,
+    "direction": _direction_test,
+    "policy": _policy_test,
+}
+
+
+# -- names that do not exist -------------------------------------------------------------------------------------------
+
+
+def unknown_names(documents: DocumentSet, filters: Iterable[Filter]) -> List[str]:
+    """What filters name and no document has, with names like it: that they find nothing would say less."""
+    found = (_unknown_name(documents, one) for one in filters)
+    return [said for said in found if said is not None]
+
+
+def _unknown_name(documents: DocumentSet, one: Filter) -> Optional[str]:
+    kind = one.key.rpartition("-")[2]
+    if kind == "any":
+        return unknown_end(documents, one.value)
+    if kind == "policy":
+        return unknown_policy(documents, one.value)
+    if kind == "label":
+        return _unknown_label(documents, one.value)
+    if kind == "identity":
+        numbers = {str(identity.spec["number"]) for identity in documents.of_kind("identity").values()}
+        known = {*documents.of_kind("identity"), *RESERVED_NAMES.values()}
+        if one.value in known or one.value in numbers or one.value in map(str, RESERVED_NAMES):
+            return None
+        return _unknown(f"there is no identity {one.value}", one.value, known)
+    if kind in ("node", "endpoint"):
+        names = documents.of_kind(kind)
+        return None if one.value in names else _unknown(f"there is no {kind} {one.value}", one.value, names)
+    return None
+
+
+def unknown_end(documents: DocumentSet, name: str) -> Optional[str]:
+    """What is wrong with a name of an end, as the filter "any" takes it; None if it may match."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        pass
+    else:
+        return None
+    if "=" in name:
+        return _unknown_label(documents, name)
+    known = {*RESERVED_NAMES.values()}.union(*(documents.of_kind(kind) for kind in ("endpoint", "identity", "node")))
+    if name in known:
+        return None
+    return _unknown(f"{name!r} is no address, endpoint, identity, node or label", name, known)
+
+
+def unknown_policy(documents: DocumentSet, name: str) -> Optional[str]:
+    """The same for a policy's name, or a label of one."""
+    policies = documents.of_kind("policy")
+    key, equals, value = name.partition("=")
+    if equals:
+        labels = {pair for policy in policies.values() for pair in policy.spec.get("labels", {}).items()}
+        if (key, value) in labels:
+            return None
+        return _unknown(f"no policy has the label {name}", name, (f"{one}={two}" for one, two in labels))
+    return None if name in policies else _unknown(f"there is no policy {name}", name, policies)
+
+
+def _unknown_label(documents: DocumentSet, name: str) -> Optional[str]:
+    key, equals, value = name.partition("=")
+    labels: Set[Tuple[str, str]] = {
+        pair for identity in documents.of_kind("identity").values() for pair in identity.spec["labels"].items()
+    }
+    if (key, value) in labels or (not equals and any(key == one for one, _ in labels)):
+        return None
+    known = (f"{one}={two}" for one, two in labels) if equals else {one for one, _ in labels}
+    return _unknown(f"no identity has the label {name}", name, known)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), 1, 0.5)
+    return f"{what} (did you mean {near[0]}?)" if near else what

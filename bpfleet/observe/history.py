@@ -1,0 +1,95 @@
+"""Reads the history of flows that the packet path keeps (bpf/include/bpfleet/flow.h). Nothing here changes anything."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Dict, List, Set, Tuple
+
+from bpfleet.loader import syscall
+from bpfleet.loader.generated.layouts import ENUMS, MAPS
+from bpfleet.loader.layout import decode, decode_many
+from bpfleet.loader.maps import dump
+from bpfleet.loader.pins import Pins, open_pin
+from bpfleet.observe.usage import possible_cpus
+
+KINDS = ("passed", "dropped")
+_FIRST = ENUMS["flow_slot"]["first"]
+_COUNTS = tuple(field["name"] for field in MAPS["flow_counts"]["value"]["fields"])
+_AT = {field["name"]: field["offset"] for field in MAPS["flows"]["value"]["fields"]}
+
+
+@dataclass(frozen=True)
+class History:
+    """flows: (record of `flows`, its counts over all CPUs). did_not_fit: counts by kind, of the flows that have no slot
+    of their own. retired: flows by kind that were idle and gave their slot to another. limit: slots for both kinds."""
+
+    flows: List[Tuple[Dict[str, Any], Dict[str, int]]]
+    did_not_fit: Dict[str, Dict[str, int]]
+    retired: Dict[str, int]
+    limit: int
+
+
+def read_history(pins: str) -> History:
+    """What is kept now; nothing if the programs were never loaded."""
+    named = Pins(pins)
+    with ExitStack() as held:
+        handles: Dict[str, int] = {}
+        for name in ("flows", "flow_counts", "flow_cursors"):
+            handle = open_pin(named.map(name))
+            if handle is None:
+                return History([], {}, {}, 0)
+            held.callback(os.close, handle)
+            handles[name] = handle
+        cpus = possible_cpus()
+        slots = dump(handles["flows"], "flows")
+        before = {slot: slots[slot] for slot in sorted(slots) if _is_used(slots[slot])}
+        counts = {slot: _counts(handles["flow_counts"], slot, cpus) for slot in before}
+        after = dump(handles["flows"], "flows")
+        # A slot that another flow took meanwhile: its counts are of neither.
+        kept = [slot for slot in before if _who(before[slot]) == _who(after[slot])]
+        return History(
+            [(decode("flows", "value", after[slot]), counts[slot]) for slot in kept],
+            {kind: _counts(handles["flow_counts"], _slot(ENUMS["flow_slot"][kind]), cpus) for kind in KINDS},
+            {kind: _cursor(handles["flow_cursors"], kind)["retired"] for kind in KINDS},
+            len(slots) - _FIRST,
+        )
+
+
+def rules_named(pins: str) -> Set[int]:
+    """Ids of the rules that the history names."""
+    handle = open_pin(Pins(pins).map("flows"))
+    if handle is None:
+        return set()
+    try:
+        slots = dump(handle, "flows")
+    finally:
+        os.close(handle)
+    return {int(decode("flows", "value", data)["rule_id"]) for data in slots.values() if _is_used(data)} - {0}
+
+
+def _slot(number: int) -> bytes:
+    return number.to_bytes(4, "little")
+
+
+def _is_used(data: bytes) -> bool:
+    """Whether a slot is some flow's and not just changing its owner."""
+    return bool(data[_AT["verdict"]]) and any(data[_AT["last_seen"] : _AT["last_seen"] + 4])
+
+
+def _who(data: bytes) -> bytes:
+    """All but when it was last seen."""
+    return data[: _AT["last_seen"]] + data[_AT["last_seen"] + 4 :]
+
+
+def _counts(handle: int, slot: bytes, cpus: int) -> Dict[str, int]:
+    data = syscall.map_lookup(handle, slot, MAPS["flow_counts"]["value"]["size"] * cpus)
+    values = decode_many("flow_counts", "value", data or b"")
+    return {name: sum(value[name] for value in values) for name in _COUNTS}
+
+
+def _cursor(handle: int, kind: str) -> Dict[str, Any]:
+    size = MAPS["flow_cursors"]["value"]["size"]
+    data = syscall.map_lookup(handle, _slot(ENUMS["flow_slot"][kind]), size)
+    return decode("flow_cursors", "value", data or bytes(size))

@@ -1,0 +1,446 @@
+"""Filters over events and flows, recorded ones, many nodes' in one order; how the command line takes and shows them."""
+
+from __future__ import annotations
+
+import io
+import json
+import queue
+import time
+from typing import Any, Dict, List, Tuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpfleet.cli import observe, observed
+from bpfleet.cli.main import main
+from bpfleet.errors import InvalidInput
+from bpfleet.loader.layout import layout, name_of
+from bpfleet.observe.events import flow_of
+from bpfleet.observe.filters import KEYS, Filter, check_for_history, matcher, parse_port, unknown_names
+from tests.unit.test_observe import DOCUMENTS, NAMES, NUMBER, event, rule_id
+
+FLOW_BLANK: Dict[str, Any] = dict.fromkeys(layout("flows", "value").names, 0)
+COUNTS = {"packets": 7, "bytes": 1500, "answer_packets": 6, "answer_bytes": 12_345_678}
+
+
+def flow(**fields: Any) -> Dict[str, Any]:
+    base = {
+        "source_identity": NUMBER["web"],
+        "destination_identity": NUMBER["api"],
+        "rule_id": rule_id("api", "ingress[0]"),
+        "port": 80,
+        "protocol": 6,
+        "verdict": 1,
+        "first_seen": 2_500_000_000,
+        "last_seen": 10,
+    }
+    return flow_of({**FLOW_BLANK, **base, **fields}, COUNTS, NAMES, name_of, 1000.0)
+
+
+def test_a_flow_has_names_for_its_numbers() -> None:
+    found = flow()
+    assert found["first_seen"] == 1002.5
+    assert found["last_seen"] == round(1000 + 10 * 2**30 / 1e9, 6)
+    assert (found["verdict"], found["direction"], found["policy"], found["rule"]) == (
+        "allowed", "ingress", "api", "ingress[0]",
+    )  # fmt: skip
+    assert found["source"] == {
+        "identity": NUMBER["web"],
+        "identity_name": "web",
+        "labels": {"app": "web", "tier": "front"},
+    }
+    assert found["destination"]["port"] == 80
+    assert {name: found[name] for name in COUNTS} == COUNTS
+    assert "reason" not in found
+    assert flow(last_seen=0)["last_seen"] == found["first_seen"], "never before it was first seen"
+    assert flow(verdict=3)["reason"] == "denied_by_default"
+    assert flow(verdict=4, reason=26, rule_id=0)["reason"] == "spoofed_source"
+    assert flow(protocol=1, port=3 << 8 | 4)["icmp"] == {"type": 3, "code": 4}
+
+
+def test_a_flow_and_the_event_that_began_it_say_the_same() -> None:
+    one, other = event(), flow()
+    for name in ("verdict", "direction", "protocol", "rule_id", "policy", "rule", "node"):
+        assert one[name] == other[name]
+
+
+YES_AND_NO: List[Tuple[str, str, str]] = [
+    ("from-any", "web-1", "api-1"),
+    ("from-any", "tier=front", "tier=back"),
+    ("to-any", "api", "web"),
+    ("any", "api-1", "db-1"),
+    ("any", "h1", "h2"),
+    ("ip", "10.77.1.2", "10.77.1.3"),
+    ("ip", "10.77.1.1", "::1"),
+    ("from-ip", "10.77.1.0/24", "10.77.2.0/24"),
+    ("to-ip", "10.77.1.2", "10.77.1.1"),
+    ("port", "80", "81"),
+    ("port", "40000", "40001"),
+    ("port", "80/tcp", "80/udp"),
+    ("from-port", "40000", "80"),
+    ("to-port", "80/tcp", "40000/tcp"),
+    ("to-port", "tcp", "icmp"),
+    ("label", "app=web", "app=db"),
+    ("from-label", "tier", "role"),
+    ("to-label", "app=api", "app=web"),
+    ("identity", "web", "db"),
+    ("identity", str(NUMBER["api"]), "7"),
+    ("from-identity", "web", "api"),
+    ("to-identity", "api", "web"),
+    ("endpoint", "web-1", "db-1"),
+    ("from-endpoint", "web-1", "api-1"),
+    ("to-endpoint", "api-1", "web-1"),
+    ("from-node", "h1", "h2"),
+    ("to-node", "h1", "h2"),
+    ("verdict", "allowed", "denied"),
+    ("protocol", "tcp", "udp"),
+    ("protocol", "6", "17"),
+    ("policy", "api", "db"),
+    ("direction", "ingress", "egress"),
+]
+
+
+@pytest.mark.parametrize(("key", "matching", "other"), YES_AND_NO)
+def test_each_filter_and_its_negation(key: str, matching: str, other: str) -> None:
+    assert matcher([Filter(key, matching)])(event())
+    assert not matcher([Filter(key, other)])(event())
+    assert not matcher([Filter(key, matching, negated=True)])(event())
+    assert matcher([Filter(key, other, negated=True)])(event())
+
+
+def test_every_key_is_tried_above_or_below() -> None:
+    assert {key for key, _, _ in YES_AND_NO} | {"drop-reason"} == set(KEYS)
+
+
+def test_reasons_and_messages() -> None:
+    dropped = event(verdict=4, reason=26, rule_id=0)
+    assert matcher([Filter("drop-reason", "spoofed-source")])(dropped)
+    assert not matcher([Filter("drop-reason", "malformed")])(dropped)
+    denied = flow(verdict=3)
+    assert matcher([Filter("drop-reason", "denied_by_default")])(denied)
+    error = event(protocol=1, source_port=3, destination_port=1)
+    assert matcher([Filter("port", "3.1/icmp")])(error) and matcher([Filter("port", "3/icmp")])(error)
+    assert not matcher([Filter("port", "3.4/icmp")])(error) and not matcher([Filter("port", "8/icmp")])(error)
+
+
+FILTERS = st.lists(
+    st.builds(
+        lambda row, right, negated: Filter(row[0], row[1] if right else row[2], negated),
+        st.sampled_from(YES_AND_NO), st.booleans(), st.booleans(),
+    ),
+    max_size=6,
+)  # fmt: skip
+
+
+@given(FILTERS)
+def test_filters_together(filters: List[Filter]) -> None:
+    """Alternatives within a key, all keys, none of the negated: said the long way."""
+    alone = {one: matcher([Filter(one.key, one.value)])(event()) for one in filters}
+    expected = not any(alone[one] for one in filters if one.negated)
+    for key in {one.key for one in filters if not one.negated}:
+        expected = expected and any(alone[one] for one in filters if one.key == key and not one.negated)
+    assert matcher(filters)(event()) is expected
+    assert matcher([Filter.from_json(json.loads(json.dumps(one.to_json()))) for one in filters])(event()) is expected
+
+
+def test_a_default_deny_belongs_to_each_policy_that_closes() -> None:
+    found = {**event(), "policy": "api, db", "policy_labels": {"team": "shop"}}
+    assert matcher([Filter("policy", "db")])(found)
+    assert matcher([Filter("policy", "team=shop")])(found)
+    assert not matcher([Filter("policy", "d")])(found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("verdict", "maybe", "is no verdict"),
+        ("verdict", "dropt", "did you mean dropped"),
+        ("drop-reason", "spoofed_sauce", "did you mean spoofed_source"),
+        ("drop-reason", "to_stack", "is no reason to drop"),
+        ("protocol", "tpc", "did you mean tcp"),
+        ("protocol", "256", "is no protocol"),
+        ("ip", "10.0.0", "is no address and no CIDR"),
+        ("port", "http/tcp", "is no port"),
+        ("to-port", "70000", "out of range"),
+        ("direction", "up", "is no direction"),
+        ("from-verdict", "x", "there is no filter"),
+    ],
+)
+def test_what_nothing_can_match_is_refused(key: str, value: str, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says) as raised:
+        matcher([Filter(key, value)])
+    assert raised.value.remedy or "did you" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in KEYS if key.rpartition("-")[2] in ("ip", "endpoint", "node")] + ["from-port"]
+)
+def test_what_the_history_does_not_keep_is_no_filter_of_it(key: str) -> None:
+    with pytest.raises(InvalidInput, match="the history does not keep"):
+        check_for_history([Filter(key, "x")])
+
+
+@pytest.mark.parametrize(
+    "key", ["port", "to-port", "label", "from-identity", "any", "verdict", "drop-reason", "policy"]
+)
+def test_the_other_filters_are_for_both(key: str) -> None:
+    check_for_history([Filter(key, "x")])
+    values = {row[0]: row[1] for row in YES_AND_NO}
+    if key in ("to-port", "label", "from-identity", "policy", "verdict"):
+        assert matcher([Filter(key, values[key])])(flow())
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "says"),
+    [
+        ("any", "web", None),
+        ("from-any", "web-1", None),
+        ("any", "h1", None),
+        ("any", "tier=front", None),
+        ("to-any", "10.9.9.9", None),
+        ("any", "2001:db8::9", None),
+        ("any", "remote-node", None),
+        ("any", "wep-1", "did you mean web-1?"),
+        ("any", "app=wep", "no identity has the label app=wep (did you mean app=web?)"),
+        ("any", "10.0.0", "is no address"),
+        ("any", "zzzzzzzz", "'zzzzzzzz' is no address, endpoint, identity, node or label"),
+        ("label", "tier", None),
+        ("from-label", "tear", "no identity has the label tear (did you mean tier?)"),
+        ("identity", "world", None),
+        ("identity", str(NUMBER["api"]), None),
+        ("identity", "appi", "there is no identity appi (did you mean api?)"),
+        ("to-node", "h1", None),
+        ("from-node", "h7", "there is no node h7 (did you mean h"),
+        ("endpoint", "api-1", None),
+        ("endpoint", "api", "there is no endpoint api (did you mean api-"),
+        ("policy", "api", None),
+        ("policy", "apj", "there is no policy apj (did you mean api?)"),
+        ("policy", "team=x", "no policy has the label team=x"),
+        ("ip", "10.0.0.1", None),
+    ],
+)
+def test_names_that_nobody_has_are_said(key: str, name: str, says: Any) -> None:
+    found = unknown_names(DOCUMENTS, [Filter(key, name)])
+    if says is None:
+        assert found == []
+    else:
+        assert says in found[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("80/tcp", {"protocol": "tcp", "port": 80}),
+        ("53/UDP", {"protocol": "udp", "port": 53}),
+        ("443", {"protocol": "tcp", "port": 443}),
+        ("icmp", {"protocol": "icmp"}),
+        ("8/icmp", {"protocol": "icmp", "type": 8}),
+        ("3.1/icmp", {"protocol": "icmp", "type": 3, "code": 1}),
+    ],
+)
+def test_ports_on_the_command_line(text: str, found: Dict[str, Any]) -> None:
+    assert parse_port(text) == found
+
+
+@pytest.mark.parametrize("text", ["0/tcp", "70000", "http/tcp", "3.1.1/icmp", "256/icmp"])
+def test_what_is_no_port(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_port(text)
+
+
+# -- in what order
+
+
+def test_streams_of_several_nodes_are_merged_in_order_of_time() -> None:
+    arrived: queue.Queue[Any] = queue.Queue()
+    for at, node in ((2.0, "a"), (1.0, "b"), (3.0, "b"), (2.0, "b")):
+        arrived.put({"time": at, "node": node})
+    arrived.put(None)
+    arrived.put(None)
+    merged = list(observe.merge(arrived, 2, hold_seconds=60))
+    assert [(found["time"], found["node"]) for found in merged] == [(1.0, "b"), (2.0, "a"), (2.0, "b"), (3.0, "b")]
+
+
+@given(st.lists(st.lists(st.integers(0, 50), max_size=8).map(sorted), min_size=1, max_size=4), st.randoms())
+def test_nothing_is_lost_or_doubled_in_a_merge(nodes: List[List[int]], chance: Any) -> None:
+    """However the nodes' streams interleave, each in order of time."""
+    arrived: queue.Queue[Any] = queue.Queue()
+    left = [[{"time": float(at), "node": str(node)} for at in times] for node, times in enumerate(nodes)]
+    while any(left):
+        arrived.put(chance.choice([events for events in left if events]).pop(0))
+    for _ in nodes:
+        arrived.put(None)
+    merged = [(line["time"], line["node"]) for line in observe.merge(arrived, len(nodes), hold_seconds=60)]
+    assert [at for at, _ in merged] == sorted(at for at, _ in merged)
+    assert sorted(merged) == sorted((float(at), str(node)) for node, times in enumerate(nodes) for at in times)
+
+
+# -- recorded ones
+
+
+def at(seconds: float, **fields: Any) -> Dict[str, Any]:
+    return {**event(**fields), "time": seconds}
+
+
+def test_recorded_events_pass_the_same_filters() -> None:
+    lines = [at(3.0), at(1.0, verdict=2), {"lost": 4, "time": 2.5, "node": "h2"}, {**at(2.0), "node": "h2"}]
+
+    def found(filters: Any = (), nodes: Any = (), since: Any = None, until: Any = None, last: int = -1) -> List[float]:
+        return [line["time"] for line in observe.replayed(lines, list(filters), list(nodes), since, until, last)]
+
+    assert found() == [1.0, 2.0, 2.5, 3.0]
+    assert found([Filter("verdict", "denied")]) == [1.0, 2.5]
+    assert found([Filter("verdict", "denied", True)], nodes=["h1"]) == [3.0]
+    assert found(since=2.0) == [2.0, 2.5, 3.0]
+    assert found(until=2.0) == [1.0, 2.0, 2.5]
+    assert found(last=1) == [2.5, 3.0]
+    assert found(last=0) == [2.5]
+
+
+def test_recorded_flows_by_when_they_were_seen() -> None:
+    lines = [flow()]  # from 1002.5 to 1010.7
+    for since, until, kept in ((1010, None, 1), (1011, None, 0), (None, 1003, 1), (None, 1002, 0), (1005, 1006, 1)):
+        assert len(observe.replayed(lines, [], [], since, until, -1)) == kept
+
+
+def test_a_file_is_looked_at_without_nodes(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "events.json"
+    file.write_text("".join(json.dumps(line) + "\n" for line in (at(1.0), at(2.0, verdict=2), flow())))
+    assert main(["observe", "--input-file", str(file), "--verdict", "denied", "-o", "json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == at(2.0, verdict=2)
+    assert main(["observe", "--input-file", str(file), "--history", "--not", "--verdict", "denied", "-o", "json"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [flow()]
+    assert main(["observe", "--input-file", str(file), "--verdict", "audited"]) == 0
+    assert "none of the 3 lines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"time": "x"}', '{"time": 1, "verdict": "allowed"}'])
+def test_what_is_no_recording_is_refused_by_line(text: str) -> None:
+    with pytest.raises(InvalidInput, match="line 2 of f"):
+        list(observe.read_lines(io.StringIO(f"{json.dumps(at(1.0))}\n{text}\n"), "f"))
+
+
+# -- the command line
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--not", "--not stands before no filter"),
+        ("--follow --history", "cannot be followed"),
+        ("--history --from-ip 10.0.0.1", "does not keep addresses"),
+        ("--ip 10.0", "is no address"),
+        ("--drop-reason x", "is no reason to drop"),
+        ("--input-file /nonexistent", "cannot be read"),
+        ("--input-file x --follow", "a file cannot be followed"),
+        ("--lab --seed 192.0.2.1", "--lab and --seed name different nodes"),
+    ],
+)
+def test_what_cannot_be_asked(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["observe", *words.split()]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--since soon", "--last x", "--verdict maybe", "-o yaml"])
+def test_what_does_not_parse(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["observe", *words.split()])
+    assert words.split()[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 10_000 - 90),
+        ("1.5m", 10_000 - 90),
+        ("2h", 10_000 - 7200),
+        ("1d", 10_000 - 86400),
+        ("1767225600.5", 1767225600.5),
+        ("1970-01-01T02:00:00+00:00", 7200),
+        ("1970-01-01T02:00:00Z", 7200),
+    ],
+)
+def test_moments(text: str, seconds: float) -> None:
+    assert observe.moment(text, 10_000.0) == seconds
+
+
+def test_a_time_is_of_this_day() -> None:
+    now = time.mktime((2026, 3, 4, 15, 0, 0, 0, 0, -1))
+    assert observe.moment("13:05", now) == time.mktime((2026, 3, 4, 13, 5, 0, 0, 0, -1))
+    assert observe.moment("9:05:07", now) == time.mktime((2026, 3, 4, 9, 5, 7, 0, 0, -1))
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["observe", "--help"])
+    text = capsys.readouterr().out
+    assert "--history" in text and "--not" in text and "examples:" in text
+    for key in KEYS:
+        if key.rpartition("-")[2] != "any":
+            assert f"--{key} " in text, key
+
+
+def test_losses_clocks_and_what_is_not_kept_are_said() -> None:
+    streams = observe.Streams(None, [])  # type: ignore[arg-type]
+    counts = {"packets": 2, "bytes": 100, "answer_packets": 1, "answer_bytes": 60}
+    none = dict.fromkeys(counts, 0)
+    streams.lost = {"h1": 3}
+    streams._notices = {
+        "h1": (1000.0, {"clock": 1004.0, "kept_from": 900.0}),
+        "h2": (1000.0, {"clock": 1000.1, "kept": 9, "limit": 9, "did_not_fit": {"passed": counts, "dropped": none},
+                        "retired": {"passed": 0, "dropped": 5}}),
+    }  # fmt: skip
+    said = streams.said(since=800.0)
+    assert said[0] == "in all, h1: 3 events were overwritten before they were read"
+    assert said[1] == "the clock of h1 is 4.0 s ahead of this machine's: so are its times"
+    assert said[2].startswith("h1 keeps no events from before ")
+    assert said[3].startswith("h2: 3 packets (160 bytes) that were passed are in no flow above")
+    assert said[4] == "h2: 5 idle flows that were dropped gave their place to new ones"
+    assert len(streams.said(since=None)) == 4
+
+
+def test_the_newest_of_many_keep_the_losses() -> None:
+    lines = [{"time": float(n), "verdict": "allowed"} for n in range(4)]
+    lines.insert(1, {"time": 0.5, "lost": 1})
+    assert [line["time"] for line in observe.newest(lines, 2)] == [0.5, 2.0, 3.0]
+    assert observe.newest(lines, -1) == lines
+
+
+# -- for people
+
+
+def test_events_for_people() -> None:
+    assert observed.render(event()).endswith("tcp      web-1:40000 -> api-1:80  api ingress[0]")
+    dropped = event(verdict=4, reason=26, rule_id=0)
+    assert observed.render(dropped).endswith("spoofed source")
+    assert "no longer declared" in observed.render({**event(), "gone": "yes"})
+    assert "h1: 3 events were overwritten" in observed.lost({"lost": 3, "time": 1.0, "node": "h1"})
+    assert observed.compact(event()).endswith("h1: web-1:40000 -> api-1:80 tcp ingress ALLOWED (api ingress[0])")
+
+
+def test_flows_for_people() -> None:
+    columns = observed.render(flow()).split()
+    assert columns[2:] == ["h1", "allowed", "ingress", "tcp", "7", "1.5k", "6", "12M", "web", "->", "api:80", "api",
+                           "ingress[0]"]  # fmt: skip
+    assert observed.header(flow()).split()[:2] == ["LAST", "SEEN"]
+    assert "icmp 8.0" in observed.render(flow(protocol=1, port=8 << 8))
+    text = observed.compact(flow())
+    assert "7 packets, 1500 bytes; answers 6, 12345678; since " in text
+    lines = observed.fields(flow()).splitlines()
+    assert "packets: 7" in [line.strip() for line in lines]
+
+
+def test_on_a_terminal_a_table_elsewhere_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    observed.Printer(None).show(event())
+    assert capsys.readouterr().out == observed.compact(event()) + "\n"
+    printer = observed.Printer("table")
+    for line in (event(), {"lost": 2, "time": 1.0, "node": "h1"}, event()):
+        printer.show(line)
+    told = capsys.readouterr()
+    assert told.out.startswith("TIME")
+    assert len(told.out.splitlines()) == 3 and printer.shown == 2
+    assert "2 events were overwritten" in told.err
+    observed.Printer("json").show({"lost": 2, "time": 1.0, "node": "h1"})
+    assert json.loads(capsys.readouterr().out)["lost"] == 2
