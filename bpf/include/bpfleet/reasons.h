@@ -46,7 +46,7 @@ enum reason {
 	REASON_UNDERLAY_TUNNEL = 39,	/* a tunnel packet whose outer source is no member */
 	REASON_UNDERLAY_WORKLOAD = 40,	/* a bare packet on the underlay with a workload's source */
 	REASON_REWRITE = 41,		/* the kernel refused to change the packet */
-	REASON_SERVICE_NO_BACKEND = 42,	/* to a service without backends: refused at once */
+	REASON_SERVICE_NO_BACKEND = 42,	/* to a service without backends (at tc also: none but the client itself): refused at once */
 	REASON_SERVICE_FLOW = 43,	/* a flow's translation could not be recorded, or is lost */
 	REASON_BLOCKED = 47,		/* from a network that the cluster blocks */
 
