@@ -18,11 +18,13 @@ from tests.packet import frames as f
 from tests.packet.kernel import Datapath, Result
 from tests.packet.world import ADDRESSES, DEVICES, IDENTITIES
 from tests.reference import fleets
-from tests.reference.judge import AUDIT, Flow, Verdict, judge
+from tests.reference.judge import AUDIT, Flow, Verdict, is_failsafe, judge
 
 pytestmark = pytest.mark.root
 
 SUBJECT = "a"
+HOST_PEERS = {"identity/a": "a", "identity/b": "b", "identity/c": "c", "remote-node": "node2"}
+ETH0 = DEVICES["eth0"]
 PEERS = {"identity/b": "b", "identity/c": "c", "host": "host", "remote-node": "node2"}
 NUMBERS = {name: IDENTITIES[name] for name in fleets.IDENTITIES}
 # Where the stack says that a forwarded packet came in; the host's own came in nowhere.
@@ -30,13 +32,13 @@ VIA = {"identity/c": "vxlan", "remote-node": "vxlan", "host": ""}
 REPLIES = {("icmp", 0), ("icmpv6", 129)}
 
 
-def load(datapath: Datapath, state: NodeState) -> None:
-    """The policies of one identity as the compiler made them, and nothing else, into the maps."""
+def load(datapath: Datapath, state: NodeState, subject: int = NUMBERS[SUBJECT]) -> None:
+    """The policies of one subject as the compiler made them, and nothing else, into the maps."""
     for name in ("policies", "prefix_sets", "port_sets"):
         datapath.maps[name].clear()
         key = MAPS[name]["key"]["fields"][0]["name"]
         for number, table in state.nested[name].items():
-            if name != "policies" or number == IDENTITIES[SUBJECT]:
+            if name != "policies" or number == subject:
                 datapath.set_inner(name, {key: number}, rows(table))
 
 
@@ -66,13 +68,39 @@ def send(datapath: Datapath, flow: Flow) -> Result:
     return datapath.run("to_endpoint", frame, DEVICES[SUBJECT], DEVICES.get(VIA.get(flow.peer, "eth0"), 0))
 
 
+def send_host(datapath: Datapath, flow: Flow) -> Result:
+    """The packet at the hook where the policies that select the node judge it. What comes out of the tunnel cannot be
+    made here: test_tunnel.py has it."""
+    family = 6 if ":" in flow.peer or (flow.peer in HOST_PEERS and flow.protocol == "icmpv6") else 4
+    here = ADDRESSES[family]["host"]
+    peer = ADDRESSES[family][HOST_PEERS[flow.peer]] if flow.peer in HOST_PEERS else flow.peer
+    name = HOST_PEERS.get(flow.peer, "")
+    if flow.direction == "ingress":
+        frame = f.ether(packet(flow, peer, here))
+        return datapath.run("from_endpoint" if name in DEVICES else "from_underlay", frame, DEVICES.get(name, ETH0))
+    frame = f.ether(packet(flow, here, peer))
+    if name in DEVICES:
+        return datapath.run("to_endpoint", frame, DEVICES[name])
+    if name == "c":
+        return datapath.run("to_tunnel", frame, DEVICES["vxlan"])
+    return datapath.run("to_underlay", frame, ETH0)
+
+
+def can_be_of_host(flow: Flow) -> bool:
+    """Whether there is such a packet, and its hook can be fed here."""
+    if flow.direction == "ingress" and flow.peer == "identity/c":
+        return False
+    return can_be(flow)
+
+
 def can_be(flow: Flow) -> bool:
     """Whether there is such a packet, and policy is asked about it."""
-    if flow.subject != SUBJECT or flow.peer == "identity/a":
-        return False
     if flow.protocol in ("icmp", "icmpv6"):
         family = "icmpv6" if ":" in flow.peer else "icmp"
-        return (flow.peer in PEERS or flow.protocol == family) and (flow.protocol, flow.port[0]) not in REPLIES
+        return (flow.peer in (*PEERS, *HOST_PEERS) or flow.protocol == family) and (
+            flow.protocol,
+            flow.port[0],
+        ) not in REPLIES
     return True
 
 
@@ -88,3 +116,27 @@ def test_programs_say_what_policies_mean(datapath: Datapath, documents: List[Doc
         assert Verdict(event["verdict"], event["rule_id"]) == wanted, flow
         assert (result.action == "shot") == wanted.drops, flow
         assert result.counters.get("audited", 0) == (wanted.verdict == AUDIT)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fleets.clusters(NUMBERS), st.lists(fleets.flows(subject="host").filter(can_be_of_host), min_size=1, max_size=10))
+def test_programs_say_what_node_policies_mean(
+    host_datapath: Datapath, documents: List[Document], asked: List[Flow]
+) -> None:
+    """The host itself as the subject, at every hook where its own traffic passes; failsafe ports before any policy."""
+    state = Compiler().compile(DocumentSet(documents), fleet.facts(1)).state
+    load(host_datapath, state, IDENTITIES["host"])
+    host_datapath.maps["failsafe"].clear()
+    for key, value in rows(state.tables["failsafe"]):
+        host_datapath.maps["failsafe"].update(key, value)
+    for flow in asked:
+        host_datapath.maps["connections"].clear()
+        result = send_host(host_datapath, flow)
+        wanted = judge(documents, flow)
+        assert (result.action == "shot") == wanted.drops, (flow, result)
+        assert result.counters.get("audited", 0) == (wanted.verdict == AUDIT), flow
+        events = [event for event in result.events if event["direction"] == flow.direction]
+        if is_failsafe(documents[0].spec, flow):  # to one elsewhere there is not even an event
+            assert [event["reason"] for event in events] == ["failsafe"][: flow.direction == "ingress"], flow
+            continue
+        assert Verdict(events[0]["verdict"], events[0]["rule_id"]) == wanted, flow

@@ -35,13 +35,19 @@ OUTSIDE = (
     "2001:db8:ffff::7", "2001:db8:ffff:0:8000::7", "2001:db8::7", "2620::7", "::7",
 )  # fmt: skip
 INSIDERS = (*(f"identity/{name}" for name in IDENTITIES), "host", "remote-node")
-PORTS = (1, 2, 79, 80, 81, 82, 443, 8080, 65534, 65535)
+NODE_LABELS = {"h1": {"rack": "a"}, "h2": {"rack": "b"}}
+FAILSAFE = (
+    {"protocol": "tcp", "port": 80, "direction": "ingress"},
+    {"protocol": "udp", "port": 443, "direction": "ingress"},
+    {"protocol": "tcp", "port": 8080, "direction": "egress"},
+)
+PORTS = (1, 2, 22, 79, 80, 81, 82, 443, 8080, 65534, 65535)
 MESSAGES = ((8, 0), (3, 0), (3, 1), (3, 4), (5, 1), (0, 0), (128, 0), (1, 4), (255, 255))
 
 
 def _expression(draw: st.DrawFn) -> Dict[str, Any]:
     operator = draw(st.sampled_from(("In", "NotIn", "Exists", "DoesNotExist")))
-    found: Dict[str, Any] = {"key": draw(st.sampled_from(("app", "tier", "zone"))), "operator": operator}
+    found: Dict[str, Any] = {"key": draw(st.sampled_from(("app", "tier", "rack"))), "operator": operator}
     if operator in ("In", "NotIn"):
         found["values"] = draw(st.lists(st.sampled_from(("a", "b", "front")), min_size=1, max_size=2, unique=True))
     return found
@@ -99,7 +105,11 @@ def rules(draw: st.DrawFn) -> Dict[str, Any]:
 @st.composite
 def policy_documents(draw: st.DrawFn, name: str) -> Document:
     """One policy that may be said; what the schema refuses is not drawn."""
-    spec: Dict[str, Any] = {"selector": draw(labels), "expressions": draw(expressions)}
+    spec: Dict[str, Any] = {"expressions": draw(expressions)}
+    if draw(st.integers(0, 3)):
+        spec["selector"] = draw(labels)
+    else:
+        spec["node_selector"] = draw(st.sampled_from(({}, {"rack": "a"}, {"rack": "b"})))
     for direction in ("ingress", "egress"):
         if draw(st.integers(0, 3)):
             spec[direction] = draw(st.lists(rules(), max_size=4))
@@ -113,7 +123,7 @@ def policy_documents(draw: st.DrawFn, name: str) -> Document:
 
 @st.composite
 def clusters(draw: st.DrawFn, numbers: Mapping[str, int] = MappingProxyType({})) -> List[Document]:
-    """A cluster of two nodes with an endpoint of each identity on the first, and policies.
+    """A cluster of two nodes with an endpoint of each identity on the first, and policies, of nodes too.
 
     numbers: of identities by name, for worlds that have their own.
     """
@@ -124,10 +134,12 @@ def clusters(draw: st.DrawFn, numbers: Mapping[str, int] = MappingProxyType({}))
         settings["mode"] = draw(st.sampled_from(("enforce", "audit")))
     if not draw(st.integers(0, 3)):
         settings["allow_local_host"] = draw(st.booleans())
+    if not draw(st.integers(0, 3)):
+        settings["failsafe_ports"] = draw(st.lists(st.sampled_from(FAILSAFE), max_size=2, unique_by=str))
     documents = [
         fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], **settings),
-        fleet.node(1),
-        fleet.node(2),
+        fleet.node(1, labels=NODE_LABELS["h1"]),
+        fleet.node(2, labels=NODE_LABELS["h2"]),
     ]
     documents += [fleet.identity(name, held, numbers.get(name)) for name, held in IDENTITIES.items()]
     documents += [fleet.endpoint(name, 1, index, name) for index, name in enumerate(IDENTITIES, 1)]
@@ -139,10 +151,11 @@ def clusters(draw: st.DrawFn, numbers: Mapping[str, int] = MappingProxyType({}))
 
 @st.composite
 def flows(draw: st.DrawFn, subject: str = "") -> Flow:
-    """A flow of any end with the first node's endpoints, or with one of them."""
+    """A flow of any end with the first node's endpoints, or that node itself; or with one of them."""
     protocol, port = draw(_wires())
-    peer = draw(st.sampled_from((*INSIDERS, *OUTSIDE, *OUTSIDE)))
-    subject = subject or draw(st.sampled_from([name for name in IDENTITIES if peer != f"identity/{name}"]))
+    subject = subject or draw(st.sampled_from((*IDENTITIES, "host")))
+    peers_of = [who for who in INSIDERS if who not in (subject, f"identity/{subject}")]
+    peer = draw(st.sampled_from((*peers_of, *OUTSIDE, *OUTSIDE)))
     return Flow(draw(st.sampled_from(("ingress", "egress"))), subject, peer, protocol, port)
 
 

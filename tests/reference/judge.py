@@ -16,13 +16,16 @@ from bpfleet.model.document import Document
 
 ALLOW, DENY, DEFAULT_DENY, AUDIT = "allow", "deny", "default_deny", "audit"
 PORT_PROTOCOLS = ("tcp", "udp", "sctp")
+HOME = "h1"
+"""The node on which the subjects live."""
 
 
 @dataclass(frozen=True)
 class Flow:
     """The first packet of a connection, as the policy of one of its ends sees it.
 
-    subject: name of that end's identity. peer: the other end: "identity/<name>", "host", "remote-node", or an address.
+    subject: name of that end's identity, or "host" for the node h1 itself. peer: the other end: "identity/<name>",
+    "host", "remote-node", or an address.
     port: the destination's; of ICMP (type, code).
     """
 
@@ -50,10 +53,17 @@ def judge(documents: Iterable[Document], flow: Flow) -> Verdict:
     """The verdict on a flow."""
     world = list(documents)
     cluster = next((document.spec for document in world if document.kind == "cluster"), {})
+    if is_failsafe(cluster, flow):
+        return Verdict(ALLOW, 0)
+    field, kind, name = (
+        ("node_selector", "node", HOME) if flow.subject == "host" else ("selector", "identity", flow.subject)
+    )
     policies = [
-        policy for policy in _of(world, "policy") if _selects(policy.spec, "selector", _labels(world, flow.subject))
+        policy
+        for policy in _of(world, "policy")
+        if field in policy.spec and _selects(policy.spec, field, _labels(world, name, kind))
     ]
-    unselected = cluster.get("unselected") == "deny"
+    unselected = cluster.get("unselected") == "deny" and flow.subject != "host"
     if cluster.get("mode") == "audit":
         enforced = Verdict(ALLOW, 0)
     else:
@@ -62,6 +72,13 @@ def judge(documents: Iterable[Document], flow: Flow) -> Verdict:
         return enforced
     would_be = _decide(world, policies, unselected, flow)
     return Verdict(AUDIT, would_be.rule_id) if would_be.drops else enforced
+
+
+def is_failsafe(cluster: Mapping[str, Any], flow: Flow) -> bool:
+    """Whether it is of a port of the node itself that no policy closes."""
+    ports = cluster.get("failsafe_ports", [{"protocol": "tcp", "port": 22, "direction": "ingress"}])
+    asked = {"protocol": flow.protocol, "port": flow.port, "direction": flow.direction}
+    return flow.subject == "host" and asked in ports
 
 
 def _decide(world: List[Document], policies: List[Document], unselected: bool, flow: Flow) -> Verdict:
@@ -75,7 +92,13 @@ def _decide(world: List[Document], policies: List[Document], unselected: bool, f
                 (denies if rule["action"] == "deny" else allows).append(found)
     closing = sorted(policy.name for policy in policies if _closes(policy.spec, flow.direction))
     local = any(document.spec.get("allow_local_host") for document in _of(world, "cluster"))
-    if local and flow.peer == "host" and flow.direction == "ingress" and (closing or unselected):
+    if (
+        local
+        and flow.subject != "host"
+        and flow.peer == "host"
+        and flow.direction == "ingress"
+        and (closing or unselected)
+    ):
         allows.append((3, rule_id("allow_local_host")))
     if denies:
         return Verdict(DENY, min(denies)[1])
@@ -168,8 +191,8 @@ def _holds(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     return (key in labels) == (expression["operator"] == "Exists")
 
 
-def _labels(world: List[Document], identity: str) -> Optional[Dict[str, str]]:
-    return next((dict(one.spec["labels"]) for one in _of(world, "identity") if one.name == identity), None)
+def _labels(world: List[Document], name: str, kind: str = "identity") -> Optional[Dict[str, str]]:
+    return next((dict(one.spec.get("labels", {})) for one in _of(world, kind) if one.name == name), None)
 
 
 def _of(world: List[Document], kind: str) -> List[Document]:
