@@ -102,6 +102,29 @@ def test_events_name_policy_and_rule_of_every_denial(ground: Ground) -> None:
         assert denial["source"]["endpoint"] == source and denial["destination"]["endpoint"] == destination, denial
 
 
+def test_the_history_counts_each_packet_on_the_node_that_judged_it(ground: Ground) -> None:
+    ground.declare(*ground.base(), *POLICIES)
+    ground.silence()
+    before = ground.history()
+    reached = ground.reached(matrix.flows(ground, [("udp", 7002), ("udp", 7003)], sources=["free-1", "web-3"]))
+    wanted: Counter[tuple[str, str, str, str, int, str, str]] = Counter()
+    for source, flow in reached:
+        verdict = matrix.expected(ground, POLICIES, source, flow)
+        destination = matrix.owner(ground, flow.address)
+        ends = (ground.workloads[source].identity, ground.workloads[destination].identity)
+        for direction, judging in (("egress", source), ("ingress", destination)):
+            key = (ground.workloads[judging].host, *ends, direction, flow.port)
+            if verdict.passes:
+                wanted[(*key, "allowed", "packets")] += 1
+                wanted[(*key, "allowed", "answer_packets")] += 1
+            elif verdict.direction == direction:
+                wanted[(*key, "denied", "packets")] += 1
+                break
+            else:
+                wanted[(*key, "allowed", "packets")] += 1
+    assert ground.history() - before == wanted
+
+
 def test_explain_agrees_with_what_packets_meet(ground: Ground) -> None:
     ground.declare(*ground.base(), *POLICIES)
     services = [("tcp", 7001), ("tcp", 7003), ("udp", 7002), ("udp", 7003), ("icmp", 0)]

@@ -218,6 +218,22 @@ class Ground:
         stream = self.fleet.stream(self.targets[host], "events", {"follow": False, "last": last, "filters": asked})
         return [event for event in stream if "lost" not in event]
 
+    def history(self) -> Counter[tuple[str, str, str, str, int, str, str]]:
+        """Packets of UDP that the nodes' histories have: (host, who sends, who receives, whose policy, port, verdict,
+        "packets" or "answer_packets") -> how many."""
+        found: Counter[tuple[str, str, str, str, int, str, str]] = Counter()
+        for host, target in self.targets.items():
+            asked = [{"key": "protocol", "value": "udp"}, {"key": "verdict", "value": "dropped", "not": True}]
+            for line in self.fleet.stream(target, "flows", {"filters": asked}):
+                if "verdict" in line:
+                    ends = (line["source"]["identity_name"], line["destination"]["identity_name"])
+                    flow = (host, *ends, line["direction"], line["destination"]["port"], line["verdict"])
+                    for way in ("packets", "answer_packets"):
+                        found[(*flow, way)] += line[way]
+                else:
+                    assert not any(counts["packets"] for counts in line["did_not_fit"].values())
+        return found
+
     def explain(self, host: str, source: str, destination: str, protocol: str, port: int | None) -> dict[str, Any]:
         params: dict[str, Any] = {"source": source, "destination": destination, "protocol": protocol}
         if port:
