@@ -29,7 +29,7 @@ class Rulebook:
         try:
             rules = json.loads(self.path.read_bytes())["rules"]
             return {int(rule.pop("id")): RuleName(**rule) for rule in rules}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     def turn(self, before: Mapping[int, RuleName], now: Mapping[int, RuleName]) -> None:
