@@ -21,6 +21,27 @@ def _without(*keys: str) -> List[Document]:
     return [document for document in fleet.quickstart() if document.key not in keys]
 
 
+def _closed(**settings: Any) -> List[Document]:
+    """The quickstart without its policies, its cluster with some settings."""
+    cluster = fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], **settings)
+    return [cluster, *_without("cluster/fleet", "policy/db", "policy/api")]
+
+
+PEERS = [
+    {"peers": [{"labels": {}, "expressions": [{"key": "tier", "operator": "NotIn", "values": ["front"]}]}]},
+    {"peers": [{"cidr": "198.51.100.0/24", "except": ["198.51.100.64/26", "198.51.100.7/32"]}]},
+    {"action": "deny", "peers": [{"cidr_group": "office"}, {"cidr": "2001:db8::/32"}]},
+    {"action": "deny", "peers": [{"cidr_group": "not-there"}]},
+    {"peers": [{"entity": "remote-node"}, {"cidr_group": "not-there"}]},
+]
+PORTS = [
+    {"peers": [{"entity": "cluster"}], "ports": [{"protocol": "tcp", "port": 8000, "end_port": 8099}]},
+    {"action": "deny", "ports": [{"port": 8080, "end_port": 8081}]},
+    {"ports": [{"protocol": "icmp", "type": 3, "code": 4}, {"protocol": "icmp", "type": 8}, {"protocol": "icmpv6"}]},
+    {"ports": [{"protocol": "sctp", "port": 3868}, {"protocol": "any", "port": 53}, {"protocol": "udp"}]},
+]
+
+
 CASES: Dict[str, Tuple[List[Document], Facts]] = {
     "quickstart-h1": (fleet.quickstart(), fleet.facts(1)),
     "quickstart-h2": (fleet.quickstart(), fleet.facts(2)),
@@ -55,6 +76,68 @@ CASES: Dict[str, Tuple[List[Document], Facts]] = {
         [*_without("policy/db", "policy/api"), fleet.service("none", ["10.96.0.5:80"], [])],
         Facts("h1", {"eth0": (1500, ("192.168.77.1",))}, ("w1", "w2"), cgroup=False),
     ),
+    "peers": (
+        [
+            *_closed(),
+            fleet.document("cidr_group", "office", cidrs=["198.51.100.128/25", "2001:db8:ffff::/48"]),
+            fleet.document(
+                "policy",
+                "web",
+                selector={},
+                expressions=[
+                    {"key": "app", "operator": "In", "values": ["web", "db"]},
+                    {"key": "tier", "operator": "Exists"},
+                    {"key": "old", "operator": "DoesNotExist"},
+                ],
+                ingress=PEERS,
+            ),
+        ],
+        fleet.facts(1),
+    ),
+    "ports": ([*_closed(), fleet.policy("web", {"app": "web"}, ingress=PORTS)], fleet.facts(1)),
+    "audit": (
+        [
+            *_closed(),
+            fleet.policy("strict", {"app": "web"}, egress=[{"peers": [{"labels": {"app": "api"}}]}]),
+            fleet.document(
+                "policy",
+                "trial",
+                selector={"tier": "front"},
+                mode="audit",
+                labels={"team": "edge"},
+                ingress=[],
+                egress=[{"action": "deny", "ports": [{"protocol": "tcp", "port": 80}]}],
+            ),
+        ],
+        fleet.facts(1),
+    ),
+    "audited-cluster": (
+        [*_closed(mode="audit", unselected="deny"), fleet.policy("web", {"app": "web"}, ingress=[{}])],
+        fleet.facts(1),
+    ),
+    "switches": (
+        [
+            *_closed(),
+            fleet.document("policy", "closes", selector={"app": "web"}, default_deny={"egress": True}),
+            fleet.document(
+                "policy",
+                "adds",
+                selector={"app": "api"},
+                default_deny={"ingress": False},
+                ingress=[{"action": "deny", "peers": [{"entity": "world"}]}, {"peers": [{"labels": {}}]}],
+            ),
+        ],
+        fleet.facts(1),
+    ),
+    "unselected-deny": (
+        [
+            *_closed(unselected="deny", allow_local_host=True),
+            fleet.policy("web", {"app": "web"}, ingress=[{"peers": [{"labels": {"app": "api"}}]}]),
+            fleet.node_policy("nodes", {}, ingress=[{"peers": [{"entity": "remote-node"}]}]),
+        ],
+        fleet.facts(1),
+    ),
+    "limits": ([*_closed(limits={"connections": 4096, "endpoints": 32, "policy_entries": 512})], fleet.facts(1)),
     "jumbo-and-own-mtu": (
         [*_without("cluster/fleet"), fleet.cluster(["h1", "h2"], mtu=1400, port=4789)],
         Facts("h1", {"eth0": (9000, ("192.168.77.1",))}, ("w1", "w2")),
