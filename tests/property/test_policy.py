@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Dict, List
+from dataclasses import replace
+from typing import Dict, List, Tuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from bpfleet.observe.events import VERDICTS
 from bpfleet.observe.explain import explain
 from tests import fleet
 from tests.reference.fleets import IDENTITIES, clusters, flows
-from tests.reference.judge import Flow, is_failsafe, judge
+from tests.reference.judge import Flow, is_failsafe, judge, rule_id
 
 NUMBERS: Dict[str, int] = {"host": 1, "remote-node": 6}
 ADDRESSES = {"host": "192.168.77.1", "remote-node": "192.168.77.2"}
@@ -67,6 +68,35 @@ def test_explain_says_what_policies_mean(documents: List[Document], asked: List[
         entry = next(entry for entry in answer["judged"] if entry["direction"] == flow.direction)
         wanted = judge(documents, flow)
         assert (entry["verdict"], entry.get("rule_id", 0)) == (VERDICTS[wanted.verdict], wanted.rule_id), flow
+
+
+@settings(max_examples=100, deadline=None)
+@given(clusters(), st.lists(st.tuples(st.permutations(sorted(IDENTITIES)), flows()), min_size=1, max_size=6))
+def test_explain_says_who_decides_where(documents: List[Document], asked: List[Tuple[List[str], Flow]]) -> None:
+    """Both ends of endpoints on two nodes: the node, the rule, the policies that close, and what comes of both."""
+    moved = [fleet.endpoint("c", 2, 3, "c") if one.key == "endpoint/c" else one for one in documents]
+    for (source, destination, *_), flow in asked:
+        port, message = (None, flow.port) if isinstance(flow.port, tuple) else (flow.port, (None, None))
+        answer = explain(DocumentSet(moved), source, destination, flow.protocol, port, message)
+        wanted = [
+            judge(moved, replace(flow, direction="egress", subject=source, peer=f"identity/{destination}")),
+            judge(moved, replace(flow, direction="ingress", subject=destination, peer=f"identity/{source}")),
+        ]
+        found = answer["judged"]
+        assert [(entry["direction"], entry["subject"]) for entry in found] == [
+            ("egress", source),
+            ("ingress", destination),
+        ]
+        assert [entry["node"] for entry in found] == ["h2" if name == "c" else "h1" for name in (source, destination)]
+        assert [(entry["verdict"], entry.get("rule_id", 0)) for entry in found] == [
+            (VERDICTS[verdict.verdict], verdict.rule_id) for verdict in wanted
+        ], flow
+        verdicts = {VERDICTS[verdict.verdict] for verdict in wanted}
+        assert answer["verdict"] == next(word for word in ("denied", "audited", "allowed") if word in verdicts)
+        for entry in found:
+            if entry.get("rule") == "default deny":  # an id that covers who closes, so the names are all of them
+                closing = entry["policy"].split(", ")
+                assert entry["rule_id"] == rule_id("default deny", entry["direction"], *closing)
 
 
 def test_sets_are_shared_by_what_they_hold() -> None:
