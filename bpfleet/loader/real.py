@@ -194,10 +194,13 @@ class RealKernel:
         if not missing:
             return
         self._wrote(self._pins.ensure())
+        for program in missing:
+            self._pin_maps_again(program)
         maps_before = set(self._pins.list_maps())
         try:
             for program in missing:
-                self._load(program)
+                if not self._is_loaded(program):
+                    self._load(program)
         except BaseException:
             for program in missing:
                 self._forget(self._objects.pin(program))
@@ -225,6 +228,24 @@ class RealKernel:
     def _is_current(self, info: Optional[syscall.ProgramInfo]) -> bool:
         """Whether there is such a program, with the maps that are pinned now."""
         return info is not None and _own_maps_only(info, self._map_ids())
+
+    def _pin_maps_again(self, program: Program) -> None:
+        """A map whose pin somebody removed lives on in the programs that use it. It gets its pin back: with another one
+        connections would be lost, and those that are not would name slots of another history. Only from this very
+        program, which has today's layouts."""
+        info = _program(self._objects.pin(program))
+        shared = self._map_ids()
+        for number in info.map_ids if info is not None else ():
+            if number in shared:
+                continue
+            fd = syscall.map_by_id(number)
+            try:
+                name = syscall.map_info(fd).name
+                if name in MAPS and self._pins.map(name).name not in self._pins.list_maps():
+                    syscall.pin(fd, str(self._pins.map(name)))
+                    self._wrote()
+            finally:
+                os.close(fd)
 
     def _load(self, program: Program) -> None:
         path = self._objects.pin(program)

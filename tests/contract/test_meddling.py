@@ -104,6 +104,26 @@ def test_a_map_that_was_changed_is_put_right(host: RealRig, what: str) -> None:
     assert host.foreign() == foreign
 
 
+@pytest.mark.parametrize("name", ["connections", "flows", "addresses", "policies"])
+def test_a_map_whose_pin_was_removed_is_pinned_again(host: RealRig, name: str) -> None:
+    """The very map: what it holds, connections for one, is not lost. No program is loaded again for it."""
+
+    def number() -> int:
+        fd = syscall.get(str(Pins().map(name)))
+        try:
+            return syscall.map_info(fd).id
+        finally:
+            os.close(fd)
+
+    before = host.sandbox.run(number)
+    host.sandbox.run(Pins().map(name).unlink)
+    assert host.kernel.read(TWO) != TWO
+    bring(host.kernel, TWO)
+    assert host.sandbox.run(number) == before
+    assert host.kernel.read(TWO) == TWO
+    assert bring(host.kernel, TWO) == []
+
+
 @pytest.mark.parametrize("device", [UNDERLAY, veth(1).name])
 @pytest.mark.parametrize("pinned", [True, False])
 def test_a_detached_program_is_attached_again(host: RealRig, device: str, pinned: bool) -> None:
