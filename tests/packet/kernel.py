@@ -56,6 +56,19 @@ def bpf(command: int, attributes: bytes, keep: Sequence[Any] = ()) -> tuple[int,
     return result, buffer.raw
 
 
+def run_program(program: int, frame: bytes, context: bytes) -> tuple[int, bytes]:
+    """BPF_PROG_TEST_RUN of a program by its descriptor: (return code, the frame afterwards)."""
+    data, out, ctx = buffer(frame), buffer(bytes(len(frame) + 256)), buffer(context) if context else None
+    attributes = struct.pack(
+        "<IIIIQQIIIIQQ",
+        program, 0, len(frame), len(frame) + 256, pointer(data), pointer(out),
+        1, 0, len(context), 0, pointer(ctx), 0,
+    )  # fmt: skip
+    _, left = bpf(_TEST_RUN, attributes, (data, out, ctx))
+    _, code, _, size = struct.unpack_from("<IIII", left)
+    return code, out.raw[:size]
+
+
 def pointer(data: Any) -> int:
     """The address of a buffer, 0 for None."""
     return ctypes.addressof(data) if data is not None else 0
@@ -254,15 +267,7 @@ class Datapath:
 
     def run_raw(self, program: str, frame: bytes, context: bytes) -> tuple[int, bytes]:
         """BPF_PROG_TEST_RUN: (return code, the frame afterwards)."""
-        data, out, ctx = buffer(frame), buffer(bytes(len(frame) + 256)), buffer(context) if context else None
-        attributes = struct.pack(
-            "<IIIIQQIIIIQQ",
-            self.programs[program], 0, len(frame), len(frame) + 256, pointer(data), pointer(out),
-            1, 0, len(context), 0, pointer(ctx), 0,
-        )  # fmt: skip
-        _, left = bpf(_TEST_RUN, attributes, (data, out, ctx))
-        _, code, _, size = struct.unpack_from("<IIII", left)
-        return code, out.raw[:size]
+        return run_program(self.programs[program], frame, context)
 
     def flows(self) -> List[Dict[str, Any]]:
         """The history: what each slot is and carried, first those that did not fit; numbers become names."""

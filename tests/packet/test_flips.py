@@ -1,0 +1,320 @@
+"""No packet is judged by a mixture of two policies, however often they change while it passes.
+
+Two sets of policies, A and B, take turns by the real plan and apply. Meanwhile another process, on a CPU of its own,
+feeds packets of new connections to the program that is pinned, and reads what was decided from its events. For every
+flow the reference judge says what A decides and what B does, by which rule; a third answer is a mixture. A and B use
+every part of a policy map (peers, CIDR classes, intervals, audit), with class and interval numbers that mean something
+else in the other.
+
+What is guaranteed is one end's judgement. Where both ends are endpoints of one node, each has its own map, and in the
+moment of the change one may already be judged by B while the other still is by A: so each event is held to its own end.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import struct
+import subprocess
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+
+import pytest
+
+from bpfleet.compile.compiler import Compiler
+from bpfleet.loader import layout, syscall
+from bpfleet.loader.apply import apply
+from bpfleet.loader.generated.layouts import MAPS
+from bpfleet.loader.pins import Pins, open_pin
+from bpfleet.loader.plan import plan
+from bpfleet.loader.real import RealKernel
+from bpfleet.loader.steps import Step
+from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.state import Facts, NodeState, Table
+from bpfleet.observe.reader import Reader, open_slots
+from tests import fleet
+from tests.packet import frames as f
+from tests.packet.kernel import BUILD, run_program
+from tests.reference.judge import Flow, Verdict, judge
+
+pytestmark = pytest.mark.root
+
+LABELS = {"a": {"app": "a"}, "b": {"app": "b"}}
+NUMBERS = {name: fleet.identity(name, labels).spec["number"] for name, labels in LABELS.items()}
+ADDRESSES = {"identity/b": "10.77.1.2"}
+OUTSIDE = ("198.51.100.7", "198.51.100.200", "203.0.113.9", "192.0.2.200", "8.8.8.8")
+PORTS = (1, 55, 80, 150, 443, 8080)
+FLIPS = 60
+BATCH = 60
+_SK_BUFF_SIZE, _IFINDEX = 192, 40
+
+
+def tcp(first: int, last: int) -> List[Dict[str, Any]]:
+    return [{"protocol": "tcp", "port": first, "end_port": last}]
+
+
+def cidr(network: str, *parts: str) -> Dict[str, Any]:
+    return {"cidr": network, **({"except": list(parts)} if parts else {})}
+
+
+FIRST = {
+    "egress": [
+        {"peers": [cidr("198.51.100.0/24", "198.51.100.128/25")], "ports": tcp(1, 100)},
+        {"action": "deny", "peers": [cidr("203.0.113.0/24")]},
+        {"peers": [{"entity": "all"}], "ports": tcp(443, 443)},
+        {"peers": [{"labels": {}}]},
+    ],
+    "ingress": [
+        {"peers": [{"labels": {"app": "a"}}], "ports": tcp(1, 100)},
+        {"action": "deny", "peers": [{"labels": {}}], "ports": tcp(55, 55)},
+    ],
+}
+SECOND = {
+    "egress": [
+        {"peers": [cidr("192.0.2.128/25"), cidr("203.0.113.0/24")], "ports": tcp(50, 200)},
+        {"action": "deny", "peers": [cidr("198.51.100.0/25")], "ports": tcp(1, 60)},
+        {"peers": [cidr("198.51.100.0/24")]},
+        {"action": "deny", "ports": tcp(443, 500)},
+        {"peers": [{"labels": {"app": "b"}}]},
+    ],
+    "ingress": [
+        {"peers": [{"entity": "cluster"}], "ports": tcp(50, 9000)},
+        {"action": "deny", "peers": [{"labels": {"app": "a"}}], "ports": tcp(80, 80)},
+    ],
+}
+# What is enforced differs already; an audit policy on top makes one judgement two look-ups of the same map.
+TRIAL = ({"egress": [{"peers": [cidr("8.0.0.0/8")]}]}, {"egress": [{"ports": tcp(100, 500)}]})
+
+
+def documents(policies: Dict[str, Any], trial: Dict[str, Any]) -> List[Document]:
+    found = [fleet.cluster(["h1", "h2"]), fleet.node(1), fleet.node(2)]
+    for host, name in enumerate(LABELS, 1):
+        found.append(fleet.identity(name, LABELS[name]))
+        attach = {"interface": f"dev-{name}"}
+        found.append(
+            fleet.document("endpoint", name, node="h1", identity=name, addresses=[f"10.77.1.{host}"], attach=attach)
+        )
+    found.append(fleet.policy("out", {"app": "a"}, egress=policies["egress"]))
+    found.append(fleet.policy("in", {"app": "b"}, ingress=policies["ingress"]))
+    found.append(fleet.document("policy", "trial", selector={"app": "a"}, mode="audit", **trial))
+    return found
+
+
+A, B = documents(FIRST, TRIAL[0]), documents(SECOND, TRIAL[1])
+
+
+def state_of(world: List[Document]) -> NodeState:
+    """What the compiler makes, without what is not of this namespace."""
+    facts = Facts("h1", dict.fromkeys(("eth0", "dev-a", "dev-b"), (1500, ())))
+    made = Compiler().compile(DocumentSet(world), facts).state
+    node = made.tables["node"]
+    tables = {
+        **made.tables,
+        "node": replace(node, rows={key: (row[0], "dev-vxlan", row[2]) for key, row in node.rows.items()}),
+    }
+    programs = {name: program for name, program in made.programs.items() if name == "from_endpoint"}
+    return replace(made, programs=programs, attachments={}, tables=tables, devices={}, routes={}, sysctls={})
+
+
+def question(direction: str, peer: str, port: int) -> Flow:
+    return Flow(direction, "a" if direction == "egress" else "b", peer, "tcp", port)
+
+
+Asked = Tuple[str, str, int]
+"""(direction, the address the packet goes to, port): what an event is recognised by."""
+
+
+def expected() -> Dict[Asked, Set[Verdict]]:
+    """For every end of every flow, what A says of it and what B says."""
+    found: Dict[Asked, Set[Verdict]] = {}
+    for port in PORTS:
+        for peer in (*OUTSIDE, "identity/b"):
+            flow = question("egress", peer, port)
+            found["egress", ADDRESSES.get(peer, peer), port] = {judge(A, flow), judge(B, flow)}
+        flow = question("ingress", "identity/a", port)
+        found["ingress", ADDRESSES["identity/b"], port] = {judge(A, flow), judge(B, flow)}
+    return found
+
+
+@dataclass
+class Report:
+    """What a hammer saw: how often each verdict was given, and those that neither A nor B gives."""
+
+    packets: int
+    seen: Counter[Tuple[Asked, Verdict]]
+    mixtures: List[Tuple[Asked, Verdict]]
+    lost: int
+
+
+def hammer(pins: str, ifindex: int, talk: Connection) -> None:
+    """In a process of its own: packets of new connections, one after the other, until it is told to stop."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    named = Pins(pins)
+    ((object_name, digest),) = named.list_programs()
+    program = syscall.get(str(named.program(object_name, digest)))
+    slots = open_slots(pins)
+    assert slots is not None
+    reader = Reader(slots)
+    context = bytearray(_SK_BUFF_SIZE)
+    struct.pack_into("<I", context, _IFINDEX, ifindex)
+    allowed = expected()
+    targets = sorted({(address, port) for _, address, port in allowed})
+    report = Report(0, Counter(), [], 0)
+    talk.send("ready")
+    while not talk.poll():
+        for number in range(report.packets, report.packets + BATCH):
+            address, port = targets[number % len(targets)]
+            frame = f.ether(f.tcp("10.77.1.1", address, (1024 + number % 60000, port)))
+            run_program(program, frame, bytes(context))
+        report.packets += BATCH
+        batch = reader.read()
+        report.lost += batch.lost
+        for event in batch.events:
+            direction = layout.name_of("direction", event["direction"])
+            asked = (direction, str(event["destination"]), event["destination_port"])
+            verdict = Verdict(layout.name_of("verdict", event["verdict"]), event["rule_id"])
+            report.seen[asked, verdict] += 1
+            if verdict not in allowed[asked]:
+                report.mixtures.append((asked, verdict))
+    talk.send(report)
+    slots.close()
+
+
+class Hammer:
+    """The hammer's process."""
+
+    def __init__(self, pins: str, ifindex: int) -> None:
+        forking = multiprocessing.get_context("fork")
+        self._talk, other = forking.Pipe()
+        self._process = forking.Process(target=hammer, args=(pins, ifindex, other), daemon=True)
+        self._process.start()
+        assert self._talk.poll(30) and self._talk.recv() == "ready"
+
+    def stop(self) -> Report:
+        """What it saw."""
+        self._talk.send("stop")
+        assert self._talk.poll(30)
+        report: Report = self._talk.recv()
+        self._process.join(30)
+        return report
+
+    def kill(self) -> None:
+        """If a test failed before it was stopped."""
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+@dataclass
+class Place:
+    """A kernel of its own pins, whose programs a hammer runs."""
+
+    kernel: RealKernel
+    pins: str
+    ifindex: int
+
+    def bring(self, want: NodeState) -> List[Step]:
+        """As the agent: stage, plan against what is there, apply."""
+        self.kernel.prepare(want.programs)
+        steps = plan(want, self.kernel.read(want))
+        apply(self.kernel, steps)
+        self.kernel.release()
+        return steps
+
+
+@pytest.fixture
+def place(devices: None, tmp_path: Path) -> Iterator[Place]:
+    pins = f"/sys/fs/bpf/bpfleet-flips-{os.getpid()}"
+    output = subprocess.run(["ip", "-o", "link", "show", "dev-a"], capture_output=True, text=True, check=True).stdout
+    kernel = RealKernel(BUILD, pins, tmp_path / "logs")
+    yield Place(kernel, pins, int(output.partition(":")[0]))
+    empty = NodeState()
+    apply(kernel, plan(empty, kernel.read(empty)))
+    kernel.release()
+
+
+def _hammered(place: Place, flip: Any, times: int) -> Report:
+    hammering = Hammer(place.pins, place.ifindex)
+    try:
+        for number in range(times):
+            flip(number)
+            time.sleep(0.005)
+        return hammering.stop()
+    finally:
+        hammering.kill()
+
+
+def test_no_packet_is_judged_by_a_mixture(place: Place) -> None:
+    states = (state_of(A), state_of(B))
+    place.bring(states[0])
+    kinds: Counter[str] = Counter()
+
+    def flip(number: int) -> None:
+        steps = place.bring(states[1 - number % 2])
+        kinds.update(step.describe().partition(":")[0].partition("(")[0].strip() for step in steps)
+
+    report = _hammered(place, flip, FLIPS)
+    # Identities, and the sets that only one of the two uses, change in every round.
+    assert kinds["swap 2 maps of policies"] == FLIPS and len(kinds) > 4, kinds
+    assert report.mixtures == []
+    # The case is worth its name: of each flow that A and B differ about, both answers were given, many times.
+    for asked, verdicts in expected().items():
+        judged = sum(report.seen[asked, verdict] for verdict in verdicts)
+        for verdict in verdicts:
+            assert report.seen[asked, verdict] * 20 > judged or asked[0] == "ingress", (asked, verdict, report.packets)
+    assert len([one for one in expected().values() if len(one) == 2]) > 25
+    assert report.packets > 2000 and report.lost == 0
+
+
+def test_a_mixture_would_be_seen(place: Place) -> None:
+    """The same hammer over a change that writes into the map in use, entry by entry: why maps are swapped whole."""
+    states = (state_of(A), state_of(B))
+    place.bring(states[0])
+    both = {name: {**states[0].nested[name], **states[1].nested[name]} for name in ("prefix_sets", "port_sets")}
+    subject = NUMBERS["a"]
+    room = max(len(one.nested["policies"][subject].rows) for one in states) * 2
+    rows = {(peer, 7, 99, 9): (1, 1, 0, 0, 0) for peer in range(room)}  # a direction that nobody asks for
+    wide = states[0].nested["policies"][subject]
+    wide = Table(wide.key, wide.value, {**wide.rows, **rows})
+    policies = {**states[0].nested["policies"], subject: wide}
+    place.bring(replace(states[0], nested={**states[0].nested, **both, "policies": policies}))
+    inner = _inner(place.pins, subject)
+    assert inner is not None
+
+    def flip(number: int) -> None:
+        for gone in rows:
+            syscall.map_delete(inner, _key(gone))
+        old, new = (states[(number + n) % 2].nested["policies"][subject].rows for n in (0, 1))
+        for key in old.keys() - new.keys():
+            syscall.map_delete(inner, _key(key))
+        time.sleep(0.005)
+        for key, value in new.items():
+            syscall.map_update(inner, _key(key), _value(value))
+
+    try:
+        assert _hammered(place, flip, FLIPS).mixtures != []
+    finally:
+        os.close(inner)
+
+
+def _inner(pins: str, subject: int) -> Optional[int]:
+    handle = open_pin(Pins(pins).map("policies"))
+    assert handle is not None
+    with closing(os.fdopen(handle, "rb", closefd=True)):
+        found = syscall.map_lookup(handle, subject.to_bytes(4, "little"), 4)
+    return None if found is None else syscall.map_by_id(int.from_bytes(found, "little"))
+
+
+def _key(row: Tuple[Any, ...]) -> bytes:
+    names = [field["name"] for field in MAPS["policy_entries"]["key"]["fields"]]
+    return layout.encode("policy_entries", "key", dict(zip(names, row)))
+
+
+def _value(row: Tuple[Any, ...]) -> bytes:
+    names = [field["name"] for field in MAPS["policy_entries"]["value"]["fields"]]
+    return layout.encode("policy_entries", "value", dict(zip(names, row)))
