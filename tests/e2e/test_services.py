@@ -155,7 +155,7 @@ def ask(
     outside: bool = False,
     patience: float = 8,
 ) -> list[Any]:
-    """What a process gets: cases (how, address[, datagrams]). `patience`: seconds, short where no answer is expected."""
+    """What a process gets: cases (how, address[, datagrams]). `patience`: seconds, few where no answer is due."""
     asked = [[case[0], case[1], port, case[2] if len(case) > 2 else 1] for case in cases]
     found: list[Any] = json.loads(run(ground, source, CLIENT, json.dumps(asked), str(patience), outside=outside))
     return found
