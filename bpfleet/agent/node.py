@@ -212,6 +212,9 @@ class Agent:
         if cut is not None:
             return {"refused": store.refusals([cut], {cut.resource or ""})}
         want = compiled.state
+        obstacles = [_at_its_field(error, contents, node) for error in self.kernel.obstacles(want)]
+        if obstacles:
+            return {"refused": store.refusals(obstacles, changed)}
         state_digest = want.digest
         have = self.kernel.read(want)
         full = [capacity.blame(error, compiled, changed) for error in capacity.overfull(want, have)]
@@ -518,3 +521,12 @@ class Agent:
             self._staged.guard.close()
             self._staged = None
             self.kernel.release()
+
+
+def _at_its_field(error: HostFailed, contents: Contents, node: str) -> HostFailed:
+    """An obstacle at a device of the node, as one of the node's document: where it is declared, it can be changed."""
+    document = contents.documents.of_kind("node").get(node)
+    names = [device["name"] for device in document.spec["devices"]] if document is not None else []
+    if error.details.get("device") in names:
+        error.where.update(resource=f"node/{node}", field=f"devices[{names.index(error.details['device'])}].xdp")
+    return error

@@ -45,6 +45,7 @@ class FakeKernel:
 
     `fail_at`: the number (from 0, counted over this object's life as `steps_done`) of the step that fails, once.
     `rejects`: names of objects that the verifier refuses.    `unfit`: what check_fitness complains of.
+    `foreign_xdp`: device -> name of the XDP program that somebody else has there.
     `unjudged`: what passed unjudged at some time, which must never happen: a veth that is up without both programs.
     """
 
@@ -60,6 +61,7 @@ class FakeKernel:
         self.fail_at = fail_at
         self.rejects: Set[str] = set()
         self.unfit = ""
+        self.foreign_xdp: Dict[str, str] = {}
         self.unjudged: List[str] = []
         self.host_devices: Dict[str, Tuple[int, Tuple[str, ...]]] = {}
         self.namespaces = set(namespaces)
@@ -137,6 +139,11 @@ class FakeKernel:
             },
         )
 
+    def obstacles(self, want: NodeState) -> List[HostFailed]:
+        """As Kernel.obstacles."""
+        hooks = sorted(hook for hook in want.attachments if hook[1] in XDP_HOOKS and hook[0] in self.foreign_xdp)
+        return [self._occupied(device) for device, _ in hooks]
+
     def prepare(self, programs: Mapping[str, Program]) -> None:
         """As Kernel.prepare; refuses what `rejects` names."""
         new = [program for program in programs.values() if program not in [*self._programs, *self._unused]]
@@ -210,6 +217,8 @@ class FakeKernel:
         index = self._place(step.device)
         if step.program not in self._programs:
             raise HostFailed(f"program {step.program.object} is not loaded", remedy="Load it first.")
+        if step.hook in XDP_HOOKS and step.device in self.foreign_xdp:
+            raise self._occupied(step.device)
         if step.hook in XDP_HOOKS:  # a device has one of them
             for other in XDP_HOOKS - {step.hook}:
                 self.links.pop((step.device, other), None)
@@ -263,6 +272,14 @@ class FakeKernel:
     def _next_index(self) -> int:
         self._indexes += 1
         return self._indexes
+
+    def _occupied(self, device: str) -> HostFailed:
+        return HostFailed(
+            f"device {device} runs an XDP program of somebody else: {self.foreign_xdp[device]}",
+            field=f"devices {device} xdp",
+            remedy="Remove it, or set xdp: off for this device.",
+            details={"device": device, "programs": [self.foreign_xdp[device]]},
+        )
 
     def _place(self, name: str) -> int:
         """What is at a hook's place: a device's index, or the root cgroup, which is always the same."""

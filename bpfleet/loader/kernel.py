@@ -15,8 +15,9 @@ What `read` answers in a NodeState, beyond what was wanted, is how differences a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Protocol, Tuple
+from typing import Any, List, Mapping, Protocol, Tuple
 
+from bpfleet.errors import HostFailed
 from bpfleet.loader.steps import Step
 from bpfleet.model.state import Facts, NodeState, Program
 
@@ -50,6 +51,12 @@ class Kernel(Protocol):
 
     def read(self, want: NodeState) -> NodeState:
         """What is there of ours now, in the field names of `want`. Changes nothing."""
+
+    def obstacles(self, want: NodeState) -> List[HostFailed]:
+        """What somebody else has where only one can be and `want` has us: programs at XDP. Changes nothing.
+
+        The details of each hold `device`.
+        """
 
     def prepare(self, programs: Mapping[str, Program]) -> None:
         """Load and verify what is not loaded yet. Traffic sees none of it; on an error nothing is left behind.

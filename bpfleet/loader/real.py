@@ -48,10 +48,11 @@ class RealKernel:
         self._pins = Pins(pins)
         self._objects = Objects(Path(objects), self._pins, Path(state))
         self._maps = Maps(self._pins, self._wrote)
+        self._xdp = Xdp(self._pins, self._wrote)
         self._hooks: links.Mechanism = links.ByHook(
             [
                 device_hooks(self._pins, self._wrote, use_tcx=use_tcx),
-                Xdp(self._pins, self._wrote),
+                self._xdp,
                 cgroup.Cgroup(self._pins, self._wrote),
             ]
         )
@@ -185,6 +186,10 @@ class RealKernel:
         """Of the maps that are there. Inner maps are as large as they need to be: for them it is what is wanted."""
         sizes = {name: most if name in INNER_MAPS else self._maps.size(name) for name, most in want.sizes.items()}
         return {name: size for name, size in sizes.items() if size is not None}
+
+    def obstacles(self, want: NodeState) -> List[HostFailed]:
+        """As Kernel.obstacles."""
+        return list(self._xdp.obstacles(want.attachments))
 
     # -- staging -----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Callable, Dict, Iterable, Optional, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from bpfleet.errors import HostFailed
 from bpfleet.loader import rtnl, syscall
@@ -44,6 +44,14 @@ class Xdp:
             elif there and program_name(there).startswith(PROGRAM_PREFIX):
                 found[(device, hook)] = f"{name(there)} (not pinned)"
         return found
+
+    def obstacles(self, hooks: Iterable[Hook]) -> Iterator[HostFailed]:
+        """What somebody else has where we want to be: known before anything is changed, named as `attach` would."""
+        for device, hook in sorted(hooks):
+            if hook in self.hooks:
+                others = _others(device)
+                if others:
+                    yield _occupied(device, others)
 
     def attach(self, device: str, hook: str, program_fd: int) -> None:
         """Update our link, or make one and pin it; ours in the other mode goes first. Raises HostFailed."""
@@ -122,17 +130,31 @@ def _link_at(index: int, program_id: int) -> Optional[int]:
     return None
 
 
+def _others(device: str) -> List[str]:
+    """Names of the programs at a device that are not ours; the kernel lets nobody else in beside them."""
+    names = (program_name(number) or f"program {number}" for number in _attached(device).values())
+    return sorted(name for name in names if not name.startswith(PROGRAM_PREFIX))
+
+
+def _occupied(device: str, others: List[str]) -> HostFailed:
+    return HostFailed(
+        f"device {device} runs an XDP program of somebody else: {', '.join(others)}",
+        field=f"devices {device} xdp",
+        remedy=f"Remove it (ip link set dev {device} xdp off), or set xdp: off for this device; tc blocks there then.",
+        details={"device": device, "programs": others},
+    )
+
+
 def _not_attached(device: str, hook: str, error: OSError) -> HostFailed:
     mode = hook.partition("-")[2]
     what, remedy = (
         f"cannot attach XDP ({mode}) to {device}: {error.strerror}",
         "See what is attached: bpftool net show.",
     )
-    others = sorted(program_name(number) or str(number) for number in _attached(device).values())
+    others = _others(device)
     if others:
-        what = f"device {device} runs an XDP program of somebody else: {', '.join(others)}"
-        remedy = f"Remove it (ip link set dev {device} xdp off), or set xdp: off for this device; tc blocks there then."
-    elif mode == "native" and error.errno in _NO_DRIVER:
+        return _occupied(device, others)
+    if mode == "native" and error.errno in _NO_DRIVER:
         what = f"the driver of {device} cannot run XDP natively: {error.strerror}"
         remedy = f"Set xdp: generic for {device} (or lower its MTU, if the driver is one that wants that)."
     elif error.errno in (errno.ENODEV, errno.ENXIO):

@@ -401,6 +401,18 @@ def test_a_rejected_object_is_told_with_the_verifiers_words(host: Host) -> None:
     assert host.digests()[0] == before
 
 
+def test_an_xdp_program_of_somebody_else_is_refused_with_the_nodes_document(host: Host) -> None:
+    host.commit(**quickstart())
+    host.change_kernel(foreign_xdp={"eth0": "suricata"})
+    before = host.digests()
+    node = fleet.document("node", "h1", **{**fleet.node(1).spec, "devices": [{"name": "eth0", "xdp": "native"}]})
+    answer = host.connect().call("stage", node="h1", owner="pulumi:p/s", puts=items([node]))
+    (refusal,) = answer["refused"]
+    assert (refusal["document"], refusal["error"]["where"]["field"]) == ("node/h1", "devices[0].xdp")
+    assert "an XDP program of somebody else: suricata" in refusal["error"]["what"]
+    assert host.digests() == before
+
+
 @pytest.mark.root
 def test_a_full_disk_is_told_before_anything_is_changed(host: Host) -> None:
     host.root.mkdir()
