@@ -100,8 +100,11 @@ static __always_inline int exchange_end(struct __sk_buff *skb, const struct exch
 	__u32 sum = exchange_sum(exchange);
 
 	if (exchange_address(skb, exchange, sum, BPF_F_RECOMPUTE_CSUM) ||
-	    bpf_l4_csum_replace(skb, check, 0, sum, BPF_F_PSEUDO_HDR | flags) ||
-	    bpf_l4_csum_replace(skb, check, exchange->from_port, exchange->to_port, sizeof(__be16) | flags) ||
+	    bpf_l4_csum_replace(skb, check, 0, sum, BPF_F_PSEUDO_HDR | flags))
+		return REASON_REWRITE;
+	if (exchange->from_port == exchange->to_port)
+		return 0;
+	if (bpf_l4_csum_replace(skb, check, exchange->from_port, exchange->to_port, sizeof(__be16) | flags) ||
 	    exchange_port(skb, exchange))
 		return REASON_REWRITE;
 	return 0;
@@ -232,7 +235,6 @@ static __always_inline bool balance_may(const struct packet *packet, const struc
  * DIRECTION_EGRESS. Returns BALANCE_TRANSLATED, BALANCE_NONE, or a reason. */
 __noinline int balance_find(struct __sk_buff *skb, const struct packet *packet)
 {
-	const struct address_record *source;
 	const struct service *service;
 	struct service_work *work;
 	__u32 zero = 0;
@@ -242,9 +244,6 @@ __noinline int balance_find(struct __sk_buff *skb, const struct packet *packet)
 	service = service_find(&packet->flow);
 	if (!service)
 		return BALANCE_NONE;
-	source = address_find(&packet->source);
-	if (!source || source->ifindex != skb->ifindex)
-		return REASON_SPOOFED_SOURCE;
 	work = bpf_map_lookup_elem(&balance_work, &zero);
 	if (!work)
 		return REASON_SERVICE_FLOW;

@@ -112,6 +112,17 @@ static __always_inline bool backend_is_at(const struct backend *backend, __u32 i
 	return record && record->ifindex == ifindex;
 }
 
+/* Whether the client may have that address: then records may be made for it. */
+static __always_inline bool client_is_at(const struct address *address, __u32 client)
+{
+	const struct address_record *record;
+
+	if (client == NOBODY)
+		return true;
+	record = address_find(address);
+	return record && record->ifindex == client;
+}
+
 /* By content, so that the choice is the same when a record was lost. `client` is the device of an endpoint that asks, or
  * NOBODY: it is not given itself, as no stack takes a packet with its own address as the source. */
 static __always_inline const struct backend *backend_choose(void *list, const struct service *service, __u32 hash,
@@ -227,6 +238,8 @@ static __noinline int service_translate(const struct connection_key *flow, const
 		}
 		list = bpf_map_lookup_elem(&backends, &id);
 	}
+	if (!client_is_at(&flow->source, client))
+		return REASON_SPOOFED_SOURCE;
 	if (list && backend_is_listed(list, service, &work->to)) {
 		work->to.backends = id;
 		reason = translation_write_back(flow, work);
