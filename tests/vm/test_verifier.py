@@ -27,6 +27,7 @@ def programs() -> list[tuple[str, dict[str, object]]]:
     spec = {**fleet.cluster(["h1", "h2"]).spec, "blocked_cidrs": ["198.51.100.0/24"]}
     documents.append(fleet.document("cluster", "fleet", **spec))
     documents.append(fleet.document("policy", "nodes", node_selector={}, ingress=[{"peers": [{"entity": "cluster"}]}]))
+    documents.append(fleet.service("shop", ["10.96.0.1:80"], [{"labels": {"app": "api"}}]))
     state = Compiler().compile(DocumentSet(documents), fleet.facts(1)).state
     built = Path(__file__).parents[2] / "build/bpf"
     assert {f"{name}.bpf.o" for name in state.programs} == {path.name for path in built.glob("*.bpf.o")}
