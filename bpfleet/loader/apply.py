@@ -17,21 +17,27 @@ def apply(kernel: Kernel, steps: Sequence[Step], on_step: Optional[Callable[[int
     description). Reading, planning and applying again continues from there.
     """
     before = kernel.writes
-    for index, step in enumerate(steps):
-        if on_step is not None:
-            on_step(index, step)
-        try:
-            kernel.do(step)
-        except BpfleetError as error:
-            error.details.update(_place(index, steps))
-            raise
-        except OSError as error:
-            raise HostFailed(
-                f"cannot {step.describe()}: {error.strerror or error}",
-                remedy="Put right what the system says and apply again; it continues from here.",
-                details={"errno": error.errno, **_place(index, steps)},
-            ) from error
+    with kernel.hurry(steps):
+        for index, step in enumerate(steps):
+            if on_step is not None:
+                on_step(index, step)
+            _do(kernel, index, steps)
     return kernel.writes - before
+
+
+def _do(kernel: Kernel, index: int, steps: Sequence[Step]) -> None:
+    step = steps[index]
+    try:
+        kernel.do(step)
+    except BpfleetError as error:
+        error.details.update(_place(index, steps))
+        raise
+    except OSError as error:
+        raise HostFailed(
+            f"cannot {step.describe()}: {error.strerror or error}",
+            remedy="Put right what the system says and apply again; it continues from here.",
+            details={"errno": error.errno, **_place(index, steps)},
+        ) from error
 
 
 def _place(index: int, steps: Sequence[Step]) -> dict[str, object]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from bpfleet.errors import HostFailed, HostUnfit, ObjectRejected
 from bpfleet.loader import steps as s
@@ -162,6 +163,10 @@ class FakeKernel:
         self._unused = []
         if not self._programs and not self.links:
             self._drop_maps()
+
+    def hurry(self, steps: Sequence[s.Step]) -> ContextManager[None]:
+        """As Kernel.hurry: memory waits for nothing."""
+        return nullcontext()
 
     def do(self, step: s.Step) -> None:
         """As Kernel.do; fails at step `fail_at` before doing anything of it."""

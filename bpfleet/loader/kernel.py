@@ -15,7 +15,7 @@ What `read` answers in a NodeState, beyond what was wanted, is how differences a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, List, Mapping, Protocol, Tuple
+from typing import Any, ContextManager, List, Mapping, Protocol, Sequence, Tuple
 
 from bpfleet.errors import HostFailed
 from bpfleet.loader.steps import Step
@@ -66,6 +66,9 @@ class Kernel(Protocol):
 
     def release(self) -> None:
         """Forget what `prepare` loaded and no step used."""
+
+    def hurry(self, steps: Sequence[Step]) -> ContextManager[None]:
+        """The time in which these steps are done: what the kernel can be told to make many of them quicker."""
 
     def do(self, step: Step) -> None:
         """Do one step. Doing it twice is the same as once."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from bpfleet.errors import HostFailed, HostUnfit
 from bpfleet.loader import cgroup, links, steps, syscall
 from bpfleet.loader.clsact import device_hooks
 from bpfleet.loader.devices import Devices, is_ours, read_devices
 from bpfleet.loader.generated.layouts import MAPS
+from bpfleet.loader.grace import expedited
 from bpfleet.loader.maps import Maps
 from bpfleet.loader.objects import Objects
 from bpfleet.loader.pins import DEFAULT, Pins, open_pin, require_bpffs, unpin
@@ -280,6 +281,10 @@ class RealKernel:
         self._forget(path)
 
     # -- steps -------------------------------------------------------------------------------------------------------
+
+    def hurry(self, steps: Sequence[steps.Step]) -> ContextManager[None]:
+        """As Kernel.hurry."""
+        return expedited(steps)
 
     def do(self, step: steps.Step) -> None:
         """As Kernel.do. Raises HostFailed, HostUnfit, ObjectRejected, or OSError for what is not foreseen."""

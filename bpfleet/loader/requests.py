@@ -1,8 +1,8 @@
 """Changing things over rtnetlink: many requests in one send, with the standard library alone.
 
 A restore after a reboot makes each endpoint's veth anew, a dozen requests apiece. Sent one by one through pyroute2,
-each with a socket of its own, they cost more than the kernel's work. Where nothing is done by the thousand (making the
-tunnel device, routes), pyroute2 stays. Message layouts: linux/rtnetlink.h, linux/if_link.h, linux/veth.h.
+each with a socket of its own, they cost more than the kernel's work. What is not done by the thousand
+(the tunnel device, removals) is pyroute2's. Message layouts: linux/rtnetlink.h, linux/if_link.h, linux/veth.h.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import errno
 import os
 import socket
 import struct
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from bpfleet.loader import rtnl
 
 NLM_F_ACK, NLM_F_ECHO, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x4, 0x8, 0x100, 0x200, 0x400
 
-_NEWLINK, _SETLINK, _NEWADDR, _DELADDR, _NEWROUTE, _NEWNEIGH = 16, 19, 20, 21, 24, 28
+_NEWLINK, _SETLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE, _NEWNEIGH = 16, 19, 20, 21, 24, 25, 28
 _ADDRESS_OF_LINK, _NAME, _MTU, _INFO, _AF_SPEC, _NETNS_FD = 1, 3, 4, 18, 26, 28  # IFLA_*
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _ADDR_GEN_MODE, _GEN_MODE_NONE = 8, 1
 _LOCAL, _ADDRESS, _ADDRESS_FLAGS = 2, 1, 8  # IFA_*
 _NO_DAD = 0x02
 _TO, _MAC = 1, 2  # NDA_*
-_OUTPUT, _GATEWAY = 4, 5  # RTA_*
-_ONLINK, _STATIC, _UNIVERSE, _UNICAST = 4, 4, 0, 1
+_ROUTE_TO, _OUTPUT, _GATEWAY, _PRIORITY, _PREFERRED = 1, 4, 5, 6, 7  # RTA_*
+_ONLINK, _STATIC, _UNIVERSE, _UNICAST, _LINK_SCOPE = 4, 4, 0, 1, 253
 _UP, _NOARP = 0x1, 0x80  # IFF_*
 
 
@@ -156,7 +156,7 @@ def delete_address(index: int, address: str, prefix: int) -> Message:
     return Message(_DELADDR, 0, _address(index, address, prefix))
 
 
-def _address(index: int, address: str, prefix: int | None) -> bytes:
+def _address(index: int, address: str, prefix: Optional[int]) -> bytes:
     family, packed = _packed(address)
     body = rtnl.ADDRESS.pack(family, 8 * len(packed) if prefix is None else prefix, 0, 0, index)
     body += attribute(_LOCAL, packed) + attribute(_ADDRESS, packed)
@@ -179,6 +179,27 @@ def put_default_route(index: int, gateway: str) -> Message:
     body = rtnl.ROUTE.pack(family, 0, 0, 0, rtnl.MAIN_TABLE, _STATIC, _UNIVERSE, _UNICAST, _ONLINK)
     body += attribute(_GATEWAY, packed) + attribute(_OUTPUT, struct.pack("=I", index))
     return Message(_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+ADD = (_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL)
+REPLACE = (_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
+DELETE = (_DELROUTE, 0)
+
+
+def link_route(
+    verb: Tuple[int, int], index: int, destination: str, source: Optional[str], protocol: int, metric: Optional[int]
+) -> Message:
+    """ADD, REPLACE or DELETE a route to what is on the link itself; `source` is the preferred source address."""
+    address, length = rtnl.split_cidr(destination)
+    family, packed = _packed(address)
+    scope = _LINK_SCOPE if family == socket.AF_INET else _UNIVERSE
+    body = rtnl.ROUTE.pack(family, length, 0, 0, rtnl.MAIN_TABLE, protocol, scope, _UNICAST, 0)
+    body += attribute(_ROUTE_TO, packed) + attribute(_OUTPUT, struct.pack("=I", index))
+    if source is not None:
+        body += attribute(_PREFERRED, _packed(source)[1])
+    if metric is not None:
+        body += attribute(_PRIORITY, struct.pack("=I", metric))
+    return Message(verb[0], verb[1], body)
 
 
 def _packed(address: str) -> Tuple[int, bytes]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
-from typing import Any, Callable, Dict, Mapping, Tuple
+from dataclasses import replace
+from typing import Callable, Dict, Mapping, Tuple
 
 from bpfleet.errors import HostFailed
-from bpfleet.loader import rtnl
-from bpfleet.loader.devices import netlink_error, request
+from bpfleet.loader import requests
+from bpfleet.loader.requests import Message, Requests
 from bpfleet.loader.rtnl import Link, Reader
 from bpfleet.model.state import Route
 
 PROTOCOL = 191
 """In the range left to routing daemons (linux/rtnetlink.h, RTPROT_*), used by none that is registered there."""
 
-_SCOPE_LINK = 253
 _METRIC = 1024  # IPv6's default, written out so that a route is found again by it
 
 
@@ -31,31 +32,36 @@ def read_routes(host: Reader, links: Mapping[str, Link]) -> Dict[Tuple[str, str]
 
 
 class Routes:
-    """Changes routes through pyroute2. `wrote` is called once for each request that changes something."""
+    """Changes routes. `wrote` is called once for each request that changes something."""
 
     def __init__(self, wrote: Callable[[], None]) -> None:
         self._wrote = wrote
 
     def put(self, route: Route) -> None:
         """Create or change a route of ours. Raises HostFailed if someone else has one to that destination."""
-        arguments = _arguments(route, _index(route))
-        with request() as ip:
-            try:
-                try:
-                    ip.route("add", **arguments)
-                except netlink_error() as error:
-                    # Replacing would take over a route of others, so that is done to our own only.
-                    if error.code != errno.EEXIST or not self._is_ours(route):
-                        raise
-                    ip.route("replace", **arguments)
-            except netlink_error() as error:
-                if error.code == errno.EEXIST:
-                    remedy = f"Remove it (ip route del {route.destination}), or choose other addresses."
-                    what = f"the host has another route to {route.destination} already"
-                else:
-                    remedy = f"See whether {route.device} is up and {route.source or 'the source'} is the host's own."
-                    what = f"cannot set a route to {route.destination} through {route.device}: {error}"
-                raise HostFailed(what, remedy=remedy, details={"errno": error.code}) from error
+        index = _index(route)
+        if not index:
+            raise HostFailed(
+                f"device {route.device} of the route to {route.destination} is not there",
+                remedy=f"Create {route.device}, or remove the endpoint that is attached to it.",
+            )
+        with Requests() as host:
+            code = _answer(host, _message(route, index, requests.ADD))
+            # Replacing would take over a route of others, so that is done to our own only.
+            if code == errno.EEXIST and self._is_ours(route):
+                code = _answer(host, _message(route, index, requests.REPLACE))
+        if code == errno.EEXIST:
+            raise HostFailed(
+                f"the host has another route to {route.destination} already",
+                remedy=f"Remove it (ip route del {route.destination}), or choose other addresses.",
+                details={"errno": code},
+            )
+        if code:
+            raise HostFailed(
+                f"cannot set a route to {route.destination} through {route.device}: {os.strerror(code)}",
+                remedy=f"See whether {route.device} is up and {route.source or 'the source'} is the host's own.",
+                details={"errno": code},
+            )
         self._wrote()
 
     def remove(self, route: Route) -> None:
@@ -63,15 +69,12 @@ class Routes:
         index = _index(route)
         if not index:
             return  # it went with its device
-        arguments = _arguments(route, index)
-        arguments.pop("prefsrc", None)
-        with request() as ip:
-            try:
-                ip.route("del", **arguments)  # the kernel compares the protocol, so none but ours is meant
-            except netlink_error() as error:
-                if error.code != errno.ESRCH:
-                    raise
-                return  # the kernel dropped it when its device went down
+        with Requests() as host:
+            # The kernel compares the protocol, so none but ours is meant.
+            code = _answer(host, _message(replace(route, source=None), index, requests.DELETE))
+        if code == errno.ESRCH:
+            return  # the kernel dropped it when its device went down
+        requests.check(code)
         self._wrote()
 
     @staticmethod
@@ -88,18 +91,10 @@ def _index(route: Route) -> int:
         return 0
 
 
-def _arguments(route: Route, index: int) -> Dict[str, Any]:
-    if not index:
-        raise HostFailed(
-            f"device {route.device} of the route to {route.destination} is not there",
-            remedy=f"Create {route.device}, or remove the endpoint that is attached to it.",
-        )
-    family = rtnl.family_of(route.destination)
-    arguments: Dict[str, Any] = {"dst": route.destination, "oif": index, "proto": PROTOCOL, "family": family}
-    if ":" in route.destination:
-        arguments["priority"] = _METRIC
-    else:
-        arguments["scope"] = _SCOPE_LINK
-    if route.source is not None:
-        arguments["prefsrc"] = route.source
-    return arguments
+def _message(route: Route, index: int, verb: Tuple[int, int]) -> Message:
+    metric = _METRIC if ":" in route.destination else None
+    return requests.link_route(verb, index, route.destination, route.source, PROTOCOL, metric)
+
+
+def _answer(host: Requests, message: Message) -> int:
+    return host.exchange(message)[1][0]

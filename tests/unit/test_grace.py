@@ -1,0 +1,59 @@
+"""Expedited grace periods: for many waits only, and never left on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Tuple
+
+import pytest
+
+from bpfleet.loader.grace import MANY, expedited
+from bpfleet.loader.steps import Detach, SetDown, Step
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Tuple[Path, Path]:
+    (tmp_path / "setting").write_text("0\n")
+    return tmp_path / "setting", tmp_path / "mark"
+
+
+def waits(number: int) -> list[Step]:
+    return [Detach(f"d{index}", "ingress") for index in range(number)]
+
+
+def test_only_while_there_are_many_waits(files: Tuple[Path, Path]) -> None:
+    setting, mark = files
+    few = [*waits(MANY - 1), *(SetDown(f"d{index}") for index in range(1000))]
+    with expedited(few, *files):
+        assert setting.read_text() == "0\n"
+    with expedited(waits(MANY), *files):
+        assert setting.read_text() == "1"
+    assert setting.read_text() == "0" and not mark.exists()
+
+
+def test_a_step_that_fails_leaves_it_off(files: Tuple[Path, Path]) -> None:
+    with pytest.raises(OSError), expedited(waits(MANY), *files):
+        raise OSError
+    assert files[0].read_text() == "0" and not files[1].exists()
+
+
+def test_what_a_dead_process_left_on_is_put_back_by_the_next_change(files: Tuple[Path, Path]) -> None:
+    setting, mark = files
+    setting.write_text("1")
+    mark.touch()
+    with expedited(waits(1), *files):
+        pass
+    assert setting.read_text() == "0" and not mark.exists()
+
+
+def test_an_administrators_setting_stays(files: Tuple[Path, Path]) -> None:
+    files[0].write_text("1\n")
+    with expedited(waits(MANY), *files):
+        pass
+    assert files[0].read_text() == "1\n"
+
+
+def test_a_kernel_without_it(tmp_path: Path) -> None:
+    with expedited(waits(MANY), tmp_path / "none", tmp_path / "mark"):
+        pass
+    assert list(tmp_path.iterdir()) == []
