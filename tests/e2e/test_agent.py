@@ -81,6 +81,10 @@ def test_a_multiplexed_connection_is_not_a_new_one(make_lab: Any, tmp_path: Path
         assert (report["healthy"], report["nodes"]["h1"]["generation"]) == (True, 1)
         assert main(["observe", *where, "-o", "json", "--verdict", "denied"]) == 0
         assert capsys.readouterr().out == ""
+        assert main(["observe", *where, "--history", "-o", "json", "--not", "--verdict", "dropped"]) == 0
+        *flows, rest = map(json.loads, capsys.readouterr().out.splitlines())
+        assert flows == []  # nobody was there to talk
+        assert (rest["node"], rest["did_not_fit"]["passed"]["packets"]) == ("h1", 0)
         assert main(["observe", *where, "--from", "h-1", "--policy", "gone"]) == 0
         said = capsys.readouterr().err
         assert "did you mean h1?" in said and "there is no policy gone" in said

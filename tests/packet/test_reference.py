@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from typing import Any, Dict, List, Tuple
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from bpfleet.compile.compiler import Compiler
 from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.model.state import NodeState, Table
 from tests import fleet
 from tests.packet import frames as f
@@ -108,14 +110,31 @@ def can_be(flow: Flow) -> bool:
 @given(fleets.clusters(NUMBERS), st.lists(fleets.flows(subject=SUBJECT).filter(can_be), min_size=1, max_size=10))
 def test_programs_say_what_policies_mean(datapath: Datapath, documents: List[Document], asked: List[Flow]) -> None:
     load(datapath, Compiler().compile(DocumentSet(documents), fleet.facts(1)).state)
+    for name in ("flow_slots", "flows", "flow_counts", "flow_cursors"):
+        datapath.maps[name].clear()
+    history: Counter[Tuple[str, str, int, int, int]] = Counter()
     for flow in asked:
         datapath.maps["connections"].clear()
         result = send(datapath, flow)
         wanted = judge(documents, flow)
+        port = flow.port[0] << 8 | flow.port[1] if isinstance(flow.port, tuple) else flow.port
+        history[wanted.verdict, flow.direction, PROTOCOL_NUMBERS[flow.protocol], port, wanted.rule_id] += 1
         event = next(event for event in result.events if event["direction"] == flow.direction)
         assert Verdict(event["verdict"], event["rule_id"]) == wanted, flow
         assert (result.action == "shot") == wanted.drops, flow
         assert result.counters.get("audited", 0) == (wanted.verdict == AUDIT)
+    assert recorded(datapath) == history
+
+
+def recorded(datapath: Datapath) -> Counter[Tuple[str, str, int, int, int]]:
+    """Packets that the subject judged, as the history has them, over all its peers."""
+    found: Counter[Tuple[str, str, int, int, int]] = Counter()
+    for flow in datapath.flows():
+        subject = flow["destination_identity" if flow["direction"] == "ingress" else "source_identity"]
+        if subject == IDENTITIES[SUBJECT]:
+            key = (flow["verdict"], flow["direction"], flow["protocol"], flow["port"], flow["rule_id"])
+            found[key] += flow["packets"]
+    return found
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
