@@ -22,6 +22,7 @@ from bench import timing
 from bench.survival_fleet import CLUSTER, Documents, change, document, host_target, identity, node
 from bpfleet.lab import Host, Lab
 from bpfleet.transport.fleet import Fleet
+from bpfleet.transport.target import Target
 
 RULES = 10_000
 FIRST_PORT = 20_000
@@ -80,6 +81,10 @@ class Beds:
         self.ours = Way("ours", lab.host("h1"), lab.host("h2"))
         self.plain = Way("plain", lab.host("h3"), lab.host("h4"))
         self._targets = {host.name: host_target(lab, host) for host in (self.ours.client, self.ours.server)}
+
+    def target(self, host: Host) -> Target:
+        """How to reach one of bpfleet's hosts."""
+        return self._targets[host.name]
 
     def provision(self) -> None:
         """Bring both ways up."""

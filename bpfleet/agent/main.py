@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
-from bpfleet.agent import wire
 from bpfleet.errors import BpfleetError, InvalidInput
 
 if TYPE_CHECKING:
@@ -68,6 +67,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def serve(options: List[str]) -> int:
     """Serve on stdin and stdout. Only answers go to the real stdout: a stray print goes to stderr."""
+    from bpfleet.agent import wire
+
     root = Path(_value(options, "--root") or wire.STATE_ROOT)
     # Ctrl-C in a controller's terminal reaches a local agent too; the controller ends it by closing its input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -87,6 +88,7 @@ def serve(options: List[str]) -> int:
 
 def restore(options: List[str]) -> int:
     """Bring what is in force into the kernel again; exit status 1 if something could not be done."""
+    from bpfleet.agent import wire
     from bpfleet.agent.node import Agent
     from bpfleet.agent.restore import restore
     from bpfleet.agent.serve import Log

@@ -8,7 +8,8 @@ how it is started and what is said over the socket). It waits in two parts:
                    "applied": look again until the deadline, then put back
 
 Putting back is `Agent.resolve`, as at every start of an agent, so of two that do it at once the second finds nothing to
-do. While it waits nothing is imported that only putting back needs.
+do. Each change waits for its watchdog's start: so what reads the journal is imported when the socket is closed, and
+what puts back when that is needed.
 """
 
 from __future__ import annotations
@@ -23,14 +24,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional
 
-from bpfleet.agent import session
-from bpfleet.agent.files import Files
 from bpfleet.agent.guard import APPLY, READY, peer
-from bpfleet.agent.journal import JournalFile, Transaction
-from bpfleet.agent.pending import unfinished
 from bpfleet.errors import BpfleetError
 
 if TYPE_CHECKING:
+    from bpfleet.agent.journal import JournalFile, Transaction
     from bpfleet.agent.node import Agent
     from bpfleet.loader.kernel import Kernel
 
@@ -87,7 +85,7 @@ class Watchdog:
         self._transaction = transaction
         self._kernel = kernel
         self._patience = patience_seconds
-        self._journal = JournalFile(Files(root))
+        self._journal: Optional[JournalFile] = None
 
     def run(self, name: str) -> int:
         """Connect to the agent's socket and stay until the transaction is over; answers the exit status."""
@@ -138,6 +136,10 @@ class Watchdog:
 
     def _guard(self) -> int:
         """Look at the journal until the transaction is over, and put back what nobody confirmed."""
+        time.sleep(POLL_SECONDS)  # most are confirmed at once, and what is imported now would only be in the way
+        from bpfleet.agent import session
+        from bpfleet.agent.pending import unfinished
+
         give_up: Optional[float] = None
         pause, said = POLL_SECONDS, ""
         while give_up is None or time.monotonic() < give_up:
@@ -163,6 +165,10 @@ class Watchdog:
 
     def _pending(self) -> Optional[Transaction]:
         """Our transaction, if it is still under way."""
+        from bpfleet.agent.files import Files
+        from bpfleet.agent.journal import JournalFile
+
+        self._journal = self._journal or JournalFile(Files(self._root))
         pending = self._journal.read().transaction
         return pending if pending is not None and pending.id == self._transaction else None
 

@@ -53,6 +53,8 @@ class Timeouts:
     )
     # Between two events of a stream. The agent sends nothing while nothing happens, so this is long.
     event: float = 3600.0
+    # Of an agent process that has nothing to do.
+    answer: float = 2.0
 
     def of(self, method: str) -> float:
         return self.by_method.get(method, self.request)
@@ -132,10 +134,11 @@ class Node:
     ) -> Any:
         """The result of one request, or the error it was answered with, which names this node.
 
-        new_connection: send it over a connection dialled for it, which from then on is the working one. deliver=False:
-        NotInstalled instead of putting a missing agent on the host. stop: what calls it off (default: what calls off
-        the fleet's work); an answer that comes within `grace` seconds from then is still taken. TransactionFailed with
-        "cancelled" in its details, and "left" if the request was under way and may still have its effect.
+        new_connection: send it over a connection dialled for it. Afterwards the one from before, whose agent process is
+        warm, is the working one again if it still answers, else the new one. deliver=False: NotInstalled instead of
+        putting a missing agent on the host. stop: what calls it off (default: what calls off the fleet's work); an
+        answer that comes within `grace` seconds from then is still taken. TransactionFailed with "cancelled" in its
+        details, and "left" if the request was under way and may still have its effect.
         """
         stop = stop or self._means.stop
         seconds = self._means.timeouts.of(method)
@@ -305,8 +308,22 @@ class Node:
                 # No agent answers over a new connection: the old one may be the only way to put things back.
                 _close(self._connection, None)
                 self._connection, self._session = old_connection, old_session
+            elif self._answers(old_session):
+                # It has compiled for this node before, and its agent has all at hand that the next change needs.
+                _close(self._connection, self._session)
+                self._connection, self._session = old_connection, old_session
             else:
                 _close(old_connection, old_session)
+
+    def _answers(self, session: AgentSession | None) -> bool:
+        """Whether an agent process is still there, over a connection that still lets words through."""
+        if session is None:
+            return False
+        try:
+            session.call("hello", {}, Deadline(self._means.timeouts.answer, self._means.stop))
+        except (Broken, TimedOut, Cancelled, AgentEnded, BpfleetError):
+            return False
+        return True
 
     # Connection and agent process; the lock is held
 

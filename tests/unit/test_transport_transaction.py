@@ -66,8 +66,26 @@ def test_all_commit_over_two_connections_each(fleet: Fleet, targets: dict[str, T
         assert (outcome.generation, outcome.writes, dict(outcome.steps)) == (1, 1, {"step": 1})
         assert fleet.counters(target).connections == 2
     assert all(state["documents"] == {"policy/a": {"n": 1}} for state in states(fleet, targets).values())
-    # The confirming connection became the working one.
     assert all(fleet.counters(target).connections == 2 for target in targets.values())
+
+
+def test_the_agent_that_made_a_change_makes_the_next_unless_it_is_gone(
+    fleet: Fleet, targets: dict[str, Target]
+) -> None:
+    target = targets["h1"]
+
+    def change(number: int) -> int:
+        assert isinstance(fleet.transact({"h1": target}, put("again", n=number))["h1"], Committed)
+        pid = fleet.call(target, "hello")["pid"]
+        assert isinstance(pid, int)
+        return pid
+
+    first = change(1)
+    assert change(2) == first
+    assert fleet.counters(target).connections == 3
+    fail(fleet, target, "confirm kills the one before")
+    assert change(3) != first
+    assert fleet.counters(target).connections == 4
 
 
 def test_an_unchanged_update_takes_one_connection_and_no_write(

@@ -146,6 +146,8 @@ def answer(method, params):
             return error("TransactionFailed", "not a new connection")
         state.update(pending=None, documents=pending["documents"], generation=state["generation"] + 1)
         save(state)
+        if "confirm kills the one before" in state["fail"]:
+            os.kill(pending["pid"], signal.SIGKILL)
         if "confirm then die" in state["fail"]:
             os.kill(os.getpid(), signal.SIGKILL)
         done = state["generation"]
