@@ -45,6 +45,26 @@ static __always_inline bool connection_probe(struct found *found, const struct c
 	return true;
 }
 
+/* As a reply, if it is that of a connection which may pass. */
+static __always_inline bool connection_find_replied(const struct packet *packet, struct found *found)
+{
+	connection_reverse(&found->reverse, &packet->flow);
+	if (!connection_probe(found, &found->reverse) || (found->record->state & CONNECTION_DENIED)) {
+		found->record = NULL;
+		return false;
+	}
+	found->is_reply = 1;
+	if (services_at_tc)
+		found->is_translated = found->record->translated;
+	return true;
+}
+
+/* A guess that saves most replies a look-up: services have the lower port, and so has an echo's reply (packet.h). */
+static __always_inline bool is_reply_likely(const struct packet *packet)
+{
+	return bpf_ntohs(packet->flow.source_port) < bpf_ntohs(packet->flow.destination_port);
+}
+
 /* The live connection a packet belongs to, as its initiator or as a reply. One that was denied is taken only if the
  * other key has none. A SYN looks for nothing: it is judged, and starts its record over. */
 static __always_inline void connection_find(struct packet *packet, __u8 direction, struct found *found)
@@ -57,6 +77,8 @@ static __always_inline void connection_find(struct packet *packet, __u8 directio
 	found->now = connection_now();
 	packet_face(packet, direction);
 	if (packet->kind == PACKET_OPENS || packet->kind == PACKET_UNTRACKED || packet->kind == PACKET_FRAGMENT)
+		return;
+	if (is_reply_likely(packet) && connection_find_replied(packet, found))
 		return;
 	if (packet->kind != PACKET_REPLY_ONLY && connection_probe(found, &packet->flow) &&
 	    !(found->record->state & CONNECTION_DENIED))
