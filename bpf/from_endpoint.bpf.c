@@ -94,7 +94,7 @@ static __always_inline int admit_at_host(struct __sk_buff *skb, struct packet *p
 SEC("tc")
 int bpfl_from_ep(struct __sk_buff *skb)
 {
-	struct packet packet = { .hook = HOOK_FROM_ENDPOINT, .direction = DIRECTION_EGRESS };
+	struct packet *packet = packet_begin(HOOK_FROM_ENDPOINT, DIRECTION_EGRESS);
 	const struct endpoint *endpoint = endpoint_find(skb->ifindex);
 	const struct endpoint *receiver;
 	const struct node *this_node = node_find();
@@ -102,61 +102,63 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	struct side side = {};
 	int reason;
 
+	if (!packet)
+		return TC_ACT_SHOT;
 	if (!endpoint || !this_node)
-		return drop(skb, &packet, REASON_NO_ENDPOINT);
-	packet.source_identity = endpoint->identity;
+		return drop(skb, packet, REASON_NO_ENDPOINT);
+	packet->source_identity = endpoint->identity;
 	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
 		return pass(skb, REASON_NEIGHBOUR);
-	reason = packet_parse(skb, &packet);
+	reason = packet_parse(skb, packet);
 	if (reason)
-		return drop(skb, &packet, reason);
-	if (is_for_gateway(&packet))
+		return drop(skb, packet, reason);
+	if (is_for_gateway(packet))
 		return pass(skb, REASON_NEIGHBOUR);
-	if (packet.source_identity == IDENTITY_WAITING)
-		return drop(skb, &packet, REASON_WAITING);
+	if (packet->source_identity == IDENTITY_WAITING)
+		return drop(skb, packet, REASON_WAITING);
 
 	/* Revisions are read before anything they stand for; see connection.h. */
 	side.policy_revision = *(const volatile __u32 *)&endpoint->policy_revision;
 	side.addresses_revision = *(const volatile __u32 *)&this_node->addresses_revision;
 	side.ifindex = skb->ifindex;
-	side.identity = packet.source_identity;
+	side.identity = packet->source_identity;
 	side.direction = DIRECTION_EGRESS;
 	/* A workload is no router: it reports only about what was sent to itself. */
-	if (packet.kind == PACKET_RELATED && !address_equal(&packet.flow.source, &packet.source))
-		packet.kind = PACKET_UNTRACKED;
-	connection_find(&packet, DIRECTION_EGRESS, &found);
-	reason = balance_out(skb, &packet, &found);
+	if (packet->kind == PACKET_RELATED && !address_equal(&packet->flow.source, &packet->source))
+		packet->kind = PACKET_UNTRACKED;
+	connection_find(packet, DIRECTION_EGRESS, &found);
+	reason = balance_out(skb, packet, &found);
 	if (reason == REASON_SERVICE_NO_BACKEND)
-		return refuse(skb, &packet, reason, endpoint);
+		return refuse(skb, packet, reason, endpoint);
 	if (reason)
-		return drop(skb, &packet, reason);
-	if (packet.kind != PACKET_RELATED &&
-	    admit_established(skb, &packet, &found, skb->ifindex,
+		return drop(skb, packet, reason);
+	if (packet->kind != PACKET_RELATED &&
+	    admit_established(skb, packet, &found, skb->ifindex,
 			      revisions_pack(side.policy_revision, side.addresses_revision))) {
 		side.peer.next_hop = found.record->next_hop;
 		side.peer.route = found.record->route;
-		packet.destination_identity = found.record->peer;
+		packet->destination_identity = found.record->peer;
 	} else {
-		reason = find_ends(skb, &packet, &side);
+		reason = find_ends(skb, packet, &side);
 		if (!reason)
-			reason = admit(skb, &packet, &found, &side);
+			reason = admit(skb, packet, &found, &side);
 		if (reason)
-			return drop(skb, &packet, reason);
+			return drop(skb, packet, reason);
 	}
 
 	if (side.peer.route == ROUTE_STACK) {
-		if (host_policy && packet.destination_identity == IDENTITY_HOST) {
-			reason = admit_at_host(skb, &packet, &found, &side, this_node);
+		if (host_policy && packet->destination_identity == IDENTITY_HOST) {
+			reason = admit_at_host(skb, packet, &found, &side, this_node);
 			if (reason)
-				return drop(skb, &packet, reason);
+				return drop(skb, packet, reason);
 		}
 		return pass(skb, REASON_TO_STACK);
 	}
 	if (side.peer.route == ROUTE_TUNNEL) {
-		reason = hop_decrement(skb, &packet);
+		reason = hop_decrement(skb, packet);
 		if (reason)
-			return drop(skb, &packet, reason);
-		return tunnel_send(skb, &packet, packet.source_identity, &side.peer.next_hop,
+			return drop(skb, packet, reason);
+		return tunnel_send(skb, packet, packet->source_identity, &side.peer.next_hop,
 				   this_node->tunnel_ifindex);
 	}
 	{
@@ -164,13 +166,13 @@ int bpfl_from_ep(struct __sk_buff *skb)
 
 		receiver = endpoint_find(ifindex);
 		if (!receiver)
-			return drop(skb, &packet, REASON_NO_ENDPOINT);
-		reason = admit_at_receiver(skb, &packet, &found, &side, receiver, ifindex);
+			return drop(skb, packet, REASON_NO_ENDPOINT);
+		reason = admit_at_receiver(skb, packet, &found, &side, receiver, ifindex);
 		if (!reason)
-			reason = hop_decrement(skb, &packet);
+			reason = hop_decrement(skb, packet);
 		if (reason)
-			return drop(skb, &packet, reason);
-		return balance_deliver(skb, &packet, &found, ifindex, receiver);
+			return drop(skb, packet, reason);
+		return balance_deliver(skb, packet, &found, ifindex, receiver);
 	}
 }
 

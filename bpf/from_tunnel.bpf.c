@@ -76,7 +76,7 @@ static __always_inline bool is_established(struct __sk_buff *skb, const struct p
 SEC("tc")
 int bpfl_from_tun(struct __sk_buff *skb)
 {
-	struct packet packet = { .hook = HOOK_FROM_TUNNEL, .direction = DIRECTION_INGRESS };
+	struct packet *packet = packet_begin(HOOK_FROM_TUNNEL, DIRECTION_INGRESS);
 	const struct node *this_node = node_find();
 	const struct endpoint *receiver;
 	struct found found = {};
@@ -85,58 +85,60 @@ int bpfl_from_tun(struct __sk_buff *skb)
 	struct outer outer;
 	int reason;
 
+	if (!packet)
+		return TC_ACT_SHOT;
 	if (!this_node)
-		return drop(skb, &packet, REASON_NO_TUNNEL_DEVICE);
+		return drop(skb, packet, REASON_NO_TUNNEL_DEVICE);
 	reason = outer_read(skb, &outer);
 	if (reason)
-		return drop(skb, &packet, reason);
-	packet.source_identity = outer.vni;
-	reason = packet_parse(skb, &packet);
+		return drop(skb, packet, reason);
+	packet->source_identity = outer.vni;
+	reason = packet_parse(skb, packet);
 	if (reason)
-		return drop(skb, &packet, reason);
+		return drop(skb, packet, reason);
 
 	side.addresses_revision = *(const volatile __u32 *)&this_node->addresses_revision;
-	connection_find(&packet, DIRECTION_INGRESS, &found);
+	connection_find(packet, DIRECTION_INGRESS, &found);
 	if (found.record) {
 		side.ifindex = found.record->ifindex;
 		receiver = endpoint_find(side.ifindex);
-		if (receiver && is_established(skb, &packet, &found, &outer, receiver, side.addresses_revision))
-			return balance_deliver(skb, &packet, &found, side.ifindex, receiver);
+		if (receiver && is_established(skb, packet, &found, &outer, receiver, side.addresses_revision))
+			return balance_deliver(skb, packet, &found, side.ifindex, receiver);
 	}
 
-	reason = believe(&packet, &outer, &side.peer);
+	reason = believe(packet, &outer, &side.peer);
 	if (reason)
-		return drop(skb, &packet, reason);
-	if (address_is_multicast(&packet.destination))
-		return drop(skb, &packet, REASON_MULTICAST);
-	address_place(&packet.destination, &destination);
-	packet.destination_identity = destination.identity;
+		return drop(skb, packet, reason);
+	if (address_is_multicast(&packet->destination))
+		return drop(skb, packet, REASON_MULTICAST);
+	address_place(&packet->destination, &destination);
+	packet->destination_identity = destination.identity;
 	if (destination.identity == IDENTITY_HOST) {
-		if (packet.protocol == IPPROTO_UDP && packet.flow.destination_port == bpf_htons(tunnel_port))
-			return drop(skb, &packet, REASON_OWN_TUNNEL);
+		if (packet->protocol == IPPROTO_UDP && packet->flow.destination_port == bpf_htons(tunnel_port))
+			return drop(skb, packet, REASON_OWN_TUNNEL);
 		if (host_policy) {
-			host_begin(&packet, &found, &side, this_node, DIRECTION_INGRESS);
-			reason = host_admit(skb, &packet, &found, &side);
+			host_begin(packet, &found, &side, this_node, DIRECTION_INGRESS);
+			reason = host_admit(skb, packet, &found, &side);
 			if (reason)
-				return drop(skb, &packet, reason);
+				return drop(skb, packet, reason);
 		}
 		accept_any_mac(skb);
 		return pass(skb, REASON_TO_STACK);
 	}
 	if (destination.route != ROUTE_LOCAL)
-		return drop(skb, &packet, REASON_UNKNOWN_DESTINATION);
+		return drop(skb, packet, REASON_UNKNOWN_DESTINATION);
 	side.ifindex = next_hop_ifindex(&destination.next_hop);
 	receiver = endpoint_find(side.ifindex);
 	if (!receiver)
-		return drop(skb, &packet, REASON_NO_ENDPOINT);
+		return drop(skb, packet, REASON_NO_ENDPOINT);
 	side.policy_revision = *(const volatile __u32 *)&receiver->policy_revision;
 	side.identity = receiver->identity;
 	side.direction = DIRECTION_INGRESS;
-	packet.destination_identity = receiver->identity;
-	reason = admit(skb, &packet, &found, &side);
+	packet->destination_identity = receiver->identity;
+	reason = admit(skb, packet, &found, &side);
 	if (reason)
-		return drop(skb, &packet, reason);
-	return balance_deliver(skb, &packet, &found, side.ifindex, receiver);
+		return drop(skb, packet, reason);
+	return balance_deliver(skb, packet, &found, side.ifindex, receiver);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

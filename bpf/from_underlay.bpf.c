@@ -51,39 +51,41 @@ static __always_inline int host_receives(struct __sk_buff *skb, struct packet *p
 SEC("tc")
 int bpfl_from_under(struct __sk_buff *skb)
 {
-	struct packet packet = { .hook = HOOK_FROM_UNDERLAY, .direction = DIRECTION_INGRESS };
+	struct packet *packet = packet_begin(HOOK_FROM_UNDERLAY, DIRECTION_INGRESS);
 	struct address_record *source;
 	bool has_source;
 	int reason;
 
+	if (!packet)
+		return TC_ACT_SHOT;
 	if (host_policy || blocked_at_tc) {
 		reason = priority_tags_remove(skb);
 		if (reason)
-			return drop(skb, &packet, reason);
+			return drop(skb, packet, reason);
 	}
-	reason = packet_parse(skb, &packet);
-	has_source = packet.is_v6 || address_is_v4(&packet.source); /* broken headers may come behind good ones */
-	if (blocked_at_tc && has_source && is_blocked(&packet.source)) {
-		packet.source_identity = IDENTITY_WORLD;
-		return drop(skb, &packet, REASON_BLOCKED);
+	reason = packet_parse(skb, packet);
+	has_source = packet->is_v6 || address_is_v4(&packet->source); /* broken headers may come behind good ones */
+	if (blocked_at_tc && has_source && is_blocked(&packet->source)) {
+		packet->source_identity = IDENTITY_WORLD;
+		return drop(skb, packet, REASON_BLOCKED);
 	}
 	if (reason) {
-		if (host_policy && reason != REASON_UNSUPPORTED && is_for_host(skb, &packet))
-			return drop(skb, &packet, reason);
+		if (host_policy && reason != REASON_UNSUPPORTED && is_for_host(skb, packet))
+			return drop(skb, packet, reason);
 		return pass(skb, REASON_UNDERLAY);
 	}
-	source = address_find(&packet.source);
-	packet.source_identity = source ? source->identity : IDENTITY_WORLD;
-	if (packet.protocol == IPPROTO_UDP && packet.kind != PACKET_FRAGMENT &&
-	    packet.flow.destination_port == bpf_htons(tunnel_port)) {
-		if (packet.source_identity != IDENTITY_REMOTE_NODE)
-			return drop(skb, &packet, REASON_UNDERLAY_TUNNEL);
-	} else if (packet.source_identity >= IDENTITY_LOWEST || packet.source_identity == IDENTITY_WAITING) {
-		return drop(skb, &packet, REASON_UNDERLAY_WORKLOAD);
+	source = address_find(&packet->source);
+	packet->source_identity = source ? source->identity : IDENTITY_WORLD;
+	if (packet->protocol == IPPROTO_UDP && packet->kind != PACKET_FRAGMENT &&
+	    packet->flow.destination_port == bpf_htons(tunnel_port)) {
+		if (packet->source_identity != IDENTITY_REMOTE_NODE)
+			return drop(skb, packet, REASON_UNDERLAY_TUNNEL);
+	} else if (packet->source_identity >= IDENTITY_LOWEST || packet->source_identity == IDENTITY_WAITING) {
+		return drop(skb, packet, REASON_UNDERLAY_WORKLOAD);
 	} else if (host_policy) {
-		reason = host_receives(skb, &packet);
+		reason = host_receives(skb, packet);
 		if (reason)
-			return drop(skb, &packet, reason);
+			return drop(skb, packet, reason);
 	}
 	return pass(skb, REASON_UNDERLAY);
 }

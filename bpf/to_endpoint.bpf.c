@@ -74,55 +74,57 @@ static __always_inline int hand_over(struct __sk_buff *skb, struct packet *packe
 SEC("tc")
 int bpfl_to_ep(struct __sk_buff *skb)
 {
-	struct packet packet = { .hook = HOOK_TO_ENDPOINT, .direction = DIRECTION_INGRESS };
+	struct packet *packet = packet_begin(HOOK_TO_ENDPOINT, DIRECTION_INGRESS);
 	const struct endpoint *endpoint = endpoint_find(skb->ifindex);
 	const struct node *this_node = node_find();
 	struct found found = {};
 	struct side side = {};
 	int reason;
 
+	if (!packet)
+		return TC_ACT_SHOT;
 	if (!endpoint || !this_node)
-		return drop(skb, &packet, REASON_NO_ENDPOINT);
-	packet.destination_identity = endpoint->identity;
+		return drop(skb, packet, REASON_NO_ENDPOINT);
+	packet->destination_identity = endpoint->identity;
 	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
 		return pass(skb, REASON_NEIGHBOUR);
-	reason = packet_parse(skb, &packet);
+	reason = packet_parse(skb, packet);
 	if (reason)
-		return drop(skb, &packet, reason);
-	if (!skb->ingress_ifindex && (packet_is_neighbour(&packet) || packet_is_dhcp(&packet, false)))
+		return drop(skb, packet, reason);
+	if (!skb->ingress_ifindex && (packet_is_neighbour(packet) || packet_is_dhcp(packet, false)))
 		return pass(skb, REASON_NEIGHBOUR);
-	if (services_at_tc && is_refusal(skb, &packet))
+	if (services_at_tc && is_refusal(skb, packet))
 		return pass(skb, REASON_SERVICE);
 
 	if (host_policy && !skb->ingress_ifindex) {
-		packet.source_identity = IDENTITY_HOST;
+		packet->source_identity = IDENTITY_HOST;
 		side.peer.identity = endpoint->identity;
 		side.peer.route = ROUTE_LOCAL;
 		next_hop_local(&side.peer.next_hop, skb->ifindex);
-		reason = host_sends(skb, &packet, &found, &side, this_node);
+		reason = host_sends(skb, packet, &found, &side, this_node);
 		if (reason)
-			return drop(skb, &packet, reason);
+			return drop(skb, packet, reason);
 	}
 
 	side.policy_revision = *(const volatile __u32 *)&endpoint->policy_revision;
 	side.addresses_revision = *(const volatile __u32 *)&this_node->addresses_revision;
 	side.ifindex = skb->ifindex;
-	side.identity = packet.destination_identity;
+	side.identity = packet->destination_identity;
 	side.direction = DIRECTION_INGRESS;
-	connection_find(&packet, DIRECTION_INGRESS, &found);
-	if (packet.kind != PACKET_RELATED && found.record &&
+	connection_find(packet, DIRECTION_INGRESS, &found);
+	if (packet->kind != PACKET_RELATED && found.record &&
 	    origin_fits(skb->ingress_ifindex, found.record->peer, found.record->route, &found.record->next_hop,
 			this_node) &&
-	    admit_established(skb, &packet, &found, skb->ifindex,
+	    admit_established(skb, packet, &found, skb->ifindex,
 			      revisions_pack(side.policy_revision, side.addresses_revision)))
-		return hand_over(skb, &packet, &found);
+		return hand_over(skb, packet, &found);
 
-	reason = find_ends(skb, &packet, &found, &side, this_node);
+	reason = find_ends(skb, packet, &found, &side, this_node);
 	if (!reason)
-		reason = admit(skb, &packet, &found, &side);
+		reason = admit(skb, packet, &found, &side);
 	if (reason)
-		return drop(skb, &packet, reason);
-	return hand_over(skb, &packet, &found);
+		return drop(skb, packet, reason);
+	return hand_over(skb, packet, &found);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

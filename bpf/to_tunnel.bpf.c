@@ -22,7 +22,7 @@ static __always_inline bool has_tunnel_key(struct __sk_buff *skb)
 SEC("tc")
 int bpfl_to_tun(struct __sk_buff *skb)
 {
-	struct packet packet = { .hook = HOOK_TO_TUNNEL, .direction = DIRECTION_EGRESS };
+	struct packet *packet;
 	struct address_record *source;
 	struct found found = {};
 	struct side side = {};
@@ -30,31 +30,34 @@ int bpfl_to_tun(struct __sk_buff *skb)
 
 	if (has_tunnel_key(skb))
 		return TC_ACT_UNSPEC; /* counted where the key was set */
-	reason = packet_parse(skb, &packet);
+	packet = packet_begin(HOOK_TO_TUNNEL, DIRECTION_EGRESS);
+	if (!packet)
+		return TC_ACT_SHOT;
+	reason = packet_parse(skb, packet);
 	if (reason)
-		return drop(skb, &packet, reason);
-	if (address_is_multicast(&packet.destination))
-		return drop(skb, &packet, REASON_MULTICAST);
-	source = address_find(&packet.source);
-	packet.source_identity = source ? source->identity : IDENTITY_WORLD;
-	if (packet.source_identity != IDENTITY_HOST)
-		return drop(skb, &packet, REASON_NOT_HOST_SOURCE);
-	address_place(&packet.destination, &side.peer);
-	packet.destination_identity = side.peer.identity;
+		return drop(skb, packet, reason);
+	if (address_is_multicast(&packet->destination))
+		return drop(skb, packet, REASON_MULTICAST);
+	source = address_find(&packet->source);
+	packet->source_identity = source ? source->identity : IDENTITY_WORLD;
+	if (packet->source_identity != IDENTITY_HOST)
+		return drop(skb, packet, REASON_NOT_HOST_SOURCE);
+	address_place(&packet->destination, &side.peer);
+	packet->destination_identity = side.peer.identity;
 	if (side.peer.route != ROUTE_TUNNEL)
-		return drop(skb, &packet, REASON_UNKNOWN_DESTINATION);
+		return drop(skb, packet, REASON_UNKNOWN_DESTINATION);
 	if (host_policy) {
 		const struct node *this_node = node_find();
 
 		if (!this_node)
-			return drop(skb, &packet, REASON_NO_TUNNEL_DEVICE);
-		reason = host_sends(skb, &packet, &found, &side, this_node);
+			return drop(skb, packet, REASON_NO_TUNNEL_DEVICE);
+		reason = host_sends(skb, packet, &found, &side, this_node);
 		if (reason)
-			return drop(skb, &packet, reason);
+			return drop(skb, packet, reason);
 	}
 	reason = tunnel_address(skb, IDENTITY_REMOTE_NODE, &side.peer.next_hop);
 	if (reason)
-		return drop(skb, &packet, reason);
+		return drop(skb, packet, reason);
 	return pass(skb, REASON_TO_TUNNEL);
 }
 

@@ -13,7 +13,7 @@
 SEC("tc")
 int bpfl_to_under(struct __sk_buff *skb)
 {
-	struct packet packet = { .hook = HOOK_TO_UNDERLAY, .direction = DIRECTION_EGRESS };
+	struct packet *packet;
 	const struct node *this_node = node_find();
 	const struct address_record *source;
 	struct found found = {};
@@ -22,24 +22,27 @@ int bpfl_to_under(struct __sk_buff *skb)
 
 	if (!host_policy || !this_node)
 		return pass(skb, REASON_UNDERLAY);
-	reason = packet_parse(skb, &packet);
+	packet = packet_begin(HOOK_TO_UNDERLAY, DIRECTION_EGRESS);
+	if (!packet)
+		return TC_ACT_SHOT;
+	reason = packet_parse(skb, packet);
 	if (reason == REASON_UNSUPPORTED)
 		return pass(skb, REASON_UNDERLAY);
-	source = address_find(&packet.source);
-	packet.source_identity = !skb->ingress_ifindex || (source && source->identity == IDENTITY_HOST) ?
+	source = address_find(&packet->source);
+	packet->source_identity = !skb->ingress_ifindex || (source && source->identity == IDENTITY_HOST) ?
 		IDENTITY_HOST : IDENTITY_UNKNOWN;
 	if (reason)
-		return skb->ingress_ifindex ? pass(skb, REASON_UNDERLAY) : drop(skb, &packet, reason);
-	if (host_is_link_traffic(&packet, DIRECTION_EGRESS))
+		return skb->ingress_ifindex ? pass(skb, REASON_UNDERLAY) : drop(skb, packet, reason);
+	if (host_is_link_traffic(packet, DIRECTION_EGRESS))
 		return pass(skb, REASON_NEIGHBOUR);
-	underlay_place(&packet.flow.destination, &side.peer);
-	if (host_is_tunnel(&packet, side.peer.identity))
+	underlay_place(&packet->flow.destination, &side.peer);
+	if (host_is_tunnel(packet, side.peer.identity))
 		return pass(skb, REASON_UNDERLAY);
-	if (packet.kind == PACKET_RELATED)
-		underlay_place(&packet.destination, &side.peer);
-	packet.destination_identity = side.peer.identity;
-	reason = host_sends(skb, &packet, &found, &side, this_node);
-	return reason ? drop(skb, &packet, reason) : pass(skb, REASON_UNDERLAY);
+	if (packet->kind == PACKET_RELATED)
+		underlay_place(&packet->destination, &side.peer);
+	packet->destination_identity = side.peer.identity;
+	reason = host_sends(skb, packet, &found, &side, this_node);
+	return reason ? drop(skb, packet, reason) : pass(skb, REASON_UNDERLAY);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

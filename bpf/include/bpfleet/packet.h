@@ -79,6 +79,26 @@ struct packet {
 	__u8 is_v6;
 };
 
+/* Of this CPU: a program runs to its end before another one does at any tc hook. On the stack it would be a fifth of all
+ * there is for a program and everything it calls. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet);
+} packet_work SEC(".maps");
+
+/* The packet of this run, zeroed but for where it is. Never NULL, but the verifier does not know that. */
+static __always_inline struct packet *packet_begin(__u8 hook, __u8 direction)
+{
+	__u32 zero = 0;
+	struct packet *packet = bpf_map_lookup_elem(&packet_work, &zero);
+
+	if (packet)
+		*packet = (struct packet){ .hook = hook, .direction = direction };
+	return packet;
+}
+
 /* Ports of an echo, so that a reply's are the reverse of its request's. False for other types. */
 static __always_inline bool echo_ports(__u8 type, bool is_v6, __be16 identifier, struct connection_key *flow)
 {
