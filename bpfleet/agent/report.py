@@ -14,6 +14,7 @@ from bpfleet.agent.pending import in_force, pending
 from bpfleet.errors import HostUnfit, InvalidInput
 
 if TYPE_CHECKING:
+    from bpfleet.agent.journal import Head
     from bpfleet.model.state import NodeState, RuleName
     from bpfleet.observe.names import Names
 
@@ -217,6 +218,7 @@ class _Book:
         self._revision = -1
         self._names: Optional[Names] = None
         self._older: Optional[List[Mapping[int, RuleName]]] = None
+        self._gone: Optional[Mapping[int, RuleName]] = None
         self._boot_offset = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
 
     def event(self, record: Mapping[str, Any]) -> Dict[str, Any]:
@@ -235,7 +237,11 @@ class _Book:
         return flow_of(record, counts, names, self._name_of, self._boot_offset, older)
 
     def _older_than(self, names: Names, rule_id: int) -> List[Mapping[int, RuleName]]:
-        return self._kept_rules() if rule_id and rule_id not in names.rules else []
+        if not rule_id or rule_id in names.rules:
+            return []
+        if self._gone is None:
+            self._gone = self._agent.rulebook.read()
+        return [self._gone] if rule_id in self._gone else self._older_rules()
 
     def _current(self) -> Names:
         from bpfleet.observe.names import Names
@@ -243,16 +249,21 @@ class _Book:
         journal = self._agent.journal()
         if self._names is None or journal.revision != self._revision:
             head = in_force(journal)
-            contents = self._agent.store.load(head)
-            rules = self._agent.compiled(contents, head.node).rules if head.node is not None else {}
-            self._names = Names(contents.documents, rules, head.node)
-            self._revision, self._older = journal.revision, None
+            rules: Dict[int, RuleName] = {}
+            if journal.transaction is not None:  # while it is being applied, rules of both decide
+                rules.update(self._rules(journal.transaction.head))
+            rules.update(self._rules(head))
+            self._names = Names(self._agent.store.load(head).documents, rules, head.node)
+            self._revision, self._older, self._gone = journal.revision, None, None
         return self._names
 
-    def _kept_rules(self) -> List[Mapping[int, RuleName]]:
-        """Rules that are gone: events and flows outlive the policies that made them."""
+    def _rules(self, head: Head) -> Mapping[int, RuleName]:
+        return self._agent.compiled(self._agent.store.load(head), head.node).rules if head.node is not None else {}
+
+    def _older_rules(self) -> List[Mapping[int, RuleName]]:
+        """Those of the older generations that are kept: for what the rulebook does not have."""
         if self._older is None:
-            self._older = [self._agent.rulebook.read()]
+            self._older = []
             head = in_force(self._agent.journal())
             for contents in self._agent.store.older(head.generation):
                 if head.node is not None:
