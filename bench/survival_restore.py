@@ -27,7 +27,7 @@ from bpfleet.model.state import DEVICE_PREFIX
 from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.node import Timeouts
 
-ENDPOINTS, LOCAL, MANY, POLICIES, IDENTITIES = 1_000, 100, 200, 100, 50
+ENDPOINTS, LOCAL, MANY, POLICIES, SERVICES, IDENTITIES = 1_000, 100, 200, 100, 100, 50
 APPLY_SECONDS = 290.0
 BOOT_SECONDS = 600.0
 TOOK = "/root/took"
@@ -132,6 +132,10 @@ def documents(lab: Lab, endpoints: int, local: int) -> Documents:
             "ports": [{"protocol": "tcp", "port": 8000 + index}],
         }
         found.append(document("policy", f"p{index}", selector={"app": f"app{index % IDENTITIES}"}, ingress=[rule]))
+    for index in range(SERVICES):
+        frontend = {"address": f"10.203.0.{1 + index}", "port": 80}
+        backend = {"labels": {"app": f"app{index % IDENTITIES}"}, "port": 8000 + index}
+        found.append(document("service", f"s{index}", frontends=[frontend], backends=[backend]))
     return found
 
 

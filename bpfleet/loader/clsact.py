@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 from bpfleet.errors import HostFailed
 from bpfleet.loader import syscall, tc
@@ -128,19 +128,24 @@ class Instead:
         self._chosen = chosen
         self._other = other
         self._how = how
+        # Where the last reading found nothing in the other way. Asking a thousand new devices one by one costs more
+        # than attaching to them.
+        self._free: Set[Hook] = set()
 
     def read(self, hooks: Iterable[Hook], name: Callable[[int], str]) -> Dict[Hook, str]:
         """As Mechanism.read. What is attached in the other way is something to be put right."""
         asked = list(hooks)
         found = self._chosen.read(asked, name)
-        for hook, text in self._other.read(asked, name).items():
-            found[hook] = f"{text} ({self._how})"
+        others = self._other.read(asked, name)
+        found.update({hook: f"{text} ({self._how})" for hook, text in others.items()})
+        self._free = set(asked).difference(others)
         return found
 
     def attach(self, device: str, hook: str, program_fd: int) -> None:
         """As Mechanism.attach."""
         self._chosen.attach(device, hook, program_fd)
-        self._other.detach(device, hook)
+        if (device, hook) not in self._free:
+            self._other.detach(device, hook)
 
     def detach(self, device: str, hook: str) -> None:
         """As Mechanism.detach."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import errno
 import socket
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 from bpfleet.errors import HostFailed
 from bpfleet.loader import requests, rtnl
@@ -19,7 +18,6 @@ from bpfleet.loader.requests import Message, Requests
 from bpfleet.loader.rtnl import Link, Reader, inside
 from bpfleet.model.state import DEVICE_PREFIX, TUNNEL_DEVICE, Adopted, Veth, Vxlan
 
-_VXLAN_PORT, _VXLAN_COLLECT_METADATA = 15, 25
 _GLOBAL = 0
 
 
@@ -54,8 +52,8 @@ def _compare(link: Link, wanted: Any, neighbours: set[Tuple[int, str, str]]) -> 
     if rebuild:
         lacks.append(f"is a {link.kind or 'device'}, not a {kind}")
     elif isinstance(wanted, Vxlan):
-        port = int.from_bytes(link.data.get(_VXLAN_PORT, b""), "big")
-        external = link.data.get(_VXLAN_COLLECT_METADATA) == b"\x01"
+        port = int.from_bytes(link.data.get(requests.VXLAN_PORT, b""), "big")
+        external = link.data.get(requests.VXLAN_COLLECT_METADATA) == b"\x01"
         if port != wanted.port or not external:
             rebuild = True
             lacks.append(f"UDP port {port}, external {external}")
@@ -130,9 +128,9 @@ class Devices:
                 self._ensure_vxlan(device)
             else:
                 self._ensure_veth(device)
-        except (OSError, netlink_error()) as error:
+        except OSError as error:
             raise HostFailed(
-                f"cannot make device {device.name}: {error}",
+                f"cannot make device {device.name}: {error.strerror or error}",
                 remedy="See what the host already has under that name or port: ip -d link show.",
             ) from error
 
@@ -150,33 +148,17 @@ class Devices:
         """Remove a device of ours, if it is there."""
         index = _lookup(name)
         if index is not None:
-            with request() as ip:
-                self._do(ip.link, "del", index=index)
-
-    def _do(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        answer = call(*arguments, **named)
-        self._wrote()
-        return answer
+            with Requests() as host:
+                self._send(host, [requests.delete_link(index)])
 
     def _ensure_vxlan(self, device: Vxlan) -> None:
-        messages: List[Message] = []
-        if _link_of(device.name) is None:
-            with request() as ip:
-                self._do(
-                    ip.link,
-                    "add",
-                    ifname=device.name,
-                    kind="vxlan",
-                    address=device.mac,
-                    mtu=device.mtu,
-                    vxlan_port=device.port,
-                    vxlan_collect_metadata=1,
-                    vxlan_learning=0,
-                )
-            if _has_ipv6():
-                messages.append(requests.no_link_local(device.name))
         with Requests() as host:
-            link = _required(host, device.name)
+            link = host.link(device.name)
+            messages: List[Message] = []
+            if link is None:
+                self._send(host, [requests.new_vxlan(device.name, device.mac, device.mtu, device.port)])
+                link = _required(host, device.name)
+                messages += [requests.no_link_local(device.name)] if _has_ipv6() else []
             messages += _adjusted(link, device.mac, device.mtu)
             if not link.noarp:
                 messages.append(requests.set_noarp(link.index))
@@ -257,35 +239,11 @@ def _has_ipv6() -> bool:
     return Path("/proc/sys/net/ipv6").exists()
 
 
-@contextmanager
-def request() -> Iterator[Any]:
-    """A pyroute2 socket in the network namespace that the thread is in."""
-    from pyroute2 import IPRoute  # here, because it takes 0.1 s that reading does not need
-
-    ip = IPRoute()
-    try:
-        yield ip
-    finally:
-        ip.close()
-
-
-def netlink_error() -> Any:
-    """The class of pyroute2's errors, which have the errno as `code`."""
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    return NetlinkError
-
-
 def _lookup(name: str) -> Optional[int]:
     try:
         return socket.if_nametoindex(name)
     except OSError:
         return None
-
-
-def _link_of(name: str) -> Optional[Link]:
-    with Reader() as reader:
-        return reader.link(name)
 
 
 def _required(reader: Reader, name: str) -> Link:

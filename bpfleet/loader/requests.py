@@ -1,8 +1,7 @@
 """Changing things over rtnetlink: many requests in one send, with the standard library alone.
 
-A restore after a reboot makes each endpoint's veth anew, a dozen requests apiece. Sent one by one through pyroute2,
-each with a socket of its own, they cost more than the kernel's work. What is not done by the thousand
-(the tunnel device, removals) is pyroute2's. Message layouts: linux/rtnetlink.h, linux/if_link.h, linux/veth.h.
+A restore after a reboot makes each endpoint's veth anew, a dozen requests apiece. Sent one by one, each by a socket of
+its own, they cost more than the kernel's work. Message layouts: linux/rtnetlink.h, linux/if_link.h, linux/veth.h.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from bpfleet.loader import rtnl
 
 NLM_F_ACK, NLM_F_ECHO, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x4, 0x8, 0x100, 0x200, 0x400
 
-_NEWLINK, _SETLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE, _NEWNEIGH = 16, 19, 20, 21, 24, 25, 28
+_NEWLINK, _DELLINK, _SETLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE, _NEWNEIGH = 16, 17, 19, 20, 21, 24, 25, 28
 _ADDRESS_OF_LINK, _NAME, _MTU, _INFO, _AF_SPEC, _NETNS_FD = 1, 3, 4, 18, 26, 28  # IFLA_*
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
+_VXLAN_LEARNING, VXLAN_PORT, VXLAN_COLLECT_METADATA = 7, 15, 25
 _ADDR_GEN_MODE, _GEN_MODE_NONE = 8, 1
 _LOCAL, _ADDRESS, _ADDRESS_FLAGS = 2, 1, 8  # IFA_*
 _NO_DAD = 0x02
@@ -101,6 +101,19 @@ def new_veth(name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_
     there = _link() + _named(peer_name, peer_mac, mtu) + attribute(_NETNS_FD, struct.pack("=I", peer_namespace))
     info = attribute(_INFO_KIND, b"veth\0") + attribute(_INFO_DATA, attribute(_VETH_PEER, there))
     return Message(_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _link() + _named(name, mac, mtu) + attribute(_INFO, info))
+
+
+def new_vxlan(name: str, mac: str, mtu: int, port: int) -> Message:
+    """A tunnel device, down, that is told with each packet where it goes, and tells where it came from."""
+    data = attribute(_VXLAN_LEARNING, b"\0") + attribute(VXLAN_PORT, port.to_bytes(2, "big"))
+    data += attribute(VXLAN_COLLECT_METADATA, b"\1")
+    info = attribute(_INFO_KIND, b"vxlan\0") + attribute(_INFO_DATA, data)
+    return Message(_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _link() + _named(name, mac, mtu) + attribute(_INFO, info))
+
+
+def delete_link(index: int) -> Message:
+    """Remove a device; a veth takes its other end along."""
+    return Message(_DELLINK, 0, _link(index))
 
 
 def no_link_local(name: str) -> Message:

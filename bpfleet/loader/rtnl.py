@@ -1,8 +1,6 @@
 """Reading links, addresses, neighbours and routes over rtnetlink, with the standard library alone.
 
-Every stage reads; few write. So reading does without pyroute2, whose import costs more than the reading itself
-(requests.py is for what is changed by the thousand, pyroute2 for the rest). Message layouts: linux/rtnetlink.h,
-rtnetlink(7).
+requests.py is for what is changed. Message layouts: linux/rtnetlink.h, rtnetlink(7).
 """
 
 from __future__ import annotations
