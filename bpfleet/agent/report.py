@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bpfleet.observe.names import Names
 
 _POLL_SECONDS = 0.1
+_CLOCK_MOVED_SECONDS = 0.001
 DEFAULT_LAST = 20
 
 
@@ -207,6 +208,11 @@ def _send(
     return going
 
 
+def _boot_offset() -> float:
+    """Seconds from CLOCK_MONOTONIC to the epoch, by the node's clock as it is set now."""
+    return time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 class _Book:
     """Turns records into named events and flows; follows the documents as they change."""
 
@@ -219,7 +225,7 @@ class _Book:
         self._names: Optional[Names] = None
         self._older: Optional[List[Mapping[int, RuleName]]] = None
         self._gone: Optional[Mapping[int, RuleName]] = None
-        self._boot_offset = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
+        self._boot_offset = _boot_offset()
 
     def event(self, record: Mapping[str, Any]) -> Dict[str, Any]:
         """The named event of one record."""
@@ -246,6 +252,9 @@ class _Book:
     def _current(self) -> Names:
         from bpfleet.observe.names import Names
 
+        offset = _boot_offset()
+        if abs(offset - self._boot_offset) > _CLOCK_MOVED_SECONDS:  # less is in the asking, and would swap events
+            self._boot_offset = offset
         journal = self._agent.journal()
         if self._names is None or journal.revision != self._revision:
             head = in_force(journal)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from typing import Any, Dict, List, Tuple
 
@@ -221,6 +223,34 @@ def test_a_slot_in_other_hands_is_not_counted_into(datapath: Datapath) -> None:
     datapath.maps["flows"].update(slot, kept)
     assert flows(datapath)[flow()][0] == 1
     assert did_not_fit(datapath, "passed") == 2
+
+
+def test_cpus_at_once_lose_no_packet(datapath: Datapath) -> None:
+    """The same new flows on all CPUs: one slot each, whoever is first, and every packet in it or among those that did
+    not fit."""
+    ports = range(1000, 1000 + PASSED + 4)
+    rounds = 20
+
+    def hammer(cpu: int) -> None:
+        os.sched_setaffinity(0, {cpu})  # of this thread alone
+        context = bytearray(192)
+        context[40:44] = DEVICES["a"].to_bytes(4, "little")
+        for number in range(rounds):
+            for port in ports:
+                frame = f.ether(f.tcp(X["a"], X["c"], (30000 + cpu * rounds + number, port)))
+                datapath.run_raw("from_endpoint", frame, bytes(context))
+
+    cpus = sorted(os.sched_getaffinity(0))
+    threads = [threading.Thread(target=hammer, args=(cpu,)) for cpu in cpus]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = flows(datapath)
+    sent = len(cpus) * rounds
+    assert len(found) <= PASSED and len({key[4] for key in found}) == len(found)
+    assert sum(counts[0] for counts in found.values()) + did_not_fit(datapath, "passed") == sent * len(ports)
+    assert all(counts[0] <= sent for counts in found.values())
 
 
 def test_what_the_host_sends_counts_too(host_datapath: Datapath) -> None:
