@@ -77,10 +77,10 @@ def peer_networks(spec: Mapping[str, Any]) -> Iterator[Problem]:
         return
     whole: Any = ipaddress.ip_network(spec["cidr"])
     parts: List[Any] = []
-    for index, text in enumerate(spec["except"]):
+    for text in spec["except"]:  # sorted by now: its place is no longer that where it was written
         part: Any = ipaddress.ip_network(text)
         if part.version != whole.version or not part.subnet_of(whole):
-            yield Problem(f"except[{index}]", f"{text} is not inside {whole}", f"Use a part of {whole}, or remove it.")
+            yield Problem("except", f"{text} is not inside {whole}", f"Use a part of {whole}, or remove it.")
             return
         parts.append(part)
     if list(ipaddress.collapse_addresses(parts)) == [whole]:
@@ -107,3 +107,29 @@ def families(spec: Mapping[str, Any]) -> Iterator[Problem]:
             what = f"{protocol} cannot come from peers that are IPv{versions.pop()} networks only"
             yield Problem(f"ports[{index}].protocol", what, "Remove it, or add a network of its family.")
             return
+
+
+def says_something(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """A policy has rules, be it an empty list of them, or closes a direction."""
+    if "ingress" in spec or "egress" in spec:
+        return
+    switch = spec.get("default_deny", {})
+    if contains_unknown(switch) or any(switch.values()):
+        return
+    remedy = "Give rules; an empty list of them, or default_deny, closes a direction."
+    yield Problem("ingress", "says nothing: the policy has no rules in either direction and closes none", remedy)
+
+
+def host_of_nodes(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """In a policy of nodes, `host` would be the node itself, to which nothing is judged."""
+    if "node_selector" not in spec:
+        return
+    for direction in ("ingress", "egress"):
+        rules = spec.get(direction) or ()
+        for number, rule in enumerate(rules if not contains_unknown(rules) else ()):
+            for index, peer in enumerate(rule.get("peers") or ()):
+                if peer.get("entity") == "host":
+                    path = f"{direction}[{number}].peers[{index}].entity"
+                    what = "host is the node itself, and what a node says to itself is not judged"
+                    yield Problem(path, what, "Remove the peer; other nodes are remote-node.")
+                    return

@@ -559,7 +559,11 @@ POLICY = Resource(
         ),
     ),
     exactly_one=("selector", "node_selector"),
-    checks=(policy_checks.selector("selector", "node_selector"),),
+    checks=(
+        policy_checks.selector("selector", "node_selector"),
+        policy_checks.says_something,
+        policy_checks.host_of_nodes,
+    ),
 )
 
 SERVICE = Resource(

@@ -14,12 +14,12 @@ from bpfleet.compile.compiler import Compiler
 from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import PROTOCOL_NUMBERS
-from bpfleet.model.state import NodeState, Table
+from bpfleet.model.state import NodeState, RuleName, Table
 from tests import fleet
 from tests.packet import frames as f
 from tests.packet.kernel import Datapath, Result
 from tests.packet.world import ADDRESSES, DEVICES, IDENTITIES
-from tests.reference import fleets
+from tests.reference import fleets, semantics
 from tests.reference.judge import AUDIT, Flow, Verdict, is_failsafe, judge
 
 pytestmark = pytest.mark.root
@@ -159,3 +159,26 @@ def test_programs_say_what_node_policies_mean(
             assert [event["reason"] for event in events] == ["failsafe"][: flow.direction == "ingress"], flow
             continue
         assert Verdict(events[0]["verdict"], events[0]["rule_id"]) == wanted, flow
+
+
+@pytest.mark.parametrize("row", semantics.ROWS, ids=str)
+def test_each_statement_by_hand(request: pytest.FixtureRequest, row: semantics.Row) -> None:
+    """Real packets of every flow whose hook can be fed here, by the policies as they are compiled."""
+    documents = fleets.world(row.settings, NUMBERS)
+    documents += [fleet.document("policy", name, **spec) for name, spec in row.policies.items()]
+    compiled = Compiler().compile(DocumentSet(documents), fleet.facts(1))
+    for flow, answer in row.flows:
+        of_host = flow.subject == "host"
+        datapath = request.getfixturevalue("host_datapath" if of_host else "datapath")
+        load(datapath, compiled.state, IDENTITIES["host"] if of_host else NUMBERS[SUBJECT])
+        datapath.maps["failsafe"].clear()
+        for key, value in rows(compiled.state.tables["failsafe"]):
+            datapath.maps["failsafe"].update(key, value)
+        datapath.maps["connections"].clear()
+        result = (send_host if of_host else send)(datapath, flow)
+        events = [event for event in result.events if event["direction"] == flow.direction]
+        assert (result.action == "shot") == answer.startswith(("deny", "default_deny")), (flow, result)
+        for event in events:
+            rule = compiled.rules[event["rule_id"]] if event["rule_id"] else RuleName("", "", "", "")
+            assert " ".join(part for part in (event["verdict"], rule.policy, rule.rule) if part) == answer, flow
+        assert events or is_failsafe(documents[0].spec, flow), flow

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,9 +14,11 @@ from bpfleet.compile.compiler import Compiler
 from bpfleet.compile.entries import DIRECTION_NUMBERS
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import PROTOCOL_NUMBERS
+from bpfleet.model.state import RuleName
 from bpfleet.observe.events import VERDICTS
 from bpfleet.observe.explain import explain
 from tests import fleet
+from tests.reference import fleets, semantics
 from tests.reference.fleets import IDENTITIES, clusters, flows
 from tests.reference.judge import Flow, is_failsafe, judge, rule_id
 
@@ -60,14 +63,20 @@ def test_compiled_maps_say_what_policies_mean(documents: List[Document], asked: 
 @given(clusters(), st.lists(flows(), min_size=1, max_size=4))
 def test_explain_says_what_policies_mean(documents: List[Document], asked: List[Flow]) -> None:
     for flow in asked:
-        ends = ["h1" if flow.subject == "host" else flow.subject, ADDRESSES.get(flow.peer, flow.peer)]
-        port, message = (None, flow.port) if isinstance(flow.port, tuple) else (flow.port, (None, None))
-        if flow.direction == "ingress":
-            ends.reverse()
-        answer = explain(DocumentSet(documents), ends[0], ends[1], flow.protocol, port, message)
-        entry = next(entry for entry in answer["judged"] if entry["direction"] == flow.direction)
+        entry = explained(documents, flow)
         wanted = judge(documents, flow)
         assert (entry["verdict"], entry.get("rule_id", 0)) == (VERDICTS[wanted.verdict], wanted.rule_id), flow
+
+
+def explained(documents: List[Document], flow: Flow) -> Dict[str, Any]:
+    """What `explain` says of one end's judgement."""
+    ends = ["h1" if flow.subject == "host" else flow.subject, ADDRESSES.get(flow.peer, flow.peer)]
+    port, message = (None, flow.port) if isinstance(flow.port, tuple) else (flow.port, (None, None))
+    if flow.direction == "ingress":
+        ends.reverse()
+    answer = explain(DocumentSet(documents), ends[0], ends[1], flow.protocol, port, message)
+    entry: Dict[str, Any] = next(entry for entry in answer["judged"] if entry["direction"] == flow.direction)
+    return entry
 
 
 @settings(max_examples=100, deadline=None)
@@ -97,6 +106,31 @@ def test_explain_says_who_decides_where(documents: List[Document], asked: List[T
             if entry.get("rule") == "default deny":  # an id that covers who closes, so the names are all of them
                 closing = entry["policy"].split(", ")
                 assert entry["rule_id"] == rule_id("default deny", entry["direction"], *closing)
+
+
+@pytest.mark.parametrize("row", semantics.ROWS, ids=str)
+def test_each_statement_by_hand(row: semantics.Row) -> None:
+    """The judge, the compiled maps and explain say what was written down by hand."""
+    documents = fleets.world(row.settings)
+    documents += [fleet.document("policy", name, **spec) for name, spec in row.policies.items()]
+    compiled = Compiler().compile(DocumentSet(documents), fleet.facts(1))
+    nested = compiled.state.nested
+    for flow, answer in row.flows:
+        wanted = judge(documents, flow)
+        assert said(wanted.verdict, wanted.rule_id, compiled.rules) == answer, flow
+        if not is_failsafe(documents[0].spec, flow):
+            subject = nested["policies"].get(NUMBERS[SUBJECTS[flow.subject]])
+            maps = lookup.Maps(subject.rows if subject else None, nested["prefix_sets"], nested["port_sets"])
+            found = lookup.judge(maps, question(flow))
+            assert said(found.verdict, found.rule_id, compiled.rules) == answer, flow
+        entry = explained(documents, flow)
+        assert (entry["verdict"], entry.get("rule_id", 0)) == (VERDICTS[wanted.verdict], wanted.rule_id), flow
+
+
+def said(verdict: str, rule_id: int, rules: Mapping[int, RuleName]) -> str:
+    """An answer as semantics.py writes it."""
+    rule = rules[rule_id] if rule_id else RuleName("", "", "", "")
+    return " ".join(part for part in (verdict, rule.policy, rule.rule) if part)
 
 
 def test_sets_are_shared_by_what_they_hold() -> None:

@@ -121,12 +121,24 @@ def policy_documents(draw: st.DrawFn, name: str) -> Document:
     return fleet.document("policy", name, **spec) if not problems_of(data) else fleet.policy(name, {}, ingress=[])
 
 
-@st.composite
-def clusters(draw: st.DrawFn, numbers: Mapping[str, int] = MappingProxyType({})) -> List[Document]:
-    """A cluster of two nodes with an endpoint of each identity on the first, and policies, of nodes too.
+def world(settings: Mapping[str, Any], numbers: Mapping[str, int] = MappingProxyType({})) -> List[Document]:
+    """Two nodes, an endpoint of each identity on the first, and CIDR groups; no policy. The cluster comes first.
 
     numbers: of identities by name, for worlds that have their own.
     """
+    documents = [
+        fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], **settings),
+        fleet.node(1, labels=NODE_LABELS["h1"]),
+        fleet.node(2, labels=NODE_LABELS["h2"]),
+    ]
+    documents += [fleet.identity(name, held, numbers.get(name)) for name, held in IDENTITIES.items()]
+    documents += [fleet.endpoint(name, 1, index, name) for index, name in enumerate(IDENTITIES, 1)]
+    return documents + [fleet.document("cidr_group", name, cidrs=cidrs) for name, cidrs in GROUPS.items()]
+
+
+@st.composite
+def clusters(draw: st.DrawFn, numbers: Mapping[str, int] = MappingProxyType({})) -> List[Document]:
+    """A world with policies, of nodes too."""
     settings: Dict[str, Any] = {}
     if not draw(st.integers(0, 3)):
         settings["unselected"] = draw(st.sampled_from(("open", "deny")))
@@ -136,14 +148,7 @@ def clusters(draw: st.DrawFn, numbers: Mapping[str, int] = MappingProxyType({}))
         settings["allow_local_host"] = draw(st.booleans())
     if not draw(st.integers(0, 3)):
         settings["failsafe_ports"] = draw(st.lists(st.sampled_from(FAILSAFE), max_size=2, unique_by=str))
-    documents = [
-        fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], **settings),
-        fleet.node(1, labels=NODE_LABELS["h1"]),
-        fleet.node(2, labels=NODE_LABELS["h2"]),
-    ]
-    documents += [fleet.identity(name, held, numbers.get(name)) for name, held in IDENTITIES.items()]
-    documents += [fleet.endpoint(name, 1, index, name) for index, name in enumerate(IDENTITIES, 1)]
-    documents += [fleet.document("cidr_group", name, cidrs=cidrs) for name, cidrs in GROUPS.items()]
+    documents = world(settings, numbers)
     for number in range(draw(st.integers(0, 4))):
         documents.append(draw(policy_documents(f"p{number}")))
     return documents

@@ -28,7 +28,7 @@ def test_defaults_are_part_of_the_document() -> None:
 
 def test_absent_and_empty_rules_differ() -> None:
     """Absent leaves the direction open; empty closes it."""
-    absent, empty = fleet.policy("p", {}), fleet.policy("p", {}, ingress=[])
+    absent, empty = fleet.policy("p", {}, egress=[]), fleet.policy("p", {}, egress=[], ingress=[])
     assert "ingress" not in absent.spec and empty.spec["ingress"] == []
     assert absent.hash != empty.hash
 
@@ -91,7 +91,7 @@ def test_unknown_values_of_a_preview_fit_anywhere() -> None:
 
 def test_a_changed_set_shares_what_is_unchanged_and_keeps_its_fingerprints() -> None:
     whole = DocumentSet(fleet.quickstart())
-    changed = whole.changed([fleet.policy("db", {"app": "db"})], ["policy/api", "policy/none"])
+    changed = whole.changed([fleet.policy("db", {"app": "db"}, egress=[])], ["policy/api", "policy/none"])
     assert changed.of_kind("endpoint") is whole.of_kind("endpoint")
     assert "policy/api" in whole and "policy/api" not in changed
     again = DocumentSet(changed)

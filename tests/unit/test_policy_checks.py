@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+import re
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
+from bpfleet.emit.shapes import SHAPES
 from bpfleet.model.document import problems_of
 from bpfleet.model.resources import RESOURCES
-from bpfleet.model.schema import UNKNOWN, check
+from bpfleet.model.schema import UNKNOWN, camel, check
+from provider.checking import check_inputs
+from provider.values import to_pulumi
+from tests.unit.collection import module
+
+SHAPE = SHAPES["bpfleet:index:Policy"]
+CLUSTER: Dict[str, Any] = {"cluster": "shop", "seeds": {}}
+declared = module("declared")
+
+
+def whole(spec: Dict[str, Any]) -> Dict[str, Any]:
+    """A policy around what a row is about; None takes a field away."""
+    about_whom = spec and set(spec) <= {"selector", "expressions"}
+    found = {"selector": {}, **({"ingress": []} if about_whom else {}), **spec}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def camelled(value: Any) -> Any:
+    """As a Pulumi program writes it."""
+    if isinstance(value, dict):
+        return {camel(name): camelled(item) for name, item in value.items()}
+    return [camelled(item) for item in value] if isinstance(value, list) else value
 
 
 def refused(**spec: Any) -> List[str]:
-    return [problem.field for problem in problems_of({"kind": "policy", "name": "p", "spec": {"selector": {}, **spec}})]
+    return [str(problem.field) for problem in problems_of({"kind": "policy", "name": "p", "spec": whole(spec)})]
 
 
 def peer(**spec: Any) -> Dict[str, Any]:
@@ -27,54 +50,122 @@ def asks(key: str, operator: str, *values: str) -> Dict[str, Any]:
     return {"key": key, "operator": operator, **({"values": list(values)} if values else {})}
 
 
-@pytest.mark.parametrize(
-    ("spec", "path"),
-    [
-        ({"expressions": [asks("app", "In")]}, "expressions[0].values"),
-        ({"expressions": [asks("app", "NotIn")]}, "expressions[0].values"),
-        ({"expressions": [{"key": "app", "operator": "In", "values": []}]}, "expressions[0].values"),
-        ({"expressions": [asks("app", "Exists", "a")]}, "expressions[0].values"),
-        ({"expressions": [{"key": "app", "operator": "DoesNotExist", "values": []}]}, "expressions[0].values"),
-        ({"expressions": [asks("app", "Equals", "a")]}, "expressions[0].operator"),
-        ({"expressions": [asks("app", "In", "a", "a")]}, "expressions[0].values[1]"),
-        ({"selector": {"app": "a"}, "expressions": [asks("app", "In", "b")]}, "expressions[0]"),
-        ({"selector": {"app": "a"}, "expressions": [asks("app", "NotIn", "a", "b")]}, "expressions[0]"),
-        ({"selector": {"app": "a"}, "expressions": [asks("app", "DoesNotExist")]}, "expressions[0]"),
-        ({"expressions": [asks("x", "Exists"), asks("x", "DoesNotExist")]}, "expressions[1]"),
-        ({"expressions": [asks("x", "In", "a"), asks("x", "NotIn", "a")]}, "expressions[1]"),
-        (peer(labels={"app": "a"}, expressions=[asks("app", "In", "b")]), "ingress[0].peers[1].expressions[0]"),
-        (peer(entity="world", expressions=[asks("app", "Exists")]), "ingress[0].peers[1].expressions"),
-        (peer(labels={}, cidr="10.0.0.0/8"), "ingress[0].peers[1]"),
-        (peer(), "ingress[0].peers[1]"),
-        (peer(cidr="10.0.0.1/8"), "ingress[0].peers[1].cidr"),
-        (peer(cidr="::ffff:10.0.0.0/104"), "ingress[0].peers[1].cidr"),
-        (peer(cidr="10.0.0.0/8", **{"except": ["11.0.0.0/16"]}), "ingress[0].peers[1].except[0]"),
-        (peer(cidr="10.0.0.0/8", **{"except": ["10.1.0.0/16", "::/16"]}), "ingress[0].peers[1].except[1]"),
-        (peer(cidr="10.0.0.0/8", **{"except": ["0.0.0.0/0"]}), "ingress[0].peers[1].except[0]"),
-        (peer(cidr="10.0.0.0/8", **{"except": ["10.0.0.0/9", "10.128.0.0/9"]}), "ingress[0].peers[1].except"),
-        (peer(labels={}, **{"except": ["10.0.0.0/9"]}), "ingress[0].peers[1].except"),
-        (peer(cidr_group="No Name"), "ingress[0].peers[1].cidr_group"),
-        (port(protocol="tcp", port=90, end_port=80), "egress[0].ports[1].end_port"),
-        (port(protocol="tcp", end_port=80), "egress[0].ports[1].end_port"),
-        (port(protocol="tcp", port=0), "egress[0].ports[1].port"),
-        (port(protocol="icmp", port=80), "egress[0].ports[1].port"),
-        (port(protocol="tcp", type=8), "egress[0].ports[1].type"),
-        (port(protocol="any", type=8), "egress[0].ports[1].type"),
-        (port(protocol="icmp", code=1), "egress[0].ports[1].code"),
-        (port(protocol="icmp", type=256), "egress[0].ports[1].type"),
-        (port(protocol="gre"), "egress[0].ports[1].protocol"),
-        (
-            {"ingress": [{"peers": [{"cidr": "10.0.0.0/8"}], "ports": [{"protocol": "icmpv6", "type": 128}]}]},
-            "ingress[0].ports[0].protocol",
-        ),
-        ({"ingress": [{"peers": [{"cidr": "::/0"}], "ports": [{"protocol": "icmp"}]}]}, "ingress[0].ports[0].protocol"),
-        ({"default_deny": {"ingress": "yes"}}, "default_deny.ingress"),
-        ({"default_deny": {"inbound": True}}, "default_deny.inbound"),
-        ({"mode": "observe"}, "mode"),
-    ],
-)
+REFUSED: List[Tuple[Dict[str, Any], str]] = [
+    ({"expressions": [asks("app", "In")]}, "expressions[0].values"),
+    ({"expressions": [asks("app", "NotIn")]}, "expressions[0].values"),
+    ({"expressions": [{"key": "app", "operator": "In", "values": []}]}, "expressions[0].values"),
+    ({"expressions": [asks("app", "Exists", "a")]}, "expressions[0].values"),
+    ({"expressions": [{"key": "app", "operator": "DoesNotExist", "values": []}]}, "expressions[0].values"),
+    ({"expressions": [asks("app", "Equals", "a")]}, "expressions[0].operator"),
+    ({"expressions": [asks("app", "In", "a", "a")]}, "expressions[0].values[1]"),
+    ({"selector": {"app": "a"}, "expressions": [asks("app", "In", "b")]}, "expressions[0]"),
+    ({"selector": {"app": "a"}, "expressions": [asks("app", "NotIn", "a", "b")]}, "expressions[0]"),
+    ({"selector": {"app": "a"}, "expressions": [asks("app", "DoesNotExist")]}, "expressions[0]"),
+    ({"expressions": [asks("x", "Exists"), asks("x", "DoesNotExist")]}, "expressions[1]"),
+    ({"expressions": [asks("x", "In", "a"), asks("x", "NotIn", "a")]}, "expressions[1]"),
+    (peer(labels={"app": "a"}, expressions=[asks("app", "In", "b")]), "ingress[0].peers[1].expressions[0]"),
+    (peer(entity="world", expressions=[asks("app", "Exists")]), "ingress[0].peers[1].expressions"),
+    (peer(labels={}, cidr="10.0.0.0/8"), "ingress[0].peers[1]"),
+    (peer(), "ingress[0].peers[1]"),
+    (peer(cidr="10.0.0.1/8"), "ingress[0].peers[1].cidr"),
+    (peer(cidr="::ffff:10.0.0.0/104"), "ingress[0].peers[1].cidr"),
+    (peer(cidr="10.0.0.0/8", **{"except": ["11.0.0.0/16"]}), "ingress[0].peers[1].except"),
+    (peer(cidr="10.0.0.0/8", **{"except": ["10.1.0.0/16", "::/16"]}), "ingress[0].peers[1].except"),
+    (peer(cidr="10.0.0.0/8", **{"except": ["0.0.0.0/0"]}), "ingress[0].peers[1].except"),
+    (peer(cidr="10.0.0.0/8", **{"except": ["10.0.0.0/9", "10.128.0.0/9"]}), "ingress[0].peers[1].except"),
+    (peer(labels={}, **{"except": ["10.0.0.0/9"]}), "ingress[0].peers[1].except"),
+    (peer(cidr_group="No Name"), "ingress[0].peers[1].cidr_group"),
+    (port(protocol="tcp", port=90, end_port=80), "egress[0].ports[1].end_port"),
+    (port(protocol="tcp", end_port=80), "egress[0].ports[1].end_port"),
+    (port(protocol="tcp", port=0), "egress[0].ports[1].port"),
+    (port(protocol="icmp", port=80), "egress[0].ports[1].port"),
+    (port(protocol="tcp", type=8), "egress[0].ports[1].type"),
+    (port(protocol="any", type=8), "egress[0].ports[1].type"),
+    (port(protocol="icmp", code=1), "egress[0].ports[1].code"),
+    (port(protocol="icmp", type=256), "egress[0].ports[1].type"),
+    (port(protocol="gre"), "egress[0].ports[1].protocol"),
+    (
+        {"ingress": [{"peers": [{"cidr": "10.0.0.0/8"}], "ports": [{"protocol": "icmpv6", "type": 128}]}]},
+        "ingress[0].ports[0].protocol",
+    ),
+    ({"ingress": [{"peers": [{"cidr": "::/0"}], "ports": [{"protocol": "icmp"}]}]}, "ingress[0].ports[0].protocol"),
+    ({"default_deny": {"ingress": "yes"}}, "default_deny.ingress"),
+    ({"default_deny": {"inbound": True}, "ingress": []}, "default_deny.inbound"),
+    ({"mode": "observe"}, "mode"),
+    # What is missing, too much, or of the wrong kind.
+    ({"ingress": {}}, "ingress"),
+    ({"ingress": [[]]}, "ingress[0]"),
+    ({"ingress": [{"action": "drop"}]}, "ingress[0].action"),
+    ({"ingress": [{"peer": []}]}, "ingress[0].peer"),
+    ({"ingress": [{"peers": {"entity": "world"}}]}, "ingress[0].peers"),
+    ({"ingress": [{"ports": 80}]}, "ingress[0].ports"),
+    ({"selector": {"app": "a"}, "node_selector": {}, "ingress": []}, "selector"),
+    ({"selector": {"app": ["a"]}, "ingress": []}, "selector.app"),
+    ({"selector": {"app": "no good"}, "ingress": []}, "selector.app"),
+    ({"labels": {"team": 5}, "ingress": []}, "labels.team"),
+    ({"ingress": [], "expressions": [{"operator": "Exists"}]}, "expressions[0].key"),
+    ({"ingress": [], "expressions": [{"key": "app"}]}, "expressions[0].operator"),
+    # A policy that says nothing, and one that says what cannot be.
+    ({}, "ingress"),
+    ({"mode": "audit"}, "ingress"),
+    ({"default_deny": {"ingress": False}}, "ingress"),
+    ({"default_deny": {}}, "ingress"),
+    # Peers: one kind each, and only its own refinements.
+    (peer(entity="world", labels={"app": "a"}), "ingress[0].peers[1]"),
+    (peer(entity="world", cidr="10.0.0.0/8"), "ingress[0].peers[1]"),
+    (peer(cidr="10.0.0.0/8", cidr_group="office"), "ingress[0].peers[1]"),
+    (peer(cidr="10.0.0.0/8", expressions=[asks("app", "Exists")]), "ingress[0].peers[1].expressions"),
+    (peer(cidr_group="office", **{"except": ["10.0.0.0/9"]}), "ingress[0].peers[1].except"),
+    (peer(entity="world", **{"except": ["10.0.0.0/9"]}), "ingress[0].peers[1].except"),
+    (peer(entity="internet"), "ingress[0].peers[1].entity"),
+    (peer(cidr="10.0.0.0/33"), "ingress[0].peers[1].cidr"),
+    (peer(cidr="10.0.0.0/8", **{"except": ["10.1.0.0/16", "10.1.0.0/16"]}), "ingress[0].peers[1].except[1]"),
+    (peer(cidr="10.0.0.0/8", **{"except": ["10.0.0.0/8"]}), "ingress[0].peers[1].except"),
+    (peer(cidr="2001:db8::/32", **{"except": ["2001:db9::/48"]}), "ingress[0].peers[1].except"),
+    (peer(cidr="2001:db8::/32", **{"except": ["2001:db8::/48", "10.0.0.0/8"]}), "ingress[0].peers[1].except"),
+    # Ports: what a protocol does not have.
+    (port(protocol="icmp", end_port=80), "egress[0].ports[1].end_port"),
+    (port(protocol="icmpv6", port=80, end_port=90), "egress[0].ports[1].port"),
+    (port(protocol="sctp", code=0), "egress[0].ports[1].code"),
+    (port(port=80, type=8), "egress[0].ports[1].type"),
+    (port(protocol="icmp", type=8, code=256), "egress[0].ports[1].code"),
+    (port(protocol="tcp", port=65536), "egress[0].ports[1].port"),
+    (port(protocol="tcp", port="http"), "egress[0].ports[1].port"),
+    (port(port=443, end_port=80), "egress[0].ports[1].end_port"),
+    (port(protocol="tcp", port=80, name="web"), "egress[0].ports[1].name"),
+    (
+        {"egress": [{"action": "deny", "peers": [{"cidr": "10.0.0.0/8"}, {"cidr": "11.0.0.0/8"}],
+                     "ports": [{"protocol": "tcp"}, {"protocol": "icmpv6"}]}]},
+        "egress[0].ports[1].protocol",
+    ),
+    # Nodes: what a node says to itself is never judged.
+    (
+        {"selector": None, "node_selector": {}, "ingress": [{"peers": [{"entity": "host"}]}]},
+        "ingress[0].peers[0].entity",
+    ),
+    (
+        {"selector": None, "node_selector": {}, "egress": [{}, {"peers": [{"labels": {}}, {"entity": "host"}]}]},
+        "egress[1].peers[1].entity",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "path"), REFUSED)
 def test_refused_with_its_path(spec: Dict[str, Any], path: str) -> None:
     assert refused(**spec) == [path]
+
+
+@pytest.mark.parametrize(("spec", "path"), REFUSED)
+def test_refused_by_pulumis_check_at_the_property(spec: Dict[str, Any], path: str) -> None:
+    found = dict(check_inputs(SHAPE, "p", to_pulumi({"cluster": CLUSTER, **camelled(whole(spec))}))[1])
+    assert set(found) == {re.sub("_[a-z]", lambda match: match.group()[1].upper(), path)}
+
+
+@pytest.mark.parametrize(("spec", "path"), REFUSED)
+def test_refused_by_the_playbook_before_any_host_is_asked(spec: Dict[str, Any], path: str) -> None:
+    with pytest.raises(declared.Invalid) as caught:
+        declared.declare([{"kind": "policy", "name": "p", "spec": whole(spec)}], [])
+    assert [error.field.rpartition("spec.")[2] for error in caught.value.errors] == [path]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +177,8 @@ def test_refused_with_its_path(spec: Dict[str, Any], path: str) -> None:
         port(protocol="sctp", port=80, end_port=80),
         port(protocol="icmpv6", type=1, code=4),
         {"ingress": [{"peers": [{"cidr": "10.0.0.0/8"}, {"entity": "host"}], "ports": [{"protocol": "icmpv6"}]}]},
-        {"default_deny": {"egress": False}, "mode": "audit", "labels": {"team": "a"}},
+        {"default_deny": {"egress": False}, "egress": [], "mode": "audit", "labels": {"team": "a"}},
+        {"default_deny": {"egress": True}},
     ],
 )
 def test_accepted(spec: Dict[str, Any]) -> None:
@@ -96,12 +188,14 @@ def test_accepted(spec: Dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        {"selector": UNKNOWN, "expressions": [asks("app", "In", "a")]},
-        {"selector": {"app": UNKNOWN}, "expressions": [asks("app", "In", "a")]},
+        {"selector": UNKNOWN, "expressions": [asks("app", "In", "a")], "ingress": []},
+        {"selector": {"app": UNKNOWN}, "expressions": [asks("app", "In", "a")], "ingress": []},
         {"selector": {}, "ingress": [{"peers": [{"cidr": UNKNOWN, "except": ["10.0.0.0/8"]}]}]},
         {"selector": {}, "ingress": [{"peers": UNKNOWN, "ports": UNKNOWN}]},
+        {"selector": {}, "default_deny": {"ingress": UNKNOWN}},
+        {"node_selector": {}, "ingress": [{"peers": [{"entity": UNKNOWN}]}]},
         {"selector": {}, "ingress": [{"ports": [{"protocol": UNKNOWN, "port": 80, "end_port": UNKNOWN}]}]},
-        {"selector": {}, "expressions": [{"key": "app", "operator": UNKNOWN, "values": UNKNOWN}]},
+        {"selector": {}, "expressions": [{"key": "app", "operator": UNKNOWN, "values": UNKNOWN}], "ingress": []},
     ],
 )
 def test_what_a_preview_does_not_know_yet_is_not_held_against_it(spec: Dict[str, Any]) -> None:
