@@ -39,7 +39,7 @@ EXTREMES: Dict[str, Tuple[Any, Any]] = {
 
 
 def pairwise(options: Dict[str, Tuple[Any, Any]]) -> List[Dict[str, Any]]:
-    """Few rows in which every two constants have every two values together, found greedily. The first two: least, most."""
+    """Few rows in which every two constants have every two values together, by greed. The first two: least, most."""
     names = list(options)
     rows = [dict.fromkeys(names, 0), dict.fromkeys(names, 1)]
     open_pairs = {
