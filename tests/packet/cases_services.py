@@ -237,9 +237,9 @@ def error_cases(family: int) -> List[Case]:
     a, b, c, gateway, front = x["a"], x["b"], x["c"], x["gateway"], FRONTENDS[family]
     start = 40 if family == 6 else 20
 
-    def error(source: str, about: bytes, hops: int = 64, size: int = 64) -> bytes:
+    def error(source: str, about: bytes, hops: int = 64, size: int = 64, to: str = a) -> bytes:
         kind, code = (1, 4) if family == 6 else (3, 3)
-        return f.summed(f.icmp(source, a, kind, bytes(4) + about[:size], code=code, hops=hops))
+        return f.summed(f.icmp(source, to, kind, bytes(4) + about[:size], code=code, hops=hops))
 
     cases: List[Tuple[str, Tuple[Step, ...]]] = []
     for name, protocol, make in (("TCP", f.TCP, tcp), ("UDP", f.UDP, udp)):
@@ -258,6 +258,20 @@ def error_cases(family: int) -> List[Case]:
             (f"{name}: of a router on the way, which stays its sender", (
                 Frontend(front, PORT, protocol, ((c, BACKEND),)), remote,
                 answered("a", error(gateway, make(a, c, TO_B)), error(gateway, meant)),
+            )),
+            (f"{name}: of the client about an answer", (
+                service, opened,
+                local("a", "b", error(a, make(front, a, FROM), to=front), error(a, make(b, a, FROM_B), to=b, hops=63)),
+            )),
+            (f"{name}: of the client about an answer from another node", (
+                Frontend(front, PORT, protocol, ((c, BACKEND),)), remote,
+                tunnelled("a", error(a, make(front, a, FROM), to=front), error(a, make(c, a, FROM_B), to=c, hops=63)),
+            )),
+            (f"{name}: of the client about an answer to nothing it sent", (
+                service, opened,
+                Policy("a", (Rule("egress", 13, IDENTITIES["b"]),), ("egress",), 3),
+                denied("from_endpoint", "a", error(a, make(front, a, (PORT, CLIENT + 1)), to=front), DEFAULT_DENY["egress"], "egress"),
+                local("a", "b", error(a, make(front, a, FROM), to=front), error(a, make(b, a, FROM_B), to=b, hops=63)),
             )),
             (f"{name}: about another flow, untouched", (
                 service, opened,

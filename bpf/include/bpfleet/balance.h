@@ -3,7 +3,8 @@
  * machines, of processes outside the host's cgroups, of raw sockets.
  *
  *   balance_out      where a workload's packet comes in: the destination becomes a backend, before policy judges, so that
- *                    policy, connections and events know the backend only. The client's record is marked `translated`
+ *                    policy, connections and events know the backend only. The client's record is marked `translated`.
+ *                    An ICMP error about an answer becomes one about the backend's
  *   balance_deliver, balance_back   where an answer goes to the workload: the source becomes the frontend again. An ICMP
  *                    error about a packet to the backend becomes one about that to the frontend
  *   refuse.h         where there is no backend
@@ -14,8 +15,8 @@
  * A backend that is no longer listed gets no more packets. Its UDP flows go to another; so do its TCP connections, whose
  * new backend knows nothing of them and resets them, so that the client connects anew.
  *
- * Not done: errors that a client reports about answers, and later fragments (they have no ports). Both are judged as
- * what they are, packets to an address that is nobody's.
+ * Not done: later fragments, which have no ports. They are judged as what they are, packets to an address that is
+ * nobody's.
  */
 #pragma once
 
@@ -144,21 +145,23 @@ static __always_inline int exchange_reporter(struct __sk_buff *skb, const struct
 	return 0;
 }
 
-/* An error about what the client sent: about the packet to the frontend, and if the backend itself reports, from it. */
-static __always_inline int balance_error(struct __sk_buff *skb, const struct packet *packet, struct exchange *exchange)
+/* An ICMP error about a packet of the flow. `is_source`: to the client, about what it sent, and if the backend itself
+ * reports, from that; else of the client, about an answer. */
+static __always_inline int balance_error(struct __sk_buff *skb, const struct packet *packet, struct exchange *exchange,
+					 bool is_source)
 {
 	__u32 icmp = packet->transport;
 	__u8 first = 0;
 	int reason;
 
-	exchange->is_source = 1;
+	exchange->is_source = is_source;
 	exchange->transport = icmp;
-	if (address_equal(&packet->source, exchange->from)) {
+	if (address_equal(is_source ? &packet->source : &packet->destination, exchange->from)) {
 		reason = exchange_reporter(skb, exchange);
 		if (reason)
 			return reason;
 	}
-	exchange->is_source = 0;
+	exchange->is_source = !is_source;
 	exchange->ip = icmp + sizeof(struct icmp_start);
 	if (bpf_skb_load_bytes(skb, exchange->ip, &first, sizeof(first)))
 		return REASON_REWRITE;
@@ -189,7 +192,7 @@ __noinline int balance_back(struct __sk_buff *skb, struct packet *packet, const 
 	exchange.protocol = opened->protocol;
 	exchange.is_v6 = packet->is_v6;
 	if (packet->kind == PACKET_RELATED)
-		return balance_error(skb, packet, &exchange);
+		return balance_error(skb, packet, &exchange, true);
 	exchange.is_source = 1;
 	exchange.transport = packet->transport;
 	return exchange_end(skb, &exchange);
@@ -224,10 +227,11 @@ static __always_inline __u32 balance_hash(const struct connection_key *flow)
 	return service_hash(service_mix(hash));
 }
 
-/* Whether a packet may be one to a frontend: of no connection to its destination itself. */
+/* Whether a packet may be one to a frontend, or an error about an answer: of no connection to its destination itself. */
 static __always_inline bool balance_may(const struct packet *packet, const struct found *found)
 {
-	return packet->kind <= PACKET_OPENS && (packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP) &&
+	return (packet->kind <= PACKET_OPENS || packet->kind == PACKET_RELATED) &&
+	       (packet->flow.protocol == IPPROTO_TCP || packet->flow.protocol == IPPROTO_UDP) &&
 	       (!found->record || (found->record->state & CONNECTION_DENIED));
 }
 
@@ -235,18 +239,24 @@ static __always_inline bool balance_may(const struct packet *packet, const struc
  * DIRECTION_EGRESS. Returns BALANCE_TRANSLATED, BALANCE_NONE, or a reason. */
 __noinline int balance_find(struct __sk_buff *skb, const struct packet *packet)
 {
-	const struct service *service;
 	struct service_work *work;
+	const struct service *service;
+	const struct translation *known;
 	__u32 zero = 0;
 
-	if (!packet)
+	work = bpf_map_lookup_elem(&balance_work, &zero);
+	if (!packet || !work)
 		return BALANCE_NONE;
+	if (packet->kind == PACKET_RELATED) {
+		known = bpf_map_lookup_elem(&translations, &packet->flow);
+		if (!known)
+			return BALANCE_NONE;
+		work->to = *known;
+		return BALANCE_TRANSLATED;
+	}
 	service = service_find(&packet->flow);
 	if (!service)
 		return BALANCE_NONE;
-	work = bpf_map_lookup_elem(&balance_work, &zero);
-	if (!work)
-		return REASON_SERVICE_FLOW;
 	return service_translate(&packet->flow, service, balance_hash(&packet->flow), skb->ifindex, work) ?:
 	       BALANCE_TRANSLATED;
 }
@@ -268,14 +278,15 @@ __noinline int balance_forward(struct __sk_buff *skb, struct packet *packet)
 	exchange.to = &work->to.address;
 	exchange.to_port = work->to.port;
 	exchange.transport = packet->transport;
-	exchange.protocol = packet->protocol;
+	exchange.protocol = packet->flow.protocol;
 	exchange.is_v6 = packet->is_v6;
-	reason = exchange_end(skb, &exchange);
+	reason = packet->kind == PACKET_RELATED ? balance_error(skb, packet, &exchange, false) :
+						  exchange_end(skb, &exchange);
 	if (reason)
 		return reason;
 	packet->destination = work->to.address;
 	packet->flow.destination = work->to.address;
-	packet->flow.rest = connection_rest(packet->flow.source_port, work->to.port, packet->protocol, DIRECTION_EGRESS);
+	packet->flow.rest = connection_rest(packet->flow.source_port, work->to.port, packet->flow.protocol, DIRECTION_EGRESS);
 	return 0;
 }
 
