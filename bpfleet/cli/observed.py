@@ -14,7 +14,7 @@ from bpfleet.observe.names import short_end
 OUTPUTS = ("table", "compact", "dict", "json")
 _COLOURS = {"allowed": "32", "audited": "33", "denied": "31", "dropped": "31"}
 _EVENT = "{:<15}  {:<8}  {:<8}  {:<8}  {:<7}  {}"
-_FLOW = "{:<14}  {:<8}  {:<8}  {:<8}  {:<10}  {:>9}  {:>8}  {:>9}  {:>8}  {}"
+_FLOW = "{:<14}  {:<8}  {:<8}  {:<8}  {:<12}  {:>8}  {:>8}  {:>8}  {:>8}  {}"
 _EVENT_HEADER = ("TIME", "NODE", "VERDICT", "WHERE", "PROTO", "FLOW")
 _FLOW_HEADER = ("LAST SEEN", "NODE", "VERDICT", "WHERE", "PROTO", "PACKETS", "BYTES", "ANSWERS", "BYTES", "FLOW")
 
