@@ -253,6 +253,18 @@ def test_cpus_at_once_lose_no_packet(datapath: Datapath) -> None:
     assert all(counts[0] <= sent for counts in found.values())
 
 
+def test_a_slot_that_programs_with_other_sizes_took_is_left_alone(datapath: Datapath) -> None:
+    send(datapath, f.tcp(X["a"], X["c"], (40000, 80)))
+    ((slot, kept),) = [(one, value) for one, value in datapath.maps["flows"].items() if value["verdict"]]
+    taken = {"index": slot["index"] + 1}
+    datapath.maps["flows"].update(taken, {**kept, "port": 81})
+    fill(datapath, 2)
+    assert datapath.maps["flows"].lookup(taken)["port"] == 81
+    assert flows(datapath)[flow(port=80)][0] == 1
+    assert flows(datapath)[flow(port=1001)][0] == 1
+    assert did_not_fit(datapath, "passed") == 1  # the number was that slot's, and no other is idle
+
+
 def test_what_the_host_sends_counts_too(host_datapath: Datapath) -> None:
     """Its own traffic is judged by its own policies."""
     apply(host_datapath, Policy("host", (Rule("egress", 51, 0, f.UDP, 123),), ("egress",)))

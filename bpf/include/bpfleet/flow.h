@@ -168,10 +168,18 @@ static __always_inline __u32 flow_claim(__u32 kind, __u32 now)
 	if (!cursor || !limit)
 		return kind;
 	if (cursor->used < limit) {
-		__u32 number = __sync_fetch_and_add(&cursor->used, 1);
+		__u32 slot = __sync_fetch_and_add(&cursor->used, 1);
+		struct flow *flow;
 
-		if (number < limit)
-			return first + number;
+		if (slot < limit) {
+			slot += first;
+			flow = bpf_map_lookup_elem(&flows, &slot);
+			if (!flow)
+				return kind;
+			/* Taken: programs with other sizes were here before. */
+			if (!flow->last_seen && !flow->key.verdict)
+				return slot;
+		}
 	}
 	for (int i = 0; i < FLOW_PROBES; i++) {
 		__u32 slot = first + __sync_fetch_and_add(&cursor->hand, 1) % limit;
