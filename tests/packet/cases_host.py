@@ -219,13 +219,14 @@ def always_cases(family: int) -> List[Case]:
             came(f.ip(world, x["a"], f.TCP, bytes(19)), kind=kind),
             left(f.ip(world, x["a"], f.TCP, bytes(19)), kind=kind, via=OTHER_DEVICE),
         )),
-        ("later fragments come in, as the first decides; they leave only where no port could decide", (
+        ("later fragments come in, as the first decides; they leave as the first one or where no port could decide", (
             only(Rule("egress", 84, 2, f.UDP, 80)),
             no_entry(f.udp(world, me, PORTS, more=True)), came(f.ip(world, me, f.UDP, b"x" * 16, fragment=1480)),
             left(f.udp(me, world, PORTS, more=True), allowed("egress", 84)),
-            shot(TO, "eth0", f.ip(me, world, f.UDP, b"x" * 16, fragment=1480), "fragment", direction="egress"),
-            only(Rule("egress", 85, 2, f.UDP), revision=3),
             left(f.ip(me, world, f.UDP, b"x" * 16, fragment=1480)),
+            shot(TO, "eth0", f.ip(me, world, f.UDP, b"x" * 16, fragment=1480, number=8), "fragment", direction="egress"),
+            only(Rule("egress", 85, 2, f.UDP), revision=3),
+            left(f.ip(me, world, f.UDP, b"x" * 16, fragment=1480, number=8)),
         )),
     ]  # fmt: skip
     found = [Case(f"host, always: {name}", steps, family) for name, steps in cases]

@@ -35,20 +35,24 @@ def ip(
     hops: int = 64,
     fragment: int = 0,
     more: bool = False,
+    number: int = 7,
     options: bytes = b"",
     extensions: Sequence[Tuple[int, bytes]] = (),
 ) -> bytes:
-    """A packet. `fragment` is the offset in bytes; `extensions` are (type, header but its first byte) of IPv6."""
+    """A packet. `fragment` is the offset in bytes, `number` names the datagram; `extensions` are (type, header but its
+    first byte) of IPv6."""
     first, last = ipaddress.ip_address(source).packed, ipaddress.ip_address(destination).packed
     if not is_v6(source):
         words = 5 + len(options) // 4
         total = words * 4 + len(payload)
         flags = fragment // 8 | (0x2000 if more else 0)
-        head = struct.pack("!BBHHHBBH", 0x40 | words, 0, total, 7, flags, hops, protocol, 0) + first + last + options
+        head = (
+            struct.pack("!BBHHHBBH", 0x40 | words, 0, total, number, flags, hops, protocol, 0) + first + last + options
+        )
         return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
     chain = list(extensions)
     if fragment or more:
-        chain.append((44, struct.pack("!BHI", 0, fragment | more, 7)))
+        chain.append((44, struct.pack("!BHI", 0, fragment | more, number)))
     types = [number for number, _ in chain] + [protocol]
     body = b"".join(bytes([following]) + data for following, (_, data) in zip(types[1:], chain)) + payload
     return struct.pack("!IHBB", 6 << 28, len(body), types[0], hops) + first + last + body

@@ -22,6 +22,7 @@ from tests import fleet
 FIXED = {
     "balance_work",  # a place to work for each CPU
     "packet_work",  # the same
+    "fragments",  # forgets the oldest
     "backend_entries",  # an array: as long as its list
     "counters",  # one for each reason
     "events",  # a ring that overwrites

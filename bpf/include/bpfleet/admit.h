@@ -132,6 +132,8 @@ static __always_inline bool admit_established(struct __sk_buff *skb, const struc
 		return false;
 	connection_touch(packet, found);
 	flow_add(&record->flow, found->is_reply, skb->len);
+	if (packet->part == PART_FIRST)
+		packet_remember(skb, packet);
 	return true;
 }
 
@@ -269,7 +271,11 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 			connection_touch(packet, found);
 			if (!(record->state & CONNECTION_DENIED) || denied_again(packet, record)) {
 				flow_add(&record->flow, found->is_reply, skb->len);
-				return record->state & CONNECTION_DENIED ? judgement_reason(packet->verdict) : 0;
+				if (record->state & CONNECTION_DENIED)
+					return judgement_reason(packet->verdict);
+				if (packet->part == PART_FIRST)
+					packet_remember(skb, packet);
+				return 0;
 			}
 		}
 		question.state = record->state;
@@ -316,5 +322,7 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 		return judgement_reason(judgement.verdict);
 	if (packet->kind != PACKET_FRAGMENT && (!record || judgement.verdict == VERDICT_AUDIT))
 		event_write(skb, packet, admitted_reason(side));
+	if (packet->part == PART_FIRST)
+		packet_remember(skb, packet);
 	return 0;
 }

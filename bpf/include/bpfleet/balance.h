@@ -15,7 +15,7 @@
  * A backend that is no longer listed gets no more packets. Its UDP flows go to another; so do its TCP connections, whose
  * new backend knows nothing of them and resets them, so that the client connects anew.
  *
- * Not done: later fragments, which have no ports. They are judged as what they are, packets to an address that is
+ * Not done: later fragments of what goes to a frontend. They are judged as what they are, packets to an address that is
  * nobody's.
  */
 #pragma once
@@ -151,7 +151,6 @@ static __always_inline int balance_error(struct __sk_buff *skb, const struct pac
 					 bool is_source)
 {
 	__u32 icmp = packet->transport;
-	__u8 first = 0;
 	int reason;
 
 	exchange->is_source = is_source;
@@ -163,9 +162,7 @@ static __always_inline int balance_error(struct __sk_buff *skb, const struct pac
 	}
 	exchange->is_source = !is_source;
 	exchange->ip = icmp + sizeof(struct icmp_start);
-	if (bpf_skb_load_bytes(skb, exchange->ip, &first, sizeof(first)))
-		return REASON_REWRITE;
-	exchange->transport = exchange->ip + (exchange->is_v6 ? sizeof(struct ipv6hdr) : (first & 0xf) * 4);
+	exchange->transport = packet->related_transport;
 	return exchange_inner(skb, exchange, icmp);
 }
 
@@ -195,6 +192,9 @@ __noinline int balance_back(struct __sk_buff *skb, struct packet *packet, const 
 		return balance_error(skb, packet, &exchange, true);
 	exchange.is_source = 1;
 	exchange.transport = packet->transport;
+	/* The checksum, in the first fragment, is over the whole datagram. */
+	if (packet->part == PART_LATER)
+		return exchange_address(skb, &exchange, exchange_sum(&exchange), BPF_F_RECOMPUTE_CSUM) ? REASON_REWRITE : 0;
 	return exchange_end(skb, &exchange);
 }
 
@@ -230,7 +230,7 @@ static __always_inline __u32 balance_hash(const struct connection_key *flow)
 /* Whether a packet may be one to a frontend, or an error about an answer: of no connection to its destination itself. */
 static __always_inline bool balance_may(const struct packet *packet, const struct found *found)
 {
-	return (packet->kind <= PACKET_OPENS || packet->kind == PACKET_RELATED) &&
+	return (packet->kind <= PACKET_OPENS || packet->kind == PACKET_RELATED) && packet->part != PART_LATER &&
 	       (packet->flow.protocol == IPPROTO_TCP || packet->flow.protocol == IPPROTO_UDP) &&
 	       (!found->record || (found->record->state & CONNECTION_DENIED));
 }

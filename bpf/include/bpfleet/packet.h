@@ -9,10 +9,10 @@
  *     other's reverse (RFC 792, RFC 4443 4);
  *   - an ICMP error that carries the start of a packet (PACKET_RELATED) has the reverse of that packet's tuple: the
  *     error travels the way that packet's replies do. It counts only if it goes to the sender of that packet;
- *   - a later fragment (PACKET_FRAGMENT) has no ports and therefore no connection: it passes only if policy allows it
- *     by entries without ports and there are none with ports in that direction, and is dropped otherwise. A first
- *     fragment has its ports and is like any packet. Ports cannot be overwritten by an overlapping later fragment, as
- *     they lie within the first 8 bytes.
+ *   - a later fragment has the ports of its first one, if that is remembered (fragment.h), and is then like any packet
+ *     of that connection. Otherwise (PACKET_FRAGMENT) it has no ports and therefore no connection: it passes only if
+ *     policy allows it by entries without ports and there are none with ports in that direction, and is dropped
+ *     otherwise. A first fragment has its ports and is like any packet.
  */
 #pragma once
 
@@ -25,11 +25,14 @@
 #include <bpfleet/base.h>
 #include <bpfleet/connection.h>
 #include <bpfleet/cursor.h>
+#include <bpfleet/fragment.h>
 #include <bpfleet/reasons.h>
 
 #define EXTENSIONS_LIMIT 6
 #define FRAGMENT_OFFSET_V4 0x1fff
+#define FRAGMENT_MORE_V4 0x2000
 #define FRAGMENT_OFFSET_V6 0xfff8
+#define FRAGMENT_MORE_V6 0x0001
 
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
@@ -56,7 +59,14 @@ enum packet_kind {
 	PACKET_REPLY_ONLY, /* can only belong to one: SYN+ACK, echo reply */
 	PACKET_RELATED,	   /* an ICMP error about a packet of one */
 	PACKET_UNTRACKED,  /* has none: other ICMP. Policy judges each packet */
-	PACKET_FRAGMENT,   /* later fragment: no ports */
+	PACKET_FRAGMENT,   /* later fragment, its first one not remembered: no ports */
+};
+
+/* Whether a packet is whole, for what its frame holds. */
+enum packet_part {
+	PART_WHOLE,
+	PART_FIRST, /* first fragment of several */
+	PART_LATER, /* no transport header in the frame, whatever is known of it */
 };
 
 struct packet {
@@ -66,7 +76,9 @@ struct packet {
 	__u32 source_identity;
 	__u32 destination_identity;
 	__u32 rule_id;
+	__u32 fragment_id;
 	__u16 transport; /* offset of the transport header in the frame */
+	__u16 related_transport; /* of PACKET_RELATED: of that of the packet inside */
 	__u8 verdict;
 	__u8 direction;
 	__u8 hook;
@@ -77,6 +89,8 @@ struct packet {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 is_v6;
+	__u8 part;
+	__u8 fragment_protocol;
 };
 
 /* Of this CPU: a program runs to its end before another one does at any tc hook. On the stack it would be a fifth of all
@@ -133,8 +147,68 @@ static __always_inline bool icmp_is_error(__u8 type, bool is_v6)
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
-/* The packet inside an ICMP error, at the cursor. Only its addresses and first 8 bytes are sure to be there, and an
- * IPv6 one with extension headers is not followed: then the error is judged as ICMP. */
+/* What a walk over IPv6 extension headers found. */
+struct extensions {
+	__u32 fragment_id;
+	__be16 fragment;	/* offset and flags; 0 without a fragment header */
+	__u8 protocol;		/* of what follows; before the walk that of the first header */
+	__u8 fragment_protocol; /* what the fragment header says of it */
+};
+
+/* Walks the extension headers of RFC 8200 4.1 and the authentication header up to the transport's, or to what a later
+ * fragment has instead. Returns 0 or a reason.
+ *
+ * Not static: the verifier checks it once by itself, as packet_parse. */
+__noinline int extensions_skip(struct __sk_buff *skb, struct cursor *cursor, struct extensions *found)
+{
+	struct {
+		__u8 next;
+		__u8 length;
+		__be16 fragment;
+	} header;
+	__be32 id;
+	__u32 size;
+	int reason;
+
+	if (!cursor || !found)
+		return REASON_TRUNCATED;
+	for (int i = 0; i < EXTENSIONS_LIMIT; i++) {
+		switch (found->protocol) {
+		case IPPROTO_HOPOPTS:
+		case IPPROTO_ROUTING:
+		case IPPROTO_DSTOPTS:
+		case IPPROTO_FRAGMENT:
+		case IPPROTO_AH:
+			break;
+		default:
+			return 0;
+		}
+		reason = cursor_read(skb, cursor, &header);
+		if (reason)
+			return reason;
+		size = (header.length + 1) * 8;
+		if (found->protocol == IPPROTO_AH) {
+			size = (header.length + 2) * 4;
+		} else if (found->protocol == IPPROTO_FRAGMENT) {
+			size = 8;
+			if (cursor->left < size || bpf_skb_load_bytes(skb, cursor->offset + 4, &id, sizeof(id)))
+				return REASON_TRUNCATED;
+			found->fragment = header.fragment;
+			found->fragment_id = id;
+			found->fragment_protocol = header.next;
+		}
+		reason = cursor_skip(cursor, size);
+		if (reason)
+			return reason;
+		found->protocol = header.next;
+		if (found->fragment & bpf_htons(FRAGMENT_OFFSET_V6))
+			return 0;
+	}
+	return REASON_EXTENSION_HEADERS;
+}
+
+/* The packet inside an ICMP error, at the cursor. Only its addresses and first 8 bytes are sure to be there: where its
+ * ports are not, the error is judged as ICMP. */
 static __always_inline void parse_related(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor)
 {
 	struct connection_key inner = {};
@@ -145,13 +219,17 @@ static __always_inline void parse_related(struct __sk_buff *skb, struct packet *
 	} ports;
 
 	if (packet->is_v6) {
+		struct extensions extensions = {};
 		struct ipv6hdr ip;
 
 		if (cursor_read(skb, cursor, &ip) || cursor_skip(cursor, sizeof(ip)))
 			return;
 		__builtin_memcpy(&inner.source, &ip.saddr, sizeof(inner.source));
 		__builtin_memcpy(&inner.destination, &ip.daddr, sizeof(inner.destination));
-		inner.protocol = ip.nexthdr;
+		extensions.protocol = ip.nexthdr;
+		if (extensions_skip(skb, cursor, &extensions) || (extensions.fragment & bpf_htons(FRAGMENT_OFFSET_V6)))
+			return;
+		inner.protocol = extensions.protocol;
 	} else {
 		struct iphdr ip;
 
@@ -165,6 +243,7 @@ static __always_inline void parse_related(struct __sk_buff *skb, struct packet *
 	}
 	if (!address_equal(&inner.source, &packet->destination))
 		return;
+	packet->related_transport = cursor->offset;
 	if (has_ports(inner.protocol)) {
 		if (cursor_read(skb, cursor, &ports))
 			return;
@@ -178,7 +257,57 @@ static __always_inline void parse_related(struct __sk_buff *skb, struct packet *
 	packet->kind = PACKET_RELATED;
 }
 
-static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor)
+static __always_inline void packet_fragment_key(const struct __sk_buff *skb, const struct packet *packet,
+						struct fragment_key *key)
+{
+	key->source = packet->source;
+	key->destination = packet->destination;
+	key->id = packet->fragment_id;
+	key->ifindex = skb->ifindex;
+	key->protocol = packet->fragment_protocol;
+}
+
+/* Remember the ports of a first fragment that was let through. An ICMP error is no datagram that comes in parts. */
+__noinline int packet_remember(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct fragment_key key = {};
+	struct fragment first = {};
+
+	if (!packet || packet->kind == PACKET_RELATED)
+		return 0;
+	packet_fragment_key(skb, packet, &key);
+	first.rest = connection_rest(packet->flow.source_port, packet->flow.destination_port, packet->protocol, 0);
+	first.seen = fragment_now();
+	first.kind = packet->kind == PACKET_OPENS ? PACKET_ANY : packet->kind;
+	first.icmp_type = packet->icmp_type;
+	first.icmp_code = packet->icmp_code;
+	bpf_map_update_elem(&fragments, &key, &first, BPF_ANY);
+	return 0;
+}
+
+/* Give a later fragment, with what follows at that offset, what is remembered of its first one. 0 or a reason. */
+__noinline int packet_recall(struct __sk_buff *skb, struct packet *packet, __u32 offset)
+{
+	struct fragment_key key = {};
+	const struct fragment *first;
+
+	if (!packet)
+		return REASON_TRUNCATED;
+	packet->kind = PACKET_FRAGMENT;
+	packet_fragment_key(skb, packet, &key);
+	first = fragment_find(&key);
+	if (first) {
+		packet->flow.rest = first->rest;
+		packet->protocol = packet->flow.protocol;
+		packet->kind = first->kind;
+		packet->icmp_type = first->icmp_type;
+		packet->icmp_code = first->icmp_code;
+	}
+	return packet->protocol == IPPROTO_TCP && offset < FRAGMENT_TCP_FIRST ? REASON_MALFORMED : 0;
+}
+
+static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor,
+					   __u32 fragment_offset)
 {
 	/* The start of a TCP header, as far as the flags: RFC 9293 3.1. */
 	struct {
@@ -198,8 +327,8 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 
 	packet->transport = cursor->offset;
 	packet->flow.rest = connection_rest(0, 0, packet->protocol, 0);
-	if (packet->kind == PACKET_FRAGMENT)
-		return 0;
+	if (packet->part == PART_LATER)
+		return packet_recall(skb, packet, fragment_offset);
 	switch (packet->protocol) {
 	case IPPROTO_TCP:
 		if (cursor->left < 20)
@@ -248,7 +377,8 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 	return 0;
 }
 
-static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor)
+static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor,
+				    __u32 *fragment_offset)
 {
 	struct iphdr ip;
 	__u32 total;
@@ -268,56 +398,20 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet
 	address_from_v4(&packet->destination, ip.daddr);
 	packet->protocol = ip.protocol;
 	packet->hop_limit = ip.ttl;
-	if (ip.frag_off & bpf_htons(FRAGMENT_OFFSET_V4))
-		packet->kind = PACKET_FRAGMENT;
+	*fragment_offset = (bpf_ntohs(ip.frag_off) & FRAGMENT_OFFSET_V4) * 8;
+	if (*fragment_offset)
+		packet->part = PART_LATER;
+	else if (ip.frag_off & bpf_htons(FRAGMENT_MORE_V4))
+		packet->part = PART_FIRST;
+	packet->fragment_id = ip.id;
+	packet->fragment_protocol = ip.protocol;
 	return cursor_skip(cursor, ip.ihl * 4);
 }
 
-/* Walks the extension headers of RFC 8200 4.1 and the authentication header up to the transport's. */
-static __always_inline int parse_extensions(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor)
+static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor,
+				    __u32 *fragment_offset)
 {
-	struct {
-		__u8 next;
-		__u8 length;
-		__be16 fragment;
-	} header;
-	__u32 size;
-	int reason;
-
-	for (int i = 0; i < EXTENSIONS_LIMIT; i++) {
-		switch (packet->protocol) {
-		case IPPROTO_HOPOPTS:
-		case IPPROTO_ROUTING:
-		case IPPROTO_DSTOPTS:
-		case IPPROTO_FRAGMENT:
-		case IPPROTO_AH:
-			break;
-		default:
-			return 0;
-		}
-		reason = cursor_read(skb, cursor, &header);
-		if (reason)
-			return reason;
-		size = (header.length + 1) * 8;
-		if (packet->protocol == IPPROTO_AH)
-			size = (header.length + 2) * 4;
-		else if (packet->protocol == IPPROTO_FRAGMENT)
-			size = 8;
-		reason = cursor_skip(cursor, size);
-		if (reason)
-			return reason;
-		if (packet->protocol == IPPROTO_FRAGMENT && (header.fragment & bpf_htons(FRAGMENT_OFFSET_V6))) {
-			packet->protocol = header.next;
-			packet->kind = PACKET_FRAGMENT;
-			return 0;
-		}
-		packet->protocol = header.next;
-	}
-	return REASON_EXTENSION_HEADERS;
-}
-
-static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor)
-{
+	struct extensions extensions = {};
 	struct ipv6hdr ip;
 	__u32 payload;
 	int reason = cursor_read(skb, cursor, &ip);
@@ -340,7 +434,17 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 		return REASON_MALFORMED;
 	packet->protocol = ip.nexthdr;
 	packet->hop_limit = ip.hop_limit;
-	return parse_extensions(skb, packet, cursor);
+	extensions.protocol = ip.nexthdr;
+	reason = extensions_skip(skb, cursor, &extensions);
+	packet->protocol = extensions.protocol;
+	*fragment_offset = bpf_ntohs(extensions.fragment) & FRAGMENT_OFFSET_V6;
+	if (*fragment_offset)
+		packet->part = PART_LATER;
+	else if (extensions.fragment & bpf_htons(FRAGMENT_MORE_V6))
+		packet->part = PART_FIRST;
+	packet->fragment_id = extensions.fragment_id;
+	packet->fragment_protocol = extensions.fragment_protocol;
+	return reason;
 }
 
 /* Fills the packet (which the caller zeroed) from an Ethernet frame with IPv4 or IPv6. Returns 0 or a reason; what was
@@ -351,6 +455,7 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 __noinline int packet_parse(struct __sk_buff *skb, struct packet *packet)
 {
 	struct cursor cursor = { .offset = ETH_HLEN };
+	__u32 fragment_offset = 0;
 	int reason;
 
 	if (!packet || skb->len < ETH_HLEN)
@@ -359,16 +464,16 @@ __noinline int packet_parse(struct __sk_buff *skb, struct packet *packet)
 	if (skb->vlan_present)
 		return REASON_UNSUPPORTED;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
-		reason = parse_v4(skb, packet, &cursor);
+		reason = parse_v4(skb, packet, &cursor, &fragment_offset);
 	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		reason = parse_v6(skb, packet, &cursor);
+		reason = parse_v6(skb, packet, &cursor, &fragment_offset);
 	else
 		return REASON_UNSUPPORTED;
 	if (reason)
 		return reason;
 	packet->flow.source = packet->source;
 	packet->flow.destination = packet->destination;
-	return parse_transport(skb, packet, &cursor);
+	return parse_transport(skb, packet, &cursor, fragment_offset);
 }
 
 /* Look at the packet's flow from the endpoint that it is going out of, or into. */
