@@ -19,6 +19,7 @@ from bench import timing
 from bench.report import Measurement, table
 from bpfleet.loader import layout
 from bpfleet.loader.generated.layouts import ENUMS
+from bpfleet.loader.real import jiffy_ns
 from tests.packet import frames, kernel
 
 ROUNDS, WARM, CALLS = 21, 500, 4_000
@@ -36,7 +37,12 @@ _MAC = "02:00:00:00:00:01"
 
 def populate(host_policy: bool) -> kernel.Datapath:
     """Programs and maps of a node on which every direction is selected and all that is sent here is allowed."""
-    constants = {"node_address": NODE, "events_slots_mask": kernel.SLOTS - 1, "host_policy": int(host_policy)}
+    constants = {
+        "node_address": NODE,
+        "events_slots_mask": kernel.SLOTS - 1,
+        "host_policy": int(host_policy),
+        "jiffy_ns": jiffy_ns(),
+    }
     datapath = kernel.Datapath(constants)
     maps = datapath.maps
     maps["node"].update({"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": LOOPBACK, "policy_revision": 1})

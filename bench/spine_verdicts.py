@@ -21,6 +21,7 @@ from bench import timing
 from bench.report import Measurement, table
 from bpfleet.loader import layout
 from bpfleet.loader.generated.layouts import ENUMS
+from bpfleet.loader.real import jiffy_ns
 from tests.packet import frames, kernel
 
 RULES = (10, 1_000, 10_000)
@@ -41,7 +42,7 @@ def workload_address(number: int) -> str:
 
 def populate(rules: int, workloads: int) -> kernel.Datapath:
     """A loaded datapath with that many rules and workloads."""
-    datapath = kernel.Datapath({"node_address": NODE, "events_slots_mask": kernel.SLOTS - 1})
+    datapath = kernel.Datapath({"node_address": NODE, "events_slots_mask": kernel.SLOTS - 1, "jiffy_ns": jiffy_ns()})
     maps = datapath.maps
     maps["node"].update({"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": LOOPBACK, "policy_revision": 1})
     maps["endpoints"].update(

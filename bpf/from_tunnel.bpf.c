@@ -27,7 +27,7 @@ struct outer {
 /* By itself for the sake of the stack: its key is large. */
 static __noinline int outer_read(struct __sk_buff *skb, struct outer *outer)
 {
-	struct bpf_tunnel_key key = {};
+	struct bpf_tunnel_key key; /* the helper fills it, or zeroes it and fails */
 
 	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) {
 		address_from_v4(&outer->source, bpf_htonl(key.remote_ipv4));

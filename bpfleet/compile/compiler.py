@@ -131,8 +131,11 @@ class Compiler:
         hooked = bool(balanced.summaries) and facts.cgroup
         state = self._memo.get(
             "state",
-            (place, cluster.hash, balanced, hooked, tuple(sorted(subjects.items(), key=lambda item: item[0]))),
-            lambda: _state(cluster, own, place, subjects, sets, balanced, hooked),
+            (
+                *(place, cluster.hash, balanced, hooked, facts.jiffy_ns),
+                tuple(sorted(subjects.items(), key=lambda item: item[0])),
+            ),
+            lambda: _state(cluster, own, place, subjects, sets, balanced, hooked, facts.jiffy_ns),
         )
         warnings = [warning for item in resolved for warning in item.warnings]
         warnings.extend(balanced.warnings)
@@ -195,7 +198,14 @@ def _maps(subject: Subject, sets: Mapping[str, Mapping[int, Table]]) -> lookup.M
 
 def facts_key(facts: Facts) -> Tuple[object, ...]:
     """Facts as a hashable value."""
-    return (facts.node, tuple(sorted(facts.devices.items())), tuple(sorted(facts.namespaces)), facts.tcx, facts.cgroup)
+    return (
+        facts.node,
+        tuple(sorted(facts.devices.items())),
+        tuple(sorted(facts.namespaces)),
+        facts.tcx,
+        facts.cgroup,
+        facts.jiffy_ns,
+    )
 
 
 def _index(documents: DocumentSet) -> LabelIndex:
@@ -224,6 +234,7 @@ def _state(
     sets: Mapping[str, Mapping[int, Table]],
     balanced: Services,
     hooked: bool,
+    jiffy_ns: int,
 ) -> NodeState:
     endpoint_rows: Dict[Row, Row] = {}
     selected = subjects[HOST] is not entries.OPEN
@@ -255,6 +266,8 @@ def _state(
         "node_address": own.spec["address"],
         "host_policy": int(selected),
     }
+    if jiffy_ns:
+        constants["jiffy_ns"] = jiffy_ns
     programs = {name: Program(name, constants) for name in (*OBJECTS, *(HOST_OBJECTS if selected else ()))}
     blocked = cluster.spec.get("blocked_cidrs", ())
     if blocked and "off" in modes.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
@@ -29,6 +30,8 @@ from bpfleet.model.state import Facts, NodeState, Program, Table
 MINIMUM_KERNEL = (6, 1)
 _OTHER_MAPS = " (other maps)"
 _LINK_SCOPE = 253
+_CLOCK_MONOTONIC_COARSE = 6  # time has no name for it
+_SHORTEST_JIFFY_NS, _LONGEST_JIFFY_NS = 1_000_000, 10_000_000  # CONFIG_HZ is from 100 to 1000
 INNER_MAPS = frozenset(described["inner"] for described in MAPS.values() if "inner" in described)
 
 
@@ -101,6 +104,7 @@ class RealKernel:
             self._use_tcx and links.supported(),
             tuple(sorted(gateways)),
             cgroup=cgroup.root() is not None,
+            jiffy_ns=jiffy_ns(),
         )
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -375,6 +379,15 @@ def _program(path: Path) -> Optional[syscall.ProgramInfo]:
         return syscall.program_info(fd)
     finally:
         os.close(fd)
+
+
+def jiffy_ns() -> int:
+    """Nanoseconds of the kernel's tick: the resolution of its coarse clocks. 0 if that is nothing a tick can be."""
+    try:
+        found = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9)
+    except OSError:
+        return 0
+    return found if _SHORTEST_JIFFY_NS <= found <= _LONGEST_JIFFY_NS else 0
 
 
 def _own_maps_only(info: syscall.ProgramInfo, shared: set[int]) -> bool:

@@ -172,6 +172,7 @@ class Facts:
     (kernel 6.6 and later) rather than by clsact filters.
     gateways: next hops of default routes.    controller: whence the change under way comes, empty if from here.
     cgroup: whether the host has a cgroup2 hierarchy, whose root socket hooks are attached to.
+    jiffy_ns: nanoseconds of the kernel's tick, 0 if they are not known.
     """
 
     node: str
@@ -181,6 +182,7 @@ class Facts:
     gateways: Tuple[str, ...] = ()
     controller: str = ""
     cgroup: bool = True
+    jiffy_ns: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 
 from bpfleet.loader import layout
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
+from bpfleet.loader.real import jiffy_ns
 from tests.packet import frames as f
 from tests.packet.kernel import SLOTS, Datapath
 from tests.packet.world import ADDRESSES, DEVICES, IDENTITIES, UNDERLAY_2
@@ -148,3 +149,11 @@ def test_slots_lie_as_the_layout_says(datapath: Datapath) -> None:
     for name in ("events", "event_cursor"):
         assert MAPS[name]["value"]["size"] % 8 == 0
         assert layout.layout(name, "value").size == MAPS[name]["value"]["size"]
+
+
+def test_the_clock_that_counts_the_kernels_ticks_is_the_monotonic_one(datapath: Datapath) -> None:
+    assert 10**9 % jiffy_ns() < 1000  # a whole number a second: what programs count by is known on this kernel
+    before = time.monotonic_ns() >> TIMES["tick_shift"]
+    send(datapath, f.tcp(X["a"], X["c"], PORTS))
+    after = time.monotonic_ns() >> TIMES["tick_shift"]
+    assert before - 1 <= record(datapath)["last_seen"] <= after  # coarse: it may lag

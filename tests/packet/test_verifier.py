@@ -32,6 +32,7 @@ EXTREMES: Dict[str, Tuple[Any, Any]] = {
     "host_policy": (0, 1),
     "blocked_at_tc": (0, 1),
     "services_at_tc": (0, 1),
+    "jiffy_ns": (0, 10_000_000),
     "events_slots_mask": (0, 0xFFFFFFFF),
     "flows_passed": (0, 0xFFFFFFFF),
     "flows_dropped": (0, 0xFFFFFFFF),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from bpfleet.loader.generated.layouts import ENUMS
+from bpfleet.loader.real import jiffy_ns
 from tests.packet.frames import ICMP, ICMP6, TCP, UDP
 from tests.packet.kernel import Datapath
 
@@ -40,7 +41,7 @@ ADDRESSES = {
 TUNNELS = {"c": UNDERLAY_2, "node2": UNDERLAY_2, "d": UNDERLAY_6}
 CONSTANTS = {
     "tunnel_port": TUNNEL_PORT, "node_address": UNDERLAY, "events_slots_mask": 1023, "blocked_at_tc": 1,
-    "services_at_tc": 1, "flows_passed": 48, "flows_dropped": 16,
+    "services_at_tc": 1, "flows_passed": 48, "flows_dropped": 16, "jiffy_ns": jiffy_ns(),
 }  # fmt: skip
 HOST_CONSTANTS = {**CONSTANTS, "host_policy": 1}
 """Of a node that a policy selects."""

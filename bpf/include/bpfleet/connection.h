@@ -90,7 +90,7 @@ static __always_inline __u64 revisions_pack(__u32 policy_revision, __u32 address
 
 static __always_inline __u32 connection_now(void)
 {
-	return bpf_ktime_get_coarse_ns() >> CONNECTION_TICK_SHIFT;
+	return clock_coarse_ns() >> CONNECTION_TICK_SHIFT;
 }
 
 static __always_inline __u64 connection_rest(__be16 source_port, __be16 destination_port, __u8 protocol,

@@ -95,7 +95,7 @@ struct {
 
 static __always_inline __u32 flow_now(void)
 {
-	return bpf_ktime_get_coarse_ns() >> FLOW_TICK_SHIFT;
+	return clock_coarse_ns() >> FLOW_TICK_SHIFT;
 }
 
 /* Count a packet into a slot. The path of every packet. */
