@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 
 from bpfleet.compile.compiler import Compiler
-from bpfleet.model.document import DocumentSet
+from bpfleet.model.document import Document, DocumentSet
 from bpfleet.transport.artefact import Artefact
 from tests import fleet
 from tests.vm.conftest import Machines
@@ -20,20 +21,30 @@ INSTRUCTION_LIMIT = 1_000_000
 
 
 def programs() -> list[tuple[str, dict[str, object]]]:
-    """Every program of a node that uses everything, without constants (as the object has them) and with a node's."""
-    documents = [one for one in fleet.quickstart() if one.key not in ("node/h1", "cluster/fleet")]
-    devices = [{"name": "eth0", "xdp": "native"}, {"name": "eth1"}]
-    documents.append(fleet.document("node", "h1", **{**fleet.node(1).spec, "devices": devices}))
-    spec = {**fleet.cluster(["h1", "h2"]).spec, "blocked_cidrs": ["198.51.100.0/24"]}
-    documents.append(fleet.document("cluster", "fleet", **spec))
-    documents.append(fleet.document("policy", "nodes", node_selector={}, ingress=[{"peers": [{"entity": "cluster"}]}]))
-    documents.append(fleet.service("shop", ["10.96.0.1:80"], [{"labels": {"app": "api"}}]))
-    state = Compiler().compile(DocumentSet(documents), fleet.facts(1)).state
+    """Every program of a node that uses everything, and of nodes that use less: without constants (as the object has
+    them) and with all that occur. Each feature that is on or off is other code to the verifier."""
+    found: dict[str, tuple[str, dict[str, object]]] = {}
+    for host, services, xdp in itertools.product((True, False), (True, False), ("native", "off")):
+        state = Compiler().compile(DocumentSet(documents(host, services, xdp)), fleet.facts(1)).state
+        for _, program in sorted(state.programs.items()):
+            for constants in ({}, dict(program.constants)):
+                found.setdefault(json.dumps([program.object, constants], sort_keys=True), (program.object, constants))
     built = Path(__file__).parents[2] / "build/bpf"
-    assert {f"{name}.bpf.o" for name in state.programs} == {path.name for path in built.glob("*.bpf.o")}
-    found: list[tuple[str, dict[str, object]]] = []
-    for _, program in sorted(state.programs.items()):
-        found += [(program.object, {}), (program.object, dict(program.constants))]
+    assert {f"{name}.bpf.o" for name, _ in found.values()} == {path.name for path in built.glob("*.bpf.o")}
+    return list(found.values())
+
+
+def documents(host: bool, services: bool, xdp: str) -> list[Document]:
+    """The quickstart's fleet, with a policy for hosts, a service, XDP."""
+    found = [one for one in fleet.quickstart() if one.key not in ("node/h1", "cluster/fleet")]
+    devices = [{"name": "eth0", "xdp": xdp}]
+    found.append(fleet.document("node", "h1", **{**fleet.node(1).spec, "devices": devices}))
+    spec = {**fleet.cluster(["h1", "h2"]).spec, "blocked_cidrs": ["198.51.100.0/24"]}
+    found.append(fleet.document("cluster", "fleet", **spec))
+    if host:
+        found.append(fleet.document("policy", "nodes", node_selector={}, ingress=[{"peers": [{"entity": "cluster"}]}]))
+    if services:
+        found.append(fleet.service("front", ["10.96.0.1:80"], [{"labels": {"app": "db"}}]))
     return found
 
 

@@ -22,7 +22,6 @@ BPFFS = "/sys/fs/bpf"
 def verify(directory: Path, name: str, constants: Dict[str, Any]) -> Dict[str, Any]:
     """Load one program by the loader's own code, look at it, let it go."""
     from bpfleet.errors import BpfleetError
-    from bpfleet.loader import syscall
     from bpfleet.loader.objects import Objects
     from bpfleet.loader.pins import Pins
     from bpfleet.model.state import Program
@@ -32,8 +31,7 @@ def verify(directory: Path, name: str, constants: Dict[str, Any]) -> Dict[str, A
     objects = Objects(directory / "objects", pins, directory)
     program = Program(name, constants)
     try:
-        objects.load(program)
-        fd = syscall.get(str(objects.pin(program)))
+        fd = objects.load(program)
         try:
             about = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
         finally:
@@ -42,9 +40,8 @@ def verify(directory: Path, name: str, constants: Dict[str, Any]) -> Dict[str, A
     except BpfleetError as error:
         return {"object": name, "error": error.to_wire()}
     finally:
-        for directory in (pins.programs, pins.maps):
-            for pin in directory.iterdir():
-                pin.unlink()
+        for pin in pins.maps.iterdir():
+            pin.unlink()
         pins.remove_empty()
 
 

@@ -239,6 +239,7 @@ static __always_inline bool balance_may(const struct packet *packet, const struc
  * DIRECTION_EGRESS. Returns BALANCE_TRANSLATED, BALANCE_NONE, or a reason. */
 __noinline int balance_find(struct __sk_buff *skb, const struct packet *packet)
 {
+	struct connection_key flow; /* a copy, as in flow_find */
 	struct service_work *work;
 	const struct service *service;
 	const struct translation *known;
@@ -247,18 +248,18 @@ __noinline int balance_find(struct __sk_buff *skb, const struct packet *packet)
 	work = bpf_map_lookup_elem(&balance_work, &zero);
 	if (!packet || !work)
 		return BALANCE_NONE;
+	flow = packet->flow;
 	if (packet->kind == PACKET_RELATED) {
-		known = bpf_map_lookup_elem(&translations, &packet->flow);
+		known = bpf_map_lookup_elem(&translations, &flow);
 		if (!known)
 			return BALANCE_NONE;
 		work->to = *known;
 		return BALANCE_TRANSLATED;
 	}
-	service = service_find(&packet->flow);
+	service = service_find(&flow);
 	if (!service)
 		return BALANCE_NONE;
-	return service_translate(&packet->flow, service, balance_hash(&packet->flow), skb->ifindex, work) ?:
-	       BALANCE_TRANSLATED;
+	return service_translate(&flow, service, balance_hash(&flow), skb->ifindex, work) ?: BALANCE_TRANSLATED;
 }
 
 /* To that backend with the packet, and with what is known of it. Returns 0 or the reason to drop. */

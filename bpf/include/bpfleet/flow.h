@@ -202,21 +202,24 @@ static __always_inline __u32 flow_claim(__u32 kind, __u32 now)
 
 /* The slot of a flow, seen now. Not on the path of an established connection.
  *
- * Not static: the verifier checks it once by itself, as packet_parse. */
-__noinline int flow_find(const struct flow_key *key, __u32 now)
+ * Not static: the verifier checks it once by itself, as packet_parse. Until 6.2 it takes no argument of such a function
+ * for a map's key, hence the copy. */
+__noinline int flow_find(const struct flow_key *wanted, __u32 now)
 {
+	struct flow_key key;
 	struct flow *flow;
 	__u32 *known;
 	__u32 kind, slot;
 
-	if (!key)
+	if (!wanted)
 		return FLOW_PASSED;
-	kind = key->verdict == VERDICT_ALLOW || key->verdict == VERDICT_AUDIT ? FLOW_PASSED : FLOW_DROPPED;
-	known = bpf_map_lookup_elem(&flow_slots, key);
+	key = *wanted;
+	kind = key.verdict == VERDICT_ALLOW || key.verdict == VERDICT_AUDIT ? FLOW_PASSED : FLOW_DROPPED;
+	known = bpf_map_lookup_elem(&flow_slots, &key);
 	if (known) {
 		slot = *known;
 		flow = bpf_map_lookup_elem(&flows, &slot);
-		return flow && flow_hold(flow, key, now) ? slot : kind;
+		return flow && flow_hold(flow, &key, now) ? slot : kind;
 	}
 	slot = flow_claim(kind, now);
 	if (slot < FLOW_FIRST)
@@ -224,13 +227,13 @@ __noinline int flow_find(const struct flow_key *key, __u32 now)
 	flow = bpf_map_lookup_elem(&flows, &slot);
 	if (!flow)
 		return kind;
-	flow->key = *key;
+	flow->key = key;
 	flow->first_seen = bpf_ktime_get_ns();
 	__sync_lock_test_and_set(&flow->last_seen, now);
-	if (bpf_map_update_elem(&flow_slots, key, &slot, BPF_NOEXIST)) {
+	if (bpf_map_update_elem(&flow_slots, &key, &slot, BPF_NOEXIST)) {
 		/* Another CPU was first. This slot is free again once it has been idle. */
 		flow->key = (struct flow_key){};
-		known = bpf_map_lookup_elem(&flow_slots, key);
+		known = bpf_map_lookup_elem(&flow_slots, &key);
 		return known ? *known : kind;
 	}
 	return slot;

@@ -71,6 +71,8 @@ static __always_inline long unreachable_v4(struct __sk_buff *skb, const struct p
 	} answer = {};
 	__u32 quoted = packet->transport + QUOTED_TRANSPORT - ETH_HLEN;
 
+	/* Or clang computes the answer's size beside it, which a verifier before 6.2 does not know to be as bounded. */
+	asm volatile("" : "+r"(quoted));
 	if (quoted < sizeof(struct iphdr) || quoted > sizeof(answer.quoted) ||
 	    bpf_skb_load_bytes(skb, ETH_HLEN, answer.quoted, quoted))
 		return -1;
