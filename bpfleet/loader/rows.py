@@ -86,6 +86,8 @@ class Codec:
 
     def encode_key(self, row: Row) -> bytes:
         """Raises Missing for a device that is not there, InvalidInput for a value that does not fit."""
+        if len(row) > len(self.key):
+            return bytes.fromhex(row[-1])  # a stray key, see decode_key
         if self._key_indexes:
             row = _bound(row, self._key_indexes)
         record = dict(zip(self.key, row))
@@ -112,9 +114,12 @@ class Codec:
             return None
 
     def decode_key(self, data: bytes) -> Row:
-        """The named fields of a key."""
+        """The named fields of a key; and if another one is not zero, STRAY and all of its bytes, so that it can be told
+        from the key that it looks like, and removed."""
         record = self._key.decode(data)
         row = tuple(record[name] for name in self.key)
+        if self._key.encode({**self._key_rest, **{name: record[name] for name in self.key}}) != data:
+            return (*row, STRAY, data.hex())
         for n in self._key_indexes:
             row = _replaced(row, n, device_name)
         return row

@@ -10,12 +10,16 @@ import pytest
 
 from bpfleet.loader import syscall
 from bpfleet.loader.pins import Pins
+from bpfleet.model.state import CGROUP_ROOT
 from tests.contract.conftest import real
 from tests.contract.rigs import UNDERLAY, RealRig
-from tests.contract.states import TWO, veth
+from tests.contract.states import SOCKETS, WEB, state, veth
 from tests.contract.test_kernel import bring
 
 pytestmark = pytest.mark.root
+
+TWO = state({1: 65900, 2: 66000}, {65900: WEB, 66000: [(0xFFFFFFFF, 1, 0, 0)]}, services={80: [1, 2]})
+"""Two endpoints, a policy for each, and a service with both for backends."""
 
 
 @pytest.fixture(scope="module", params=["tcx", "clsact"])
@@ -55,6 +59,12 @@ def added(fd: int) -> None:
     syscall.map_update(fd, bytes(byte ^ 0xFF for byte in key), value)
 
 
+def doubled(fd: int) -> None:
+    """A row whose key is that of another one but for bytes that no program reads."""
+    key, value = next(elements(fd))
+    syscall.map_update(fd, key[:-1] + bytes([key[-1] ^ 0xFF]), value)
+
+
 def of_map(name: str, harm: Callable[[int], None], inner: bool = False) -> Callable[[], None]:
     """Does harm to a pinned map, or to the first inner map in it that holds something."""
 
@@ -89,6 +99,12 @@ HARM: dict[str, Callable[[], None]] = {
     "a rule says something else": of_map("policies", altered, inner=True),
     "a rule is gone": of_map("policies", removed, inner=True),
     "a policy is gone": of_map("policies", removed),
+    "a frontend has other backends": of_map("services", altered),
+    "a frontend is forgotten": of_map("services", removed),
+    "a frontend has a double": of_map("services", doubled),
+    "a frontend is made up": of_map("services", added),
+    "a backend is another": of_map("backends", altered, inner=True),
+    "a list of backends is gone": of_map("backends", removed),
 }
 PUT_BACK = {"PutRows", "DeleteRows", "SwapInner"}
 
@@ -124,15 +140,17 @@ def test_a_map_whose_pin_was_removed_is_pinned_again(host: RealRig, name: str) -
     assert bring(host.kernel, TWO) == []
 
 
-@pytest.mark.parametrize("device", [UNDERLAY, veth(1).name])
+@pytest.mark.parametrize(
+    ("device", "hook"), [(UNDERLAY, "ingress"), (veth(1).name, "ingress"), *((CGROUP_ROOT, hook) for hook in SOCKETS)]
+)
 @pytest.mark.parametrize("pinned", [True, False])
-def test_a_detached_program_is_attached_again(host: RealRig, device: str, pinned: bool) -> None:
+def test_a_detached_program_is_attached_again(host: RealRig, device: str, hook: str, pinned: bool) -> None:
     """Detached by the system call, its pin left or not; where there is no link, the filter is deleted."""
     foreign = host.foreign()
     before = host.kernel.read(TWO).attachments
 
     def detach() -> None:
-        path = Pins().link(device, "ingress")
+        path = Pins().link(device, hook)
         link = syscall.get(str(path))
         try:
             syscall.link_detach(link)
@@ -141,12 +159,13 @@ def test_a_detached_program_is_attached_again(host: RealRig, device: str, pinned
         if not pinned:
             path.unlink()
 
-    if host.use_tcx:
+    if host.use_tcx or device == CGROUP_ROOT:
         host.sandbox.run(detach)
     else:
         host.sandbox.command("tc", "filter", "del", "dev", device, "ingress", "pref", "1")
     assert host.kernel.read(TWO).attachments != before
     steps = bring(host.kernel, TWO)
     assert [(step.kind, getattr(step, "device", "")) for step in steps] == [("Attach", device)]
+    assert getattr(steps[0], "hook", "") == hook
     assert host.kernel.read(TWO) == TWO
     assert host.foreign() == foreign
