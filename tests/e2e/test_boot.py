@@ -12,14 +12,18 @@ import pytest
 from bpfleet.agent import wire
 from bpfleet.lab import Lab
 from bpfleet.transport.fleet import Fleet
+from tests.e2e.traffic.frontend import PORT, answers
 from tests.e2e.traffic.ground import Ground
 from tests.e2e.traffic.station import FOLDER
-from tests.fleet import policy
+from tests.fleet import policy, service
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 BOOT = f"{wire.STATE_ROOT}/boot"
 NO_WEB = policy("db", {"app": "db"}, ingress=[{"peers": [{"labels": {"app": "free"}}]}])
+
+WEB = ["web-1", "web-2"]
+SHOP = service("shop", ["10.96.0.1:80", "[fd96::1]:80"], [{"labels": {"app": "web"}, "port": PORT}])
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def ground(needs_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def declared(ground: Ground) -> Ground:
-    ground.declare(*ground.base(), NO_WEB)
+    ground.declare(*ground.base(), NO_WEB, SHOP)
     return ground
 
 
@@ -57,7 +61,10 @@ def pings(ground: Ground, source: str, destination: str, family: int) -> bool:
 
 
 def assert_in_force(ground: Ground) -> None:
-    """Traffic is judged as NO_WEB says, on one host and across hosts, by both families; and nothing differs."""
+    """Services answer; traffic is judged as NO_WEB says, on one host and across hosts, by both families; and nothing
+    differs."""
+    for frontend in ("10.96.0.1", "fd96::1"):
+        assert answers(ground, "free-1", frontend, 80, WEB) and answers(ground, "free-2", frontend, 80, WEB)
     for family in (4, 6):
         for destination in ("db-1", "db-2"):
             assert pings(ground, "free-1", destination, family)

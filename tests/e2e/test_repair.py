@@ -12,16 +12,22 @@ import pytest
 from bpfleet.cli.main import main
 from bpfleet.lab import Host, Lab
 from bpfleet.transport.fleet import Fleet
+from tests.e2e.traffic.frontend import PORT, answers
 from tests.e2e.traffic.ground import Ground
-from tests.fleet import policy
+from tests.fleet import policy, service
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 PINS = "/sys/fs/bpf/bpfleet"
 NO_WEB = policy("db", {"app": "db"}, ingress=[{"peers": [{"labels": {"app": "free"}}]}])
+SHOP = service("shop", ["10.96.0.1:80"], [{"labels": {"app": "web"}, "port": PORT}])
 MEDDLING = {
     "a program's link is unpinned": f"rm $(ls -d {PINS}/links/bpf-*-ingress | head -1)",
     "a map's pin is removed": f"rm $(ls -d {PINS}/maps/addresses_v*)",
+    "a socket program's link is unpinned": f"rm {PINS}/links/%2f-connect4",
+    "all socket programs are detached": f"rm {PINS}/links/%2f-*",
+    "a socket program's pin is removed": f"rm $(ls -d {PINS}/programs/socket_connect4-*)",
+    "the pins of frontends and backends are removed": f"rm {PINS}/maps/services_v* {PINS}/maps/backends_v*",
     "a program's pin is removed": f"rm $(ls -d {PINS}/programs/from_tunnel-*)",
     "all pins are removed": f"rm -r {PINS}",
     "bpffs is mounted anew": "umount /sys/fs/bpf && mount -t bpf bpf /sys/fs/bpf",
@@ -44,7 +50,7 @@ def ground(needs_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with Lab.up(f"repair-{os.getpid()}", 1, 3, directory=folder, guarded=True) as lab, Fleet() as fleet:
         one = Ground(lab, fleet)
         fleet.each(one.targets.values(), fleet.install)
-        one.declare(*one.base(), NO_WEB)
+        one.declare(*one.base(), NO_WEB, SHOP)
         host = lab.host("h1")
         # Somebody else's: a route, a device, a pinned thing, a sysctl.
         host.run(["ip", "link", "add", "foreign", "type", "bridge"])
@@ -87,5 +93,6 @@ def test_what_was_meddled_with_is_shown_and_put_back(
     assert (code, found["repaired"]) == (0, True), found
     assert repair(ground, capsys) == (0, {"drift": []})
     assert pings(ground, "free-1", "db-1") and pings(ground, "free-1", "web-1")
+    assert answers(ground, "free-1", "10.96.0.1", 80, ["web-1"])
     assert not pings(ground, "web-1", "db-1")
     assert foreign(host) == before
