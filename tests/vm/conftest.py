@@ -1,4 +1,4 @@
-"""Virtual machines for the tests: one of each Debian release, booted once for the whole run, both at the same time.
+"""Virtual machines for the tests: one of each Debian release that they want, booted once for the whole run, together.
 
 A test leaves its machine as it found it. Everything is gone when the test process ends, killed or not.
 """
@@ -31,9 +31,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.vm)
 
 
+def _wants(item: pytest.Item, release: str) -> bool:
+    callspec = getattr(item, "callspec", None)
+    return release in getattr(item, "fixturenames", ()) or (
+        callspec is not None and release in callspec.params.values()
+    )
+
+
 @pytest.fixture(scope="session")
 def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
-    """The machines by release. Images that are missing are built first."""
+    """The machines by release: those that some test of this run wants. Images that are missing are built first."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def say(text: str) -> None:
@@ -41,7 +48,10 @@ def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
             print(f"vm: {text}", flush=True)
 
     ensure_packages(say)
-    images = [ensure_image(recipe, say) for recipe in RECIPES.values()]
+    wanted = [
+        recipe for recipe in RECIPES.values() if any(_wants(item, recipe.release) for item in request.session.items)
+    ]
+    images = [ensure_image(recipe, say) for recipe in wanted]
     with Network() as network:
         started: dict[str, Machine] = {}
         try:
@@ -67,14 +77,17 @@ def trixie(machines: Machines) -> Machine:
     return machines["trixie"]
 
 
-@pytest.fixture
-def fleet() -> Iterator[Fleet]:
+def patient_fleet() -> Fleet:
     """A controller, reporting on stdout (which pytest shows when a test fails)."""
     patient = Timeouts(launch=180.0, deliver=300.0, request=180.0)
     schedule = Schedule(seconds=120.0)
-    with Fleet(
-        lambda node, phase, detail: print(f"{node}: {phase} {detail}"), schedule=schedule, timeouts=patient
-    ) as one:
+    return Fleet(lambda node, phase, detail: print(f"{node}: {phase} {detail}"), schedule=schedule, timeouts=patient)
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """A controller."""
+    with patient_fleet() as one:
         yield one
 
 

@@ -2,7 +2,9 @@
 
     python3 traffic.py FLOWS     FLOWS: [{"source", "destination": namespace, "address", "protocol", "port", "seconds"}]
 
-as JSON; prints a list of booleans: whether an answer came within `seconds`. All flows run at the same time.
+as JSON; prints a list of booleans: whether an answer came within `seconds`. All flows run at the same time. With
+"frontend": [address, port] the destination listens as said and the source asks there; an answer counts only if the
+frontend is who it seems to come from. "connected": false for datagrams of a socket that is not connected.
 """
 
 from __future__ import annotations
@@ -64,19 +66,23 @@ def ask(flow: Flow) -> bool:
         command = ["ping", "-q", "-c", "1", "-W", str(flow["seconds"]), flow["address"]]
         return subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
     end = time.monotonic() + flow["seconds"]
-    with make_socket(flow) as own:
+    asked = tuple(flow.get("frontend") or (flow["address"], flow["port"]))
+    connected = flow.get("connected", True)
+    with make_socket({**flow, "address": asked[0]}) as own:
         try:
             own.settimeout(flow["seconds"])
-            own.connect((flow["address"], flow["port"]))
+            if connected:
+                own.connect(asked)
             if flow["protocol"] == "tcp":
-                return own.recv(1) == b"y"
+                return own.recv(1) == b"y" and own.getpeername()[:2] == asked
             own.settimeout(PAUSE_SECONDS)
             while time.monotonic() < end:
-                own.send(b"x")
+                own.send(b"x") if connected else own.sendto(b"x", asked)
                 try:
-                    return own.recv(1) == b"y"
+                    answer, sender = own.recvfrom(1)
                 except socket.timeout:
                     continue
+                return answer == b"y" and sender[:2] == asked
         except OSError:
             return False
     return False

@@ -6,6 +6,8 @@ It runs without KVM on one CPU. It ends with this process (PR_SET_PDEATHSIG) or 
 from __future__ import annotations
 
 import io
+import json
+import socket
 import subprocess
 import tarfile
 import time
@@ -22,12 +24,14 @@ MEMORY_MIB = 768
 BOOT_SECONDS = 900.0
 COMMAND_SECONDS = 300.0
 _END_SECONDS = 10.0
+_ORDER_SECONDS = 60.0
 _CONSOLE_LINES = 25
 # lsm: as a host has it whose administrator turned BPF LSM on. net.ifnames: the device is eth0. panic: end qemu rather
 # than stand still. mitigations: they cost much here, and the verifier spares root's programs them anyway.
+# no_timer_check: on a busy computer the timer's first ticks come too late for a kernel that counts them, and it panics.
 _CMDLINE = (
     "root=/dev/vda rw console=ttyS0 loglevel=4 systemd.show_status=auto net.ifnames=0 panic=-1 mitigations=off"
-    " lsm=landlock,lockdown,yama,bpf"
+    " no_timer_check lsm=landlock,lockdown,yama,bpf"
 )
 # cx16: qemu 7.2 without KVM now and then gets cmpxchg16b's flags wrong, which kernel 6.12's allocator does not survive.
 # la57: a fifth level of page tables to walk, for nothing.
@@ -51,6 +55,7 @@ class Machine:
         self.private_key_file = directory / "id"
         self.known_hosts_file = directory / "known_hosts"
         self._directory = directory
+        self._control = directory / "qmp"
         self._number, tap = network.add_port()
         self.address = network.address(self._number)
         _make_key(self.private_key_file, "controller")
@@ -100,6 +105,47 @@ class Machine:
         """Whether a shell command on the machine ends with 0."""
         return self._ssh([command], None, COMMAND_SECONDS).returncode == 0
 
+    def reboot(self, *, power_cut: bool = False) -> None:
+        """Boot it anew and return when it answers: in order, or as when the power fails. What is on its disk stays."""
+        before = self._boot_id()
+        self._order("set-action", reboot="reset")
+        try:
+            if power_cut:
+                self._order("system_reset")
+            else:
+                self._ssh(["systemctl reboot"], None, COMMAND_SECONDS)
+            deadline = time.monotonic() + BOOT_SECONDS
+            while True:
+                self.wait()
+                if self._boot_id() not in ("", before):
+                    return
+                if time.monotonic() > deadline:
+                    raise self._failed(f"it did not go down within {BOOT_SECONDS:.0f} s")
+                time.sleep(1)
+        finally:
+            if self._process.poll() is None:
+                self._order("set-action", reboot="shutdown")
+
+    def _boot_id(self) -> str:
+        """Of the boot that answers; empty while it goes down."""
+        return self.run("cat /proc/sys/kernel/random/boot_id", check=False).strip()
+
+    def _order(self, order: str, **arguments: str) -> None:
+        """Tell qemu something (its QMP), and wait until it has done so."""
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(_ORDER_SECONDS)
+            control.connect(str(self._control))
+            with control.makefile("rw") as lines:
+                for name, given in (("qmp_capabilities", {}), (order, arguments)):
+                    lines.write(json.dumps({"execute": name, "arguments": given}) + "\n")
+                    lines.flush()
+                    while True:  # a greeting and events come in between
+                        answer = json.loads(lines.readline())
+                        if "error" in answer:
+                            raise self._failed(f"qemu refuses {name}: {answer['error']}")
+                        if "return" in answer:
+                            break
+
     def put(self, files: dict[str, bytes]) -> None:
         """Write files on the machine, by absolute path."""
         self.run("tar -C / -xf -", input=_archive({name.lstrip("/"): (data, 0o644) for name, data in files.items()}))
@@ -139,7 +185,9 @@ class Machine:
             *("nice", "-n", "3"),
             *("qemu-system-x86_64", "-name", f"{self.network.netns}-{self.name}", "-no-user-config", "-nodefaults"),
             *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", _CPU, "-smp", "1", "-m", str(MEMORY_MIB)),
-            *("-display", "none", "-no-reboot", "-serial", f"file:{self.console}"),
+            *("-display", "none", "-serial", f"file:{self.console}"),
+            # What reboots unasked, as a kernel that panics does, is to end; see `reboot`.
+            *("-no-reboot", "-qmp", f"unix:{self._control},server=on,wait=off"),
             *("-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd), "-append", _CMDLINE),
             # What it writes goes to a file that has no name and ends with it.
             *("-drive", f"file={self.image.disk},if=virtio,format=raw,snapshot=on"),
