@@ -14,6 +14,8 @@ _HOST = 1
 """The node itself, which policies select like an endpoint."""
 _BOTH = 2
 """While a change is made, what comes and what goes are there together."""
+_TOGETHER = 2
+"""Slots of the flow history for what did not fit: what passed, and what was dropped (enum flow_slot)."""
 _INTERVALS = 5 << 16
 """Every port and message of all five protocols by itself: a port set never needs more."""
 _SIDES = 4
@@ -30,12 +32,16 @@ def sizes_of(cluster: Document) -> Dict[str, int]:
     """Entries by map; of an inner map the most that one may have."""
     limits = limits_of(cluster)
     subjects = _BOTH * limits["endpoints"] + _HOST
+    flows = _TOGETHER + limits["flows"]
     return {
         "addresses": limits["addresses"],
         "backends": _BOTH * limits["frontends"],
         "blocked": limits["blocked_cidrs"],
         "connections": limits["connections"],
         "endpoints": limits["endpoints"],
+        "flow_counts": flows,
+        "flow_slots": flows,
+        "flows": flows,
         "policies": subjects,
         "policy_entries": limits["policy_entries"],
         "port_intervals": _INTERVALS,

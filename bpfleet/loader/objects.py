@@ -13,6 +13,7 @@ from typing import Dict, List, Optional, Tuple
 
 from bpfleet.errors import HostFailed, ObjectRejected
 from bpfleet.loader import layout, syscall
+from bpfleet.loader.generated.layouts import ENUMS
 from bpfleet.loader.libbpf import Libbpf, Object
 from bpfleet.loader.pins import Pins, open_pin
 from bpfleet.model.document import canonical_json
@@ -87,15 +88,16 @@ class Objects:
                 file=str(self._path(program.object)),
                 remedy="Put each hook into an object of its own.",
             )
-        if program.constants:
-            opened.write_constants(layout.encode_constants(program.object, program.constants, opened.read_constants()))
-        for map_name, item in opened.maps().items():
-            path = self._pins.map(map_name)
-            # One that is there keeps its contents, and so its size: what was declared since is for the next new map.
-            size = _entries(path) or program.sizes.get(map_name, 0)
-            if size:
-                opened.resize(item, size)
-            opened.pin_at(item, str(path))
+        maps = opened.maps()
+        # One that is there keeps its contents, and so its size: what was declared since is for the next new map.
+        sizes = {name: _entries(self._pins.map(name)) or program.sizes.get(name, 0) for name in maps}
+        constants = {**program.constants, **history_shares(sizes.get("flows", 0))}
+        if constants:
+            opened.write_constants(layout.encode_constants(program.object, constants, opened.read_constants()))
+        for name, item in maps.items():
+            if sizes[name]:
+                opened.resize(item, sizes[name])
+            opened.pin_at(item, str(self._pins.map(name)))
         return next(iter(programs.items()))
 
     def _rejected(self, program: Program, path: Path, error: OSError, messages: List[str]) -> ObjectRejected:
@@ -154,6 +156,15 @@ class Objects:
                 remedy="Install the agent again: its objects are part of it.",
             ) from error
         return self._hashes[key]
+
+
+def history_shares(slots: int) -> Dict[str, int]:
+    """The constants that share out the flow history's map, which must go by the size that it has (flow.h): a fifth is
+    for what was dropped, two slots for all that does not fit."""
+    if not slots:
+        return {}
+    dropped = (slots - ENUMS["flow_slot"]["first"]) // 5
+    return {"flows_passed": slots - ENUMS["flow_slot"]["first"] - dropped, "flows_dropped": dropped}
 
 
 def _entries(path: Path) -> int:

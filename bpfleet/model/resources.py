@@ -266,6 +266,7 @@ DEFAULT_LIMITS: Dict[str, int] = {
     "frontends": 65536,
     "translations": 65536,
     "blocked_cidrs": 65536,
+    "flows": 10240,
 }
 """What a cluster that declares nothing has room for, on each node."""
 
@@ -306,6 +307,13 @@ LIMITS = Object(
             "forgotten first.",
         ),
         _limit("blocked_cidrs", 16, 1 << 20, "Networks in `blocked_cidrs`."),
+        _limit(
+            "flows",
+            16,
+            1 << 20,
+            "Flows in a node's history, a fifth of them for what was dropped (about 130 bytes each, and 32 for each "
+            "CPU, taken at once). What does not fit is counted together.",
+        ),
     ),
 )
 

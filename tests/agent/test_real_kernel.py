@@ -20,7 +20,9 @@ from tests.contract.sandbox import Sandbox, missing
 pytestmark = pytest.mark.root
 
 DOCUMENTS = [
-    fleet.cluster(["h1"]),
+    fleet.document(
+        "cluster", "fleet", id=1, members=["h1"], limits={"connections": 4096, "endpoints": 16, "flows": 503}
+    ),
     fleet.node(1),
     fleet.identity("web"),
     fleet.identity("api"),
@@ -141,8 +143,12 @@ def test_a_nodes_life(node: Node) -> None:
     counters = {counter["reason"]: counter for counter in status["counters"]}
     assert counters["denied_by_default"]["drop"]
     assert counters["denied_by_default"]["packets"] >= 1
-    used = {entry["map"]: entry["used"] for entry in status["maps"]}
-    assert (used["endpoints"], used["policies"]) == (2, 1)
+    maps = {entry["map"]: entry for entry in status["maps"]}
+    assert (maps["endpoints"]["used"], maps["policies"]["used"]) == (2, 1)
+    assert (maps["connections"]["limit"], maps["endpoints"]["limit"], maps["flow_slots"]["limit"]) == (4096, 16, 505)
+    assert (maps["endpoints"]["pressure"], maps["endpoints"]["level"]) == (0.125, "ok")
+    assert maps["policy_entries"]["used"] == 1 and maps["policy_entries"]["limit"] == 262144
+    assert maps["connections"]["used"] > 0 and maps["connections"]["declared_by"] == "limits.connections"
 
     *flows, rest = node.told("flows")
     pings = [flow for flow in flows if flow["protocol"] == "icmp"]
@@ -161,8 +167,20 @@ def test_a_nodes_life(node: Node) -> None:
     assert (refused["packets"], refused["rule_id"], refused["policy"]) == (1, denied["rule_id"], "api")
     assert refused["icmp"] == {"type": 8, "code": 0}
     assert abs(refused["first_seen"] - denied["time"]) < 1
-    assert rest["kept"] == len(flows) < rest["limit"]
+    assert rest["kept"] == len(flows) < rest["limit"] == 503
     assert rest["did_not_fit"]["passed"]["packets"] == rest["did_not_fit"]["dropped"]["packets"] == 0
+
+    # A limit that changes is for the next maps: these keep what they hold, and say so.
+    raised = fleet.document(
+        "cluster", "fleet", id=1, members=["h1"], limits={"connections": 8192, "endpoints": 16, "flows": 503}
+    )
+    node.commit(node="h1", owner="test", puts=items([raised], "test"))
+    after = connection.call("status")
+    held = {entry["map"]: entry for entry in after["maps"]}["connections"]
+    assert (held["limit"], held["used"]) == (4096, maps["connections"]["used"]) and after["drift"] == []
+    assert [text.split(":")[0] for text in after["warnings"] if text.startswith("map ")] == [
+        "map connections has room for 4096 entries, 8192 are declared (limits.connections)"
+    ]
 
     # Once the policy is gone, its events and flows keep their names, and the pings pass.
     node.commit(node="h1", owner="test", deletes=["policy/api"])

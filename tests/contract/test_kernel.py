@@ -84,8 +84,8 @@ def sized(want: NodeState, **sizes: int) -> NodeState:
 
 def test_maps_are_as_large_as_declared_and_keep_what_they_hold(rig: Rig) -> None:
     """A size that is declared anew is for maps that are made anew: nothing that a map remembers is ever lost for it."""
-    first = sized(TWO, addresses=1000, connections=5000, policies=99, prefix_sets=77, policy_entries=300)
-    second = sized(TWO, addresses=2000, connections=9000, policies=199, prefix_sets=177, policy_entries=400)
+    first = sized(TWO, addresses=1000, connections=5000, policies=99, prefix_sets=77, policy_entries=300, flows=102)
+    second = sized(TWO, addresses=2000, connections=9000, policies=199, prefix_sets=177, policy_entries=400, flows=202)
     bring(rig.kernel, first)
     assert rig.kernel.read(first) == first
     assert bring(rig.kernel, second) == []

@@ -12,6 +12,7 @@ from bpfleet.compile.compiler import Compiler
 from bpfleet.errors import InvalidInput
 from bpfleet.loader.capacity import LIMITS, blame, kept_sizes, overfull, usage
 from bpfleet.loader.generated.layouts import MAPS
+from bpfleet.loader.objects import history_shares
 from bpfleet.loader.plan import plan
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import CLUSTER, DEFAULT_LIMITS
@@ -28,10 +29,7 @@ FIXED = {
     "events",  # a ring that overwrites
     "event_cursor",
     "failsafe",
-    "flow_counts",
     "flow_cursors",
-    "flow_slots",
-    "flows",
     "node",
 }
 """Maps whose size no limit declares."""
@@ -63,6 +61,15 @@ def test_a_declared_limit_sizes_its_maps(limit: str) -> None:
     assert grown == {name for name, field in LIMITS.items() if field == limit}
     state = compiled(fleet.quickstart(), **{limit: DEFAULT_LIMITS[limit] + 1000}).state
     assert state.sizes == larger and all(program.sizes == larger for program in state.programs.values())
+
+
+def test_defaults_are_those_of_the_headers() -> None:
+    """Packet tests and benches load the objects as they are; a node's maps are at least as large."""
+    sizes = limits.sizes_of(fleet.cluster(["h1"]))
+    outer = {name for name in sizes if "inner" not in MAPS[name] and MAPS[name]["max_entries"] > 1}
+    assert {name: MAPS[name]["max_entries"] for name in outer} == {name: sizes[name] for name in outer}
+    assert history_shares(sizes["flows"]) == {"flows_passed": 8192, "flows_dropped": 2048}  # as in base.h
+    assert history_shares(2 + 17) == {"flows_passed": 14, "flows_dropped": 3} and history_shares(0) == {}
 
 
 def test_what_a_plan_takes_of_each_map_is_counted() -> None:

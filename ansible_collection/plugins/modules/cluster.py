@@ -158,6 +158,11 @@ options:
         description:
           - 'Networks in `blocked_cidrs`. Default: 65536.'
         type: int
+      flows:
+        description:
+          - 'Flows in a node''s history, a fifth of them for what was dropped (about 130 bytes each, and
+            32 for each CPU, taken at once). What does not fit is counted together. Default: 10240.'
+        type: int
   state:
     description:
       - Whether the document should be there.

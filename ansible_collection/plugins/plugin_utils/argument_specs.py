@@ -115,6 +115,9 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                     "blocked_cidrs": {
                         "type": "int",
                     },
+                    "flows": {
+                        "type": "int",
+                    },
                 },
             },
             "state": {

@@ -586,6 +586,10 @@ class LimitsArgsDict(TypedDict):
     """
     Endpoints on one node, and so the identities that have policies there. Default: 8192.
     """
+    flows: NotRequired[pulumi.Input[Optional[_builtins.int]]]
+    """
+    Flows in a node's history, a fifth of them for what was dropped (about 130 bytes each, and 32 for each CPU, taken at once). What does not fit is counted together. Default: 10240.
+    """
     frontends: NotRequired[pulumi.Input[Optional[_builtins.int]]]
     """
     Frontends of all services. Default: 65536.
@@ -607,6 +611,7 @@ class LimitsArgs:
                  cidrs: pulumi.Input[Optional[_builtins.int]] = None,
                  connections: pulumi.Input[Optional[_builtins.int]] = None,
                  endpoints: pulumi.Input[Optional[_builtins.int]] = None,
+                 flows: pulumi.Input[Optional[_builtins.int]] = None,
                  frontends: pulumi.Input[Optional[_builtins.int]] = None,
                  policy_entries: pulumi.Input[Optional[_builtins.int]] = None,
                  translations: pulumi.Input[Optional[_builtins.int]] = None):
@@ -618,6 +623,7 @@ class LimitsArgs:
         :param pulumi.Input[_builtins.int] cidrs: CIDRs and exceptions in one direction of one identity's policies. Default: 262144.
         :param pulumi.Input[_builtins.int] connections: Connections that a node remembers, once for each of their ends that is on it (128 bytes each, taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
         :param pulumi.Input[_builtins.int] endpoints: Endpoints on one node, and so the identities that have policies there. Default: 8192.
+        :param pulumi.Input[_builtins.int] flows: Flows in a node's history, a fifth of them for what was dropped (about 130 bytes each, and 32 for each CPU, taken at once). What does not fit is counted together. Default: 10240.
         :param pulumi.Input[_builtins.int] frontends: Frontends of all services. Default: 65536.
         :param pulumi.Input[_builtins.int] policy_entries: Peers times ports in the policies of one identity (about 64 bytes each). Default: 262144.
         :param pulumi.Input[_builtins.int] translations: Flows to services whose backend a node remembers (about 112 bytes each, taken at once), the longest idle forgotten first. Default: 65536.
@@ -632,6 +638,8 @@ class LimitsArgs:
             pulumi.set(__self__, "connections", connections)
         if endpoints is not None:
             pulumi.set(__self__, "endpoints", endpoints)
+        if flows is not None:
+            pulumi.set(__self__, "flows", flows)
         if frontends is not None:
             pulumi.set(__self__, "frontends", frontends)
         if policy_entries is not None:
@@ -698,6 +706,18 @@ class LimitsArgs:
     @endpoints.setter
     def endpoints(self, value: pulumi.Input[Optional[_builtins.int]]):
         pulumi.set(self, "endpoints", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def flows(self) -> pulumi.Input[Optional[_builtins.int]]:
+        """
+        Flows in a node's history, a fifth of them for what was dropped (about 130 bytes each, and 32 for each CPU, taken at once). What does not fit is counted together. Default: 10240.
+        """
+        return pulumi.get(self, "flows")
+
+    @flows.setter
+    def flows(self, value: pulumi.Input[Optional[_builtins.int]]):
+        pulumi.set(self, "flows", value)
 
     @_builtins.property
     @pulumi.getter

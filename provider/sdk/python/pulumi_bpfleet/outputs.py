@@ -401,6 +401,7 @@ class Limits(dict):
                  cidrs: Optional[_builtins.int] = None,
                  connections: Optional[_builtins.int] = None,
                  endpoints: Optional[_builtins.int] = None,
+                 flows: Optional[_builtins.int] = None,
                  frontends: Optional[_builtins.int] = None,
                  policy_entries: Optional[_builtins.int] = None,
                  translations: Optional[_builtins.int] = None):
@@ -412,6 +413,7 @@ class Limits(dict):
         :param _builtins.int cidrs: CIDRs and exceptions in one direction of one identity's policies. Default: 262144.
         :param _builtins.int connections: Connections that a node remembers, once for each of their ends that is on it (128 bytes each, taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
         :param _builtins.int endpoints: Endpoints on one node, and so the identities that have policies there. Default: 8192.
+        :param _builtins.int flows: Flows in a node's history, a fifth of them for what was dropped (about 130 bytes each, and 32 for each CPU, taken at once). What does not fit is counted together. Default: 10240.
         :param _builtins.int frontends: Frontends of all services. Default: 65536.
         :param _builtins.int policy_entries: Peers times ports in the policies of one identity (about 64 bytes each). Default: 262144.
         :param _builtins.int translations: Flows to services whose backend a node remembers (about 112 bytes each, taken at once), the longest idle forgotten first. Default: 65536.
@@ -426,6 +428,8 @@ class Limits(dict):
             pulumi.set(__self__, "connections", connections)
         if endpoints is not None:
             pulumi.set(__self__, "endpoints", endpoints)
+        if flows is not None:
+            pulumi.set(__self__, "flows", flows)
         if frontends is not None:
             pulumi.set(__self__, "frontends", frontends)
         if policy_entries is not None:
@@ -472,6 +476,14 @@ class Limits(dict):
         Endpoints on one node, and so the identities that have policies there. Default: 8192.
         """
         return pulumi.get(self, "endpoints")
+
+    @_builtins.property
+    @pulumi.getter
+    def flows(self) -> Optional[_builtins.int]:
+        """
+        Flows in a node's history, a fifth of them for what was dropped (about 130 bytes each, and 32 for each CPU, taken at once). What does not fit is counted together. Default: 10240.
+        """
+        return pulumi.get(self, "flows")
 
     @_builtins.property
     @pulumi.getter
