@@ -291,9 +291,9 @@ def test_packets_are_balanced_where_no_socket_is_hooked(served: Ground) -> None:
     """Backends here and on other nodes answer, TCP and UDP, IPv4 and IPv6, and always as the frontend."""
     served.declare(*served.base(), shop())
     before = hooked(served)
-    found = ask(served, "free-1", *[way for way in WAYS for _ in range(20)], outside=True)
+    found = ask(served, "free-1", *[way for way in WAYS for _ in range(40)], outside=True)
     for index, (how, address) in enumerate(WAYS):
-        answers = found[index * 20 : index * 20 + 20]
+        answers = found[index * 40 : index * 40 + 40]
         assert {answer[0][0] for answer in answers} == EVERY_WEB, (how, address, answers)
         assert all(peers == [[address, 80]] for _, peers in answers), (how, address)
     assert hooked(served) == before, "no hook had a hand in it"

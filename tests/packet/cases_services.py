@@ -223,6 +223,15 @@ def flow_cases(family: int) -> List[Case]:
             to_stack("a", udp(a, front, TO)),
             local("a", "b", udp(a, front, (CLIENT + 1, PORT)), udp(a, b, (CLIENT + 1, BACKEND), hops=63), allowed("egress"), allowed("ingress")),
         )),
+        ("one port, by turns to the backend itself and to the frontend: answered as the latest packet was sent", (
+            Frontend(front, PORT, f.UDP, ((b, BACKEND),)),
+            local("a", "b", udp(a, b, TO_B), udp(a, b, TO_B, hops=63), allowed("egress"), allowed("ingress")),
+            local("b", "a", udp(b, a, FROM_B), udp(b, a, FROM_B, hops=63)),
+            local("a", "b", udp(a, front, TO), udp(a, b, TO_B, hops=63)),
+            local("b", "a", udp(b, a, FROM_B), udp(front, a, FROM, hops=63)),
+            local("a", "b", udp(a, b, TO_B), udp(a, b, TO_B, hops=63)),
+            local("b", "a", udp(b, a, FROM_B), udp(b, a, FROM_B, hops=63)),
+        )),
         ("a reset to a frontend without backends is answered by nothing", (
             Frontend(front, PORT, f.TCP),
             shot("from_endpoint", "a", tcp(a, front, TO, f.RST), "service_no_backend"),

@@ -291,14 +291,29 @@ __noinline int balance_forward(struct __sk_buff *skb, struct packet *packet)
 	return 0;
 }
 
+/* How the client's flow to the backend is answered is as its latest packet was sent: by way of a frontend or not. */
+static __always_inline void balance_mark(struct found *found, bool is_translated)
+{
+	if (found->is_reply)
+		return;
+	if (found->record && found->record->translated != is_translated)
+		found->record->translated = is_translated;
+	found->is_translated = is_translated;
+}
+
 /* Exchange a frontend for a backend, and find the connection with that. Returns 0 if there is nothing more to it, or a
  * reason: REASON_SERVICE_NO_BACKEND to refuse the packet, any other to drop it. */
 static __always_inline int balance_out(struct __sk_buff *skb, struct packet *packet, struct found *found)
 {
 	int reason;
 
-	if (!services_at_tc || !balance_may(packet, found))
+	if (!services_at_tc)
 		return 0;
+	if (!balance_may(packet, found)) {
+		if (packet->kind != PACKET_RELATED)
+			balance_mark(found, false);
+		return 0;
+	}
 	reason = balance_find(skb, packet);
 	if (reason != BALANCE_TRANSLATED)
 		return reason;
@@ -306,6 +321,7 @@ static __always_inline int balance_out(struct __sk_buff *skb, struct packet *pac
 	if (reason)
 		return reason;
 	connection_find(packet, DIRECTION_EGRESS, found);
-	found->is_translated = 1;
+	if (packet->kind != PACKET_RELATED)
+		balance_mark(found, true);
 	return 0;
 }
