@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -20,7 +20,7 @@ from bpfleet.errors import (
     ObjectRejected,
     TransactionFailed,
 )
-from bpfleet.model.document import DocumentSet
+from bpfleet.model.document import Document, DocumentSet
 from tests import fleet
 from tests.agent.conftest import Host, items, quickstart
 from tests.agent.pythons import INTERPRETERS, interpreter
@@ -399,6 +399,44 @@ def test_a_rejected_object_is_told_with_the_verifiers_words(host: Host) -> None:
         host.connect().call("stage", **quickstart())
     assert raised.value.details["log"] == ["R0 !read_ok"]
     assert host.digests()[0] == before
+
+
+API = [{"labels": {"app": "api"}}]
+
+
+def blocking(*networks: str) -> Document:
+    return fleet.document("cluster", "fleet", **{**fleet.cluster(["h1", "h2"]).spec, "blocked_cidrs": list(networks)})
+
+
+BAD: Dict[str, Tuple[Document, str, List[str]]] = {
+    "a frontend on a node's own address": (
+        fleet.service("bad", ["192.168.77.2:8000"], API), "frontends[0]", ["192.168.77.2 is an address of node/h2"]),
+    "a frontend on the SSH port of a node": (
+        fleet.service("bad", ["192.168.77.1:22"], API), "frontends[0]", ["tcp port 22 is a failsafe port"]),
+    "a frontend that another service has": (
+        fleet.service("bad", ["10.96.0.1:80"], API), "frontends[0]",
+        ["10.96.0.1:80/tcp is already a frontend of", "service/good", "service/bad"]),
+    "a frontend of another family than all backends": (
+        fleet.service("bad", ["[fd96::1]:80"], [{"address": "10.77.1.1"}]), "frontends[0].address",
+        ["of another address family than every backend"]),
+    "a block list that holds a member": (
+        blocking("192.168.77.2/32"), "blocked_cidrs[0]", ["192.168.77.2, the address of member h2"]),
+    "a block list that holds the world": (blocking("0.0.0.0/0"), "blocked_cidrs[0]", ["everybody"]),
+}  # fmt: skip
+"""What both front ends send as it is: the node refuses it, by document and field."""
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_is_refused_by_document_and_field_and_nothing_is_changed(host: Host, what: str) -> None:
+    document, field, says = BAD[what]
+    host.commit(**quickstart(fleet.service("good", ["10.96.0.1:80"], API)))
+    before = host.digests()
+    answer = host.connect().call("stage", node="h1", owner="pulumi:p/s", puts=items([document]))
+    (refusal,) = answer["refused"]
+    assert (refusal["document"], refusal["error"]["where"]["field"]) == (document.key, field)
+    told = str(BpfleetError.from_wire(refusal["error"]))
+    assert all(word in told for word in says) and refusal["error"]["remedy"], told
+    assert host.digests() == before
 
 
 def test_an_xdp_program_of_somebody_else_is_refused_with_the_nodes_document(host: Host) -> None:
