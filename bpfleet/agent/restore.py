@@ -87,21 +87,22 @@ def _realise(agent: Agent, head: Head) -> Tuple[int, List[BpfleetError]]:
 
 def _place(want: object, step: object) -> Optional[str]:
     """The device or namespace that a step is about, if the rest can do without it."""
-    from bpfleet.model.state import Adopted, NodeState, Veth
+    from bpfleet.model.state import Adopted, NodeState, Tap, Veth
 
     assert isinstance(want, NodeState)
     device = getattr(step, "device", None) or getattr(getattr(step, "route", None), "device", None)
     found = want.devices.get(device) if isinstance(device, str) else device
     if isinstance(found, Veth):
         return found.netns
-    return found.name if isinstance(found, Adopted) else None
+    return found.name if isinstance(found, (Adopted, Tap)) else None
 
 
 def _without(facts: Facts, lost: List[str]) -> Facts:
-    """Facts as if these devices and namespaces were not there."""
+    """Facts as if these devices and namespaces were not there, and taps that cannot be made were somebody else's."""
+    taps = {name: (0, ()) for name in lost if name not in facts.devices and name not in facts.namespaces}
     return replace(
         facts,
-        devices={name: device for name, device in facts.devices.items() if name not in lost},
+        devices={**{name: device for name, device in facts.devices.items() if name not in lost}, **taps},
         namespaces=tuple(name for name in facts.namespaces if name not in lost),
     )
 

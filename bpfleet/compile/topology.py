@@ -18,6 +18,7 @@ from bpfleet.model.state import (
     Route,
     Row,
     Table,
+    Tap,
     Veth,
     Vxlan,
     Waiting,
@@ -52,7 +53,7 @@ class LocalEndpoint:
     workload_mac: str
     peer_delivery: bool
     addresses: Tuple[str, ...]
-    netns: Optional[str]
+    attach: Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +168,12 @@ def _endpoints(
     return local
 
 
-def _missing_attachment(attach: Mapping[str, str], facts: Facts, namespaces: FrozenSet[str]) -> Optional[str]:
+def _missing_attachment(attach: Mapping[str, Any], facts: Facts, namespaces: FrozenSet[str]) -> Optional[str]:
     if "netns" in attach:
         return None if attach["netns"] in namespaces else f"no network namespace {attach['netns']} on the node yet"
+    if "tap" in attach:
+        taken = f"the node has a device {attach['tap']} that bpfleet did not make"
+        return taken if attach["tap"] in facts.devices else None
     return None if attach["interface"] in facts.devices else f"no device {attach['interface']} on the node yet"
 
 
@@ -179,12 +183,12 @@ def _local(name: str, number: int, spec: Mapping[str, Any]) -> LocalEndpoint:
     return LocalEndpoint(
         name=name,
         number=number,
-        device=derived_device(name) if made else attach["interface"],
+        device=derived_device(name) if made else attach.get("tap") or attach["interface"],
         device_mac=derived_mac("device", name) if made else "00:00:00:00:00:00",
         workload_mac=derived_mac("workload", name) if made else "00:00:00:00:00:00",
         peer_delivery=made,
         addresses=tuple(spec["addresses"]),
-        netns=attach.get("netns"),
+        attach=attach,
     )
 
 
@@ -193,19 +197,31 @@ def _devices(cluster: Document, own: Document, local: Sequence[LocalEndpoint], m
         TUNNEL_DEVICE: Vxlan(TUNNEL_DEVICE, cluster.spec["routing"]["port"], mtu, derived_mac("tunnel", own.name))
     }
     for endpoint in local:
-        if endpoint.netns is None:
+        if "interface" in endpoint.attach:
             devices[endpoint.device] = Adopted(endpoint.device)
             continue
         families = {":" in address for address in endpoint.addresses}
+        gateways = tuple(GATEWAY_IPV6 if ipv6 else GATEWAY_IPV4 for ipv6 in sorted(families))
+        if "tap" in endpoint.attach:
+            devices[endpoint.device] = Tap(
+                name=endpoint.device,
+                mac=derived_mac("device", endpoint.name),
+                mtu=mtu,
+                owner=endpoint.attach.get("owner", ""),
+                group=endpoint.attach.get("group", ""),
+                multi_queue=endpoint.attach.get("multi_queue", False),
+                gateways=gateways,
+            )
+            continue
         devices[endpoint.device] = Veth(
             name=endpoint.device,
             mac=endpoint.device_mac,
             mtu=mtu,
-            netns=endpoint.netns,
+            netns=endpoint.attach["netns"],
             peer_name=WORKLOAD_DEVICE,
             peer_mac=endpoint.workload_mac,
             peer_addresses=endpoint.addresses,
-            gateways=tuple(GATEWAY_IPV6 if ipv6 else GATEWAY_IPV4 for ipv6 in sorted(families)),
+            gateways=gateways,
         )
     return devices
 

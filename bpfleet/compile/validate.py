@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import ipaddress
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
 
 from bpfleet.compile import blocklist
 from bpfleet.compile.memo import Memo
@@ -153,7 +153,7 @@ def _endpoints(documents: DocumentSet) -> Iterator[BpfleetError]:
         name: [ipaddress.ip_network(cidr) for cidr in node.spec["workload_cidrs"]] for name, node in nodes.items()
     }
     by_address: Dict[str, Document] = {}
-    by_attachment: Dict[Tuple[str, str], Document] = {}
+    by_attachment: Dict[Tuple[str, str, str], Document] = {}
     for document in _sorted(documents, "endpoint"):
         spec = document.spec
         for index, address in enumerate(spec["addresses"]):
@@ -176,7 +176,7 @@ def _endpoints(documents: DocumentSet) -> Iterator[BpfleetError]:
                     remedy="Take an address of the node's networks, or add a network to the node.",
                     details={"other": f"node/{spec['node']}"},
                 )
-        twin = by_attachment.setdefault((spec["node"], canonical_json(spec["attach"])), document)
+        twin = by_attachment.setdefault((spec["node"], *_place(spec["attach"])), document)
         if twin is not document:
             yield Conflict(
                 f"is attached where {twin.key} is: {_attachment(spec['attach'])} on {spec['node']}",
@@ -192,8 +192,13 @@ def _holds(network: Network, address: str) -> bool:
     return parsed.version == network.version and parsed in network
 
 
+def _place(attach: Mapping[str, Any]) -> Tuple[str, str]:
+    """What an attachment takes: a namespace, or a device's name, whoever makes the device."""
+    return ("netns", attach["netns"]) if "netns" in attach else ("device", attach.get("tap") or attach["interface"])
+
+
 def _attachment(attach: Mapping[str, str]) -> str:
-    return ", ".join(f"{kind} {name}" for kind, name in attach.items())
+    return ", ".join(f"{kind} {attach[kind]}" for kind in ("netns", "tap", "interface") if kind in attach)
 
 
 _CHECKS: Tuple[Tuple[Callable[[DocumentSet], Iterator[BpfleetError]], Tuple[str, ...]], ...] = (

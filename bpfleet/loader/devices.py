@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 from bpfleet.errors import HostFailed
-from bpfleet.loader import requests, rtnl
+from bpfleet.loader import requests, rtnl, taps
 from bpfleet.loader.kernel import Found
 from bpfleet.loader.requests import Message, Requests
 from bpfleet.loader.rtnl import Link, Reader, inside
-from bpfleet.model.state import DEVICE_PREFIX, TUNNEL_DEVICE, Adopted, Veth, Vxlan
+from bpfleet.model.state import DEVICE_PREFIX, TUNNEL_DEVICE, Adopted, Tap, Veth, Vxlan
 
 _GLOBAL = 0
 
 
-def is_ours(name: str) -> bool:
-    """Whether a device of this name is made by bpfleet."""
-    return name == TUNNEL_DEVICE or name.startswith(DEVICE_PREFIX)
+def is_ours(link: Link) -> bool:
+    """Whether a device is made by bpfleet: by its name, or by the mark on a tap, whose name is the user's."""
+    return link.name == TUNNEL_DEVICE or link.name.startswith(DEVICE_PREFIX) or taps.is_ours(link)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -32,22 +32,24 @@ def is_ours(name: str) -> bool:
 def read_devices(links: Mapping[str, Link], want: Mapping[str, Any], host: Reader) -> Dict[str, Any]:
     """Devices of ours among `links`, and those of others that `want` adopts."""
     neighbours = {(item.index, item.address, item.mac) for item in host.neighbours()}
+    taps_wanted = any(isinstance(wanted, Tap) for wanted in want.values())
+    addresses = {(item.index, item.address) for item in host.addresses()} if taps_wanted else set()
     found: Dict[str, Any] = {}
     for name, link in links.items():
         wanted = want.get(name)
         if isinstance(wanted, Adopted):
             found[name] = wanted
-        elif is_ours(name):
-            found[name] = _compare(link, wanted, neighbours)
+        elif is_ours(link):
+            found[name] = _compare(link, wanted, neighbours, addresses)
     return found
 
 
-def _compare(link: Link, wanted: Any, neighbours: set[Tuple[int, str, str]]) -> Any:
+def _compare(link: Link, wanted: Any, neighbours: Set[Tuple[int, str, str]], addresses: Set[Tuple[int, str]]) -> Any:
     fields = {"name": link.name, "mtu": link.mtu, "mac": link.mac}
     if wanted is None:
         return Found(link.name, link.kind, fields, up=link.up)
     lacks: List[str] = []
-    kind = type(wanted).__name__.lower()
+    kind = taps.KIND if isinstance(wanted, Tap) else type(wanted).__name__.lower()
     rebuild = link.kind != kind
     if rebuild:
         lacks.append(f"is a {link.kind or 'device'}, not a {kind}")
@@ -64,6 +66,9 @@ def _compare(link: Link, wanted: Any, neighbours: set[Tuple[int, str, str]]) -> 
         for address in wanted.peer_addresses:
             if (link.index, address, wanted.peer_mac) not in neighbours:
                 lacks.append(f"no neighbour {address}")
+    elif isinstance(wanted, Tap):
+        rebuild = taps.differences(link, wanted, lacks)
+        lacks.extend(f"no address {item}" for item in wanted.gateways if (link.index, item) not in addresses)
     if link.mac != wanted.mac:
         lacks.append(f"MAC {link.mac}")
     if link.mtu != wanted.mtu:
@@ -121,11 +126,13 @@ class Devices:
     def __init__(self, wrote: Callable[[], None]) -> None:
         self._wrote = wrote
 
-    def ensure(self, device: Union[Vxlan, Veth]) -> None:
+    def ensure(self, device: Union[Vxlan, Veth, Tap]) -> None:
         """Create the device, or change what differs. Raises HostFailed."""
         try:
             if isinstance(device, Vxlan):
                 self._ensure_vxlan(device)
+            elif isinstance(device, Tap):
+                self._ensure_tap(device)
             else:
                 self._ensure_veth(device)
         except OSError as error:
@@ -162,6 +169,21 @@ class Devices:
             messages += _adjusted(link, device.mac, device.mtu)
             if not link.noarp:
                 messages.append(requests.set_noarp(link.index))
+            self._send(host, messages)
+
+    def _ensure_tap(self, device: Tap) -> None:
+        with Requests() as host:
+            link = host.link(device.name)
+            messages: List[Message] = []
+            if link is None:
+                self._count(taps.create(host, device))
+                link = _required(host, device.name)
+                messages += [requests.no_link_local(device.name)] if _has_ipv6() else []
+            else:
+                self._count(taps.adjust(device, link))
+            messages += _adjusted(link, device.mac, device.mtu)
+            there = {item.address for item in host.addresses() if item.index == link.index}
+            messages += [requests.add_gateway(link.index, item) for item in device.gateways if item not in there]
             self._send(host, messages)
 
     def _ensure_veth(self, device: Veth) -> None:
@@ -207,7 +229,10 @@ class Devices:
         return _required(host, device.name)
 
     def _send(self, to: Requests, messages: List[Message]) -> None:
-        for _ in range(to.do(*messages)):
+        self._count(to.do(*messages))
+
+    def _count(self, changes: int) -> None:
+        for _ in range(changes):
             self._wrote()
 
 

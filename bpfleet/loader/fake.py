@@ -17,7 +17,7 @@ from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.kernel import Found
 from bpfleet.loader.rows import is_index
 from bpfleet.model.document import canonical_json
-from bpfleet.model.state import CGROUP_ROOT, Adopted, Facts, NodeState, Program, Route, Row, Table, Veth
+from bpfleet.model.state import CGROUP_ROOT, Adopted, Facts, NodeState, Program, Route, Row, Table, Tap, Veth
 
 _INNER = {described["inner"] for described in MAPS.values() if "inner" in described}
 MAP_NAMES = tuple(sorted(name for name in MAPS if name not in _INNER))
@@ -47,7 +47,8 @@ class FakeKernel:
     `fail_at`: the number (from 0, counted over this object's life as `steps_done`) of the step that fails, once.
     `rejects`: names of objects that the verifier refuses.    `unfit`: what check_fitness complains of.
     `foreign_xdp`: device -> name of the XDP program that somebody else has there.
-    `unjudged`: what passed unjudged at some time, which must never happen: a veth that is up without both programs.
+    `unjudged`: what passed unjudged at some time, which must never happen: a veth or tap of ours that is up
+    without both programs.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class FakeKernel:
         getattr(self, "_do_" + step.kind)(step)
         self.writes += 1
         for name, found in self._devices.items():
-            if isinstance(found.device, Veth) and found.up and not self._judged(name, found.index):
+            if isinstance(found.device, (Veth, Tap)) and found.up and not self._judged(name, found.index):
                 self.unjudged.append(f"{name} after: {step.describe()}")
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -187,6 +188,8 @@ class FakeKernel:
         if isinstance(device, Veth) and device.netns not in self.namespaces:
             raise HostFailed(f"network namespace {device.netns} is not there", remedy="Create it.")
         there = self._devices.get(device.name)
+        if isinstance(device, Tap) and there is not None and there.device is None:
+            raise HostFailed(f"the host has a device {device.name} already", remedy="Remove it.")
         if there is None:
             self._devices[device.name] = _Device(self._next_index(), device)
         else:
@@ -357,7 +360,8 @@ class FakeKernel:
                 found[name] = Found(name, kind, vars(there.device), up=there.up)
             else:
                 differs = tuple(key for key, value in vars(wanted).items() if getattr(there.device, key, None) != value)
-                rebuild = type(wanted) is not type(there.device) or bool({"netns", "peer_name", "port"} & set(differs))
+                made_by = {"netns", "peer_name", "port", "multi_queue"}
+                rebuild = type(wanted) is not type(there.device) or bool(made_by & set(differs))
                 found[name] = Found(name, kind, vars(there.device), there.up, differs, rebuild)
         return found
 

@@ -4,7 +4,7 @@ The order, and why:
 
  1. Devices that must be made anew go, with what hangs on them. Devices that are no longer wanted go down: what their
     programs let through before must not pass when the programs are taken away.
- 2. Devices and sysctls; a new veth has its host side down, so its workload cannot send yet.
+ 2. Devices and sysctls; a new veth has its host side down, and a new tap is down, so its workload cannot send yet.
  3. Programs are loaded. They bring the maps; traffic sees nothing of it.
   4. Rows are put, addresses before all; then inner maps are swapped (sets before the policies that name them), and
      removed where endpoints stay that no policy selects any more; then `endpoints`, whose policy_revision may change
@@ -47,7 +47,7 @@ from bpfleet.loader.steps import (
     Step,
     SwapInner,
 )
-from bpfleet.model.state import Adopted, NodeState, Row, Table, Veth, Vxlan
+from bpfleet.model.state import Adopted, NodeState, Row, Table, Tap, Veth, Vxlan
 
 FIRST_TABLE = "addresses"
 POLICIES = "policies"
@@ -96,7 +96,7 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
 
 
 def _must_rebuild(wanted: Any, found: Any) -> bool:
-    return isinstance(wanted, (Vxlan, Veth)) and isinstance(found, Found) and found.rebuild
+    return isinstance(wanted, (Vxlan, Veth, Tap)) and isinstance(found, Found) and found.rebuild
 
 
 def _take_away(have: NodeState, names: Set[str]) -> List[Step]:

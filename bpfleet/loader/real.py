@@ -89,7 +89,7 @@ class RealKernel:
     def facts(self, node: str) -> Facts:
         """As Kernel.facts. Addresses are those of global and host scope, link-local ones left out."""
         with Reader() as reader:
-            names = {link.index: link for link in reader.links() if not is_ours(link.name)}
+            names = {link.index: link for link in reader.links() if not is_ours(link)}
             addresses: Dict[int, List[str]] = {}
             for item in reader.addresses():
                 if item.scope != _LINK_SCOPE:
@@ -164,7 +164,7 @@ class RealKernel:
         self, want: NodeState, there: Mapping[str, Link], names: Mapping[int, str]
     ) -> Dict[Tuple[str, str], str]:
         hooks = set(want.attachments)
-        hooks.update((name, hook) for name in there if is_ours(name) for hook in ("ingress", "egress"))
+        hooks.update((name, hook) for name, link in there.items() if is_ours(link) for hook in ("ingress", "egress"))
         return self._hooks.read(sorted(hooks), lambda number: names.get(number, f"program {number}"))
 
     def _read_maps(self, want: NodeState) -> Tuple[Dict[str, Table], Dict[str, Dict[int, Table]]]:

@@ -17,7 +17,7 @@ from bpfleet.loader import rtnl
 NLM_F_ACK, NLM_F_ECHO, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x4, 0x8, 0x100, 0x200, 0x400
 
 _NEWLINK, _DELLINK, _SETLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE, _NEWNEIGH = 16, 17, 19, 20, 21, 24, 25, 28
-_ADDRESS_OF_LINK, _NAME, _MTU, _INFO, _AF_SPEC, _NETNS_FD = 1, 3, 4, 18, 26, 28  # IFLA_*
+_ADDRESS_OF_LINK, _NAME, _MTU, _INFO, _ALIAS, _AF_SPEC, _NETNS_FD = 1, 3, 4, 18, 20, 26, 28  # IFLA_*
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _VXLAN_LEARNING, VXLAN_PORT, VXLAN_COLLECT_METADATA = 7, 15, 25
 _ADDR_GEN_MODE, _GEN_MODE_NONE = 8, 1
@@ -128,6 +128,11 @@ def set_up(index: int, up: bool) -> Message:
     return Message(_SETLINK, 0, _link(index, _UP if up else 0, _UP))
 
 
+def set_alias(index: int, text: str) -> Message:
+    """Note something on a device."""
+    return Message(_SETLINK, 0, _link(index) + attribute(_ALIAS, text.encode()))
+
+
 def set_noarp(index: int) -> Message:
     """Have a device resolve no neighbours."""
     return Message(_SETLINK, 0, _link(index, _NOARP, _NOARP))
@@ -164,14 +169,19 @@ def add_address(index: int, address: str) -> Message:
     return Message(_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, _address(index, address, None))
 
 
+def add_gateway(index: int, address: str) -> Message:
+    """Have the host answer to an address on one device, and never send from it of its own accord elsewhere."""
+    return Message(_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, _address(index, address, None, _LINK_SCOPE))
+
+
 def delete_address(index: int, address: str, prefix: int) -> Message:
     """Take an address from a device."""
     return Message(_DELADDR, 0, _address(index, address, prefix))
 
 
-def _address(index: int, address: str, prefix: Optional[int]) -> bytes:
+def _address(index: int, address: str, prefix: Optional[int], scope: int = _UNIVERSE) -> bytes:
     family, packed = _packed(address)
-    body = rtnl.ADDRESS.pack(family, 8 * len(packed) if prefix is None else prefix, 0, 0, index)
+    body = rtnl.ADDRESS.pack(family, 8 * len(packed) if prefix is None else prefix, 0, scope, index)
     body += attribute(_LOCAL, packed) + attribute(_ADDRESS, packed)
     if family == socket.AF_INET6:
         body += attribute(_ADDRESS_FLAGS, struct.pack("=I", _NO_DAD))

@@ -40,7 +40,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 @dataclass(frozen=True)
 class Link:
     """A network device. `peer` is the index of a veth's other end, in whichever namespace that is; `data` holds the
-    attributes of its kind by number. `xdp`: hook ("xdp-native", "xdp-generic") -> id of the program there."""
+    attributes of its kind by number. `xdp`: hook ("xdp-native", "xdp-generic") -> id of the program there. `alias`: a
+    note that somebody left on it."""
 
     index: int
     name: str
@@ -52,6 +53,7 @@ class Link:
     peer: int
     data: Dict[int, bytes]
     xdp: Dict[str, int]
+    alias: str = ""
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,7 @@ def _link(body: bytes) -> Link:
         kind=info.get(1, b"").rstrip(b"\0").decode(),
         peer=int.from_bytes(values.get(5, b""), "little"),
         data=attributes(info.get(2, b""), 0),
+        alias=values.get(20, b"").rstrip(b"\0").decode(errors="replace"),
         xdp={hook: int.from_bytes(xdp[kind], "little") for hook, kind in _XDP_PROGRAM.items() if kind in xdp},
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Mapping, Optional, Tuple, Union
 
-from bpfleet.model.state import Program, Route, Row, Table, Veth, Vxlan
+from bpfleet.model.state import Program, Route, Row, Table, Tap, Veth, Vxlan
 
 _SHOWN = 3
 
@@ -29,12 +29,13 @@ class Step:
 
 @dataclass(frozen=True)
 class EnsureDevice(Step):
-    """Create a device, or bring one that is there to its description. A new veth's host side stays down (see SetUp).
+    """Create a device, or bring one that is there to its description. A new veth's host side, and a new tap, stay down
+    (see SetUp).
 
     `lacks` says what was found wrong, for people; empty: the device is not there.
     """
 
-    device: Union[Vxlan, Veth]
+    device: Union[Vxlan, Veth, Tap]
     lacks: Tuple[str, ...] = ()
 
     def describe(self) -> str:
@@ -43,6 +44,8 @@ class EnsureDevice(Step):
             return f"repair device {device.name}: {', '.join(self.lacks)}"
         if isinstance(device, Vxlan):
             return f"create tunnel device {device.name}: VXLAN, UDP port {device.port}, MTU {device.mtu}"
+        if isinstance(device, Tap):
+            return f"create device {device.name}: tap, MTU {device.mtu}"
         inside = f"{device.peer_name} in {device.netns} with {', '.join(device.peer_addresses)}"
         return f"create device {device.name}: veth to {inside}, MTU {device.mtu}"
 

@@ -26,6 +26,14 @@ LABEL_VALUE = Text(
 )
 LABELS = MapOf(LABEL_VALUE, key=LABEL_KEY)
 DEVICE_NAME = Text(pattern=r"[^\s/:]{1,15}", rule="a device name of 1 to 15 characters without space, / and :")
+TAP_NAME = Text(
+    pattern=r"(?!bpf-|bpfleet_vxlan$)[^\s/:%]{1,15}",
+    rule="a device name of 1 to 15 characters without space, /, : and %, not beginning with bpf- and not bpfleet_vxlan",
+)
+ACCOUNT = Text(
+    pattern=r"[A-Za-z0-9_]([-A-Za-z0-9_.]{0,30}[A-Za-z0-9_$])?",
+    rule="a user or group: a name of at most 32 letters, digits, _, - and ., or a number",
+)
 NAMESPACE = Text(pattern=r"[A-Za-z0-9][-A-Za-z0-9_.]{0,62}", rule="the name of a network namespace under /run/netns")
 
 DEFAULT_TUNNEL_PORT = 8472
@@ -353,9 +361,28 @@ ATTACH = Object(
             "Network namespace of the workload (a name under /run/netns on the node); a veth pair is made for it, "
             "eth0 inside.",
         ),
-        Field("interface", DEVICE_NAME, "Existing device of the node that leads to the workload, such as a tap."),
+        Field(
+            "tap",
+            TAP_NAME,
+            "Name of a tap that is made on the node, persistent, for a virtual machine to open: judged before it "
+            "carries a packet, also after a reboot.",
+        ),
+        Field(
+            "owner",
+            ACCOUNT,
+            "User who may open the tap, by name or number on the node. Default: root, or the members of `group`.",
+        ),
+        Field("group", ACCOUNT, "Group whose members may open the tap, by name or number on the node."),
+        Field("multi_queue", Boolean(), "Let the tap be opened once for each of several queues. Default: no."),
+        Field(
+            "interface",
+            DEVICE_NAME,
+            "Existing device of the node that leads to the workload. It is attached when it appears: a moment after it "
+            "can carry packets, if whoever makes it sets it up at once.",
+        ),
     ),
-    exactly_one=("netns", "interface"),
+    exactly_one=("netns", "tap", "interface"),
+    beside=(("owner", "tap"), ("group", "tap"), ("multi_queue", "tap")),
 )
 
 _CLUSTER = Field(

@@ -90,6 +90,21 @@ class Veth:
 
 
 @dataclass(frozen=True)
+class Tap:
+    """A persistent tap for a virtual machine, up. `owner`, `group`: who may open it, by name or number; "": nobody in
+    particular, and root alone if neither is given. `gateways`: addresses of the host on it, which answer the machine.
+    """
+
+    name: str
+    mac: str
+    mtu: int
+    owner: str
+    group: str
+    multi_queue: bool
+    gateways: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Adopted:
     """An existing device that leads to a workload; bpfleet attaches programs to it and changes nothing else."""
 
@@ -121,7 +136,7 @@ class NodeState:
     attachments: Mapping[Tuple[str, str], str] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
     nested: Mapping[str, Mapping[int, Table]] = field(default_factory=dict)
-    devices: Mapping[str, Any] = field(default_factory=dict)  # Vxlan | Veth | Adopted
+    devices: Mapping[str, Any] = field(default_factory=dict)  # Vxlan | Veth | Tap | Adopted
     routes: Mapping[Tuple[str, str], Route] = field(default_factory=dict)
     sysctls: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)

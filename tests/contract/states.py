@@ -5,7 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Dict, Mapping, Sequence, Tuple
 
-from bpfleet.model.state import CGROUP_ROOT, TUNNEL_DEVICE, Adopted, NodeState, Program, Route, Row, Table, Veth, Vxlan
+from bpfleet.model.state import (
+    CGROUP_ROOT,
+    TUNNEL_DEVICE,
+    Adopted,
+    NodeState,
+    Program,
+    Route,
+    Row,
+    Table,
+    Tap,
+    Veth,
+    Vxlan,
+)
 from tests.contract.rigs import TAP, UNDERLAY
 
 OBJECTS = ("from_endpoint", "to_endpoint", "from_tunnel", "to_tunnel", "from_underlay")
@@ -14,6 +26,9 @@ POLICY_VALUE = ("rule_id", "action", "shapes")
 
 SOCKETS = {"connect4": "socket_connect4", "getpeername6": "socket_getpeername6"}
 """Two of the socket hooks stand for all: loading eight programs in every state would take minutes."""
+
+MACHINE = Tap("vm1", "02:00:00:00:03:01", 1450, "12345", "", False, ("169.254.1.1", "fe80::1"))
+"""The tap of a virtual machine."""
 
 Rules = Sequence[Tuple[int, int, int, int]]  # peer, direction, protocol, port
 
@@ -51,6 +66,7 @@ def state(
     remote: int = 1,
     port: int = 8472,
     tap: bool = False,
+    machine: bool = False,
     tunnel_mtu: int = 1450,
     services: Mapping[int, Sequence[int]] = {},
     **changes: Any,
@@ -89,6 +105,12 @@ def state(
         judged.append(TAP)
         rows[(TAP,)] = (70001, 1, 0, "", "")
         addresses[("10.77.1.99",)] = (70001, TAP, "::")
+    if machine:
+        devices[MACHINE.name] = MACHINE
+        judged.append(MACHINE.name)
+        rows[(MACHINE.name,)] = (70002, 1, 0, "", "")
+        addresses[("10.77.1.98",)] = (70002, MACHINE.name, "::")
+        routes.append(Route("10.77.1.98/32", MACHINE.name))
     for name in judged:
         attachments[(name, "ingress")] = "from_endpoint"
         attachments[(name, "egress")] = "to_endpoint"
@@ -136,7 +158,7 @@ WEB = [(66000, 0, 6, 80), (0xFFFFFFFF, 0, 0, 0)]
 ONE = state({1: 65900})
 TWO = state({1: 65900, 2: 66000}, {65900: WEB, 66000: [(0xFFFFFFFF, 1, 0, 0)]})
 OTHER_RULES = state({1: 65900, 2: 66000}, {65900: [*WEB, (0, 0, 17, 53)], 66000: [(0xFFFFFFFF, 1, 0, 0)]})
-MORE_NODES = state({2: 66000}, {66000: []}, remote=3, tap=True)
+MORE_NODES = state({2: 66000}, {66000: []}, remote=3, tap=True, machine=True)
 OTHER_PORT = state({1: 65900, 2: 66000}, {65900: WEB}, port=4789)
 SERVICES = state({1: 65900}, services={80: [1, 2], 81: [1], 82: []})
 ALL = {

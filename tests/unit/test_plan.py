@@ -61,6 +61,7 @@ def test_the_order_of_a_change() -> None:
     have = dataclasses.replace(TWO, sysctls={})
     assert kinds(plan(want, have)) == [
         "SetDown",
+        "EnsureDevice",  # a tap
         "PutRows addresses",
         "SwapInner policies",
         "PutRows endpoints",
@@ -71,6 +72,8 @@ def test_the_order_of_a_change() -> None:
         "RemoveInner policies",
         "PutRows node",
         "Attach",
+        "SetUp",
+        "PutRoute",
         "RemoveDevice",
     ]
 

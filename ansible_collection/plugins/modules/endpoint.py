@@ -51,7 +51,7 @@ options:
     description:
       - How it is attached.
       - Required if O(state=present).
-      - Exactly one of V(netns), V(interface) must be given.
+      - Exactly one of V(netns), V(tap), V(interface) must be given.
     type: dict
     suboptions:
       netns:
@@ -59,9 +59,28 @@ options:
           - Network namespace of the workload (a name under /run/netns on the node); a veth pair is made
             for it, eth0 inside.
         type: str
+      tap:
+        description:
+          - 'Name of a tap that is made on the node, persistent, for a virtual machine to open: judged
+            before it carries a packet, also after a reboot.'
+        type: str
+      owner:
+        description:
+          - 'User who may open the tap, by name or number on the node. Default: root, or the members of
+            `group`.'
+        type: str
+      group:
+        description:
+          - Group whose members may open the tap, by name or number on the node.
+        type: str
+      multi_queue:
+        description:
+          - 'Let the tap be opened once for each of several queues. Default: no.'
+        type: bool
       interface:
         description:
-          - Existing device of the node that leads to the workload, such as a tap.
+          - 'Existing device of the node that leads to the workload. It is attached when it appears: a
+            moment after it can carry packets, if whoever makes it sets it up at once.'
         type: str
   state:
     description:

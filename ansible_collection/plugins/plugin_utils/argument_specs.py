@@ -336,18 +336,32 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                 "mutually_exclusive": [
                     [
                         "netns",
+                        "tap",
                         "interface",
                     ],
                 ],
                 "required_one_of": [
                     [
                         "netns",
+                        "tap",
                         "interface",
                     ],
                 ],
                 "options": {
                     "netns": {
                         "type": "str",
+                    },
+                    "tap": {
+                        "type": "str",
+                    },
+                    "owner": {
+                        "type": "str",
+                    },
+                    "group": {
+                        "type": "str",
+                    },
+                    "multi_queue": {
+                        "type": "bool",
                     },
                     "interface": {
                         "type": "str",

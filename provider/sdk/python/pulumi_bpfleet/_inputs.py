@@ -52,44 +52,100 @@ __all__ = [
 
 class AttachArgsDict(TypedDict):
     """
-    How the workload is attached. Exactly one of netns, interface must be given.
+    How the workload is attached. Exactly one of netns, tap, interface must be given.
+    """
+    group: NotRequired[pulumi.Input[Optional[_builtins.str]]]
+    """
+    Group whose members may open the tap, by name or number on the node.
     """
     interface: NotRequired[pulumi.Input[Optional[_builtins.str]]]
     """
-    Existing device of the node that leads to the workload, such as a tap.
+    Existing device of the node that leads to the workload. It is attached when it appears: a moment after it can carry packets, if whoever makes it sets it up at once.
+    """
+    multi_queue: NotRequired[pulumi.Input[Optional[_builtins.bool]]]
+    """
+    Let the tap be opened once for each of several queues. Default: no.
     """
     netns: NotRequired[pulumi.Input[Optional[_builtins.str]]]
     """
     Network namespace of the workload (a name under /run/netns on the node); a veth pair is made for it, eth0 inside.
     """
+    owner: NotRequired[pulumi.Input[Optional[_builtins.str]]]
+    """
+    User who may open the tap, by name or number on the node. Default: root, or the members of `group`.
+    """
+    tap: NotRequired[pulumi.Input[Optional[_builtins.str]]]
+    """
+    Name of a tap that is made on the node, persistent, for a virtual machine to open: judged before it carries a packet, also after a reboot.
+    """
 
 @pulumi.input_type
 class AttachArgs:
     def __init__(__self__, *,
+                 group: pulumi.Input[Optional[_builtins.str]] = None,
                  interface: pulumi.Input[Optional[_builtins.str]] = None,
-                 netns: pulumi.Input[Optional[_builtins.str]] = None):
+                 multi_queue: pulumi.Input[Optional[_builtins.bool]] = None,
+                 netns: pulumi.Input[Optional[_builtins.str]] = None,
+                 owner: pulumi.Input[Optional[_builtins.str]] = None,
+                 tap: pulumi.Input[Optional[_builtins.str]] = None):
         """
-        How the workload is attached. Exactly one of netns, interface must be given.
+        How the workload is attached. Exactly one of netns, tap, interface must be given.
 
-        :param pulumi.Input[_builtins.str] interface: Existing device of the node that leads to the workload, such as a tap.
+        :param pulumi.Input[_builtins.str] group: Group whose members may open the tap, by name or number on the node.
+        :param pulumi.Input[_builtins.str] interface: Existing device of the node that leads to the workload. It is attached when it appears: a moment after it can carry packets, if whoever makes it sets it up at once.
+        :param pulumi.Input[_builtins.bool] multi_queue: Let the tap be opened once for each of several queues. Default: no.
         :param pulumi.Input[_builtins.str] netns: Network namespace of the workload (a name under /run/netns on the node); a veth pair is made for it, eth0 inside.
+        :param pulumi.Input[_builtins.str] owner: User who may open the tap, by name or number on the node. Default: root, or the members of `group`.
+        :param pulumi.Input[_builtins.str] tap: Name of a tap that is made on the node, persistent, for a virtual machine to open: judged before it carries a packet, also after a reboot.
         """
+        if group is not None:
+            pulumi.set(__self__, "group", group)
         if interface is not None:
             pulumi.set(__self__, "interface", interface)
+        if multi_queue is not None:
+            pulumi.set(__self__, "multi_queue", multi_queue)
         if netns is not None:
             pulumi.set(__self__, "netns", netns)
+        if owner is not None:
+            pulumi.set(__self__, "owner", owner)
+        if tap is not None:
+            pulumi.set(__self__, "tap", tap)
+
+    @_builtins.property
+    @pulumi.getter
+    def group(self) -> pulumi.Input[Optional[_builtins.str]]:
+        """
+        Group whose members may open the tap, by name or number on the node.
+        """
+        return pulumi.get(self, "group")
+
+    @group.setter
+    def group(self, value: pulumi.Input[Optional[_builtins.str]]):
+        pulumi.set(self, "group", value)
 
     @_builtins.property
     @pulumi.getter
     def interface(self) -> pulumi.Input[Optional[_builtins.str]]:
         """
-        Existing device of the node that leads to the workload, such as a tap.
+        Existing device of the node that leads to the workload. It is attached when it appears: a moment after it can carry packets, if whoever makes it sets it up at once.
         """
         return pulumi.get(self, "interface")
 
     @interface.setter
     def interface(self, value: pulumi.Input[Optional[_builtins.str]]):
         pulumi.set(self, "interface", value)
+
+    @_builtins.property
+    @pulumi.getter(name="multiQueue")
+    def multi_queue(self) -> pulumi.Input[Optional[_builtins.bool]]:
+        """
+        Let the tap be opened once for each of several queues. Default: no.
+        """
+        return pulumi.get(self, "multi_queue")
+
+    @multi_queue.setter
+    def multi_queue(self, value: pulumi.Input[Optional[_builtins.bool]]):
+        pulumi.set(self, "multi_queue", value)
 
     @_builtins.property
     @pulumi.getter
@@ -102,6 +158,30 @@ class AttachArgs:
     @netns.setter
     def netns(self, value: pulumi.Input[Optional[_builtins.str]]):
         pulumi.set(self, "netns", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def owner(self) -> pulumi.Input[Optional[_builtins.str]]:
+        """
+        User who may open the tap, by name or number on the node. Default: root, or the members of `group`.
+        """
+        return pulumi.get(self, "owner")
+
+    @owner.setter
+    def owner(self, value: pulumi.Input[Optional[_builtins.str]]):
+        pulumi.set(self, "owner", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def tap(self) -> pulumi.Input[Optional[_builtins.str]]:
+        """
+        Name of a tap that is made on the node, persistent, for a virtual machine to open: judged before it carries a packet, also after a reboot.
+        """
+        return pulumi.get(self, "tap")
+
+    @tap.setter
+    def tap(self, value: pulumi.Input[Optional[_builtins.str]]):
+        pulumi.set(self, "tap", value)
 
 
 class BackendArgsDict(TypedDict):

@@ -38,29 +38,78 @@ __all__ = [
 @pulumi.output_type
 class Attach(dict):
     """
-    How the workload is attached. Exactly one of netns, interface must be given.
+    How the workload is attached. Exactly one of netns, tap, interface must be given.
     """
-    def __init__(__self__, *,
-                 interface: Optional[_builtins.str] = None,
-                 netns: Optional[_builtins.str] = None):
-        """
-        How the workload is attached. Exactly one of netns, interface must be given.
+    @staticmethod
+    def __key_warning(key: str):
+        suggest = None
+        if key == "multiQueue":
+            suggest = "multi_queue"
 
-        :param _builtins.str interface: Existing device of the node that leads to the workload, such as a tap.
-        :param _builtins.str netns: Network namespace of the workload (a name under /run/netns on the node); a veth pair is made for it, eth0 inside.
+        if suggest:
+            pulumi.log.warn(f"Key '{key}' not found in Attach. Access the value via the '{suggest}' property getter instead.")
+
+    def __getitem__(self, key: str) -> Any:
+        Attach.__key_warning(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default = None) -> Any:
+        Attach.__key_warning(key)
+        return super().get(key, default)
+
+    def __init__(__self__, *,
+                 group: Optional[_builtins.str] = None,
+                 interface: Optional[_builtins.str] = None,
+                 multi_queue: Optional[_builtins.bool] = None,
+                 netns: Optional[_builtins.str] = None,
+                 owner: Optional[_builtins.str] = None,
+                 tap: Optional[_builtins.str] = None):
         """
+        How the workload is attached. Exactly one of netns, tap, interface must be given.
+
+        :param _builtins.str group: Group whose members may open the tap, by name or number on the node.
+        :param _builtins.str interface: Existing device of the node that leads to the workload. It is attached when it appears: a moment after it can carry packets, if whoever makes it sets it up at once.
+        :param _builtins.bool multi_queue: Let the tap be opened once for each of several queues. Default: no.
+        :param _builtins.str netns: Network namespace of the workload (a name under /run/netns on the node); a veth pair is made for it, eth0 inside.
+        :param _builtins.str owner: User who may open the tap, by name or number on the node. Default: root, or the members of `group`.
+        :param _builtins.str tap: Name of a tap that is made on the node, persistent, for a virtual machine to open: judged before it carries a packet, also after a reboot.
+        """
+        if group is not None:
+            pulumi.set(__self__, "group", group)
         if interface is not None:
             pulumi.set(__self__, "interface", interface)
+        if multi_queue is not None:
+            pulumi.set(__self__, "multi_queue", multi_queue)
         if netns is not None:
             pulumi.set(__self__, "netns", netns)
+        if owner is not None:
+            pulumi.set(__self__, "owner", owner)
+        if tap is not None:
+            pulumi.set(__self__, "tap", tap)
+
+    @_builtins.property
+    @pulumi.getter
+    def group(self) -> Optional[_builtins.str]:
+        """
+        Group whose members may open the tap, by name or number on the node.
+        """
+        return pulumi.get(self, "group")
 
     @_builtins.property
     @pulumi.getter
     def interface(self) -> Optional[_builtins.str]:
         """
-        Existing device of the node that leads to the workload, such as a tap.
+        Existing device of the node that leads to the workload. It is attached when it appears: a moment after it can carry packets, if whoever makes it sets it up at once.
         """
         return pulumi.get(self, "interface")
+
+    @_builtins.property
+    @pulumi.getter(name="multiQueue")
+    def multi_queue(self) -> Optional[_builtins.bool]:
+        """
+        Let the tap be opened once for each of several queues. Default: no.
+        """
+        return pulumi.get(self, "multi_queue")
 
     @_builtins.property
     @pulumi.getter
@@ -69,6 +118,22 @@ class Attach(dict):
         Network namespace of the workload (a name under /run/netns on the node); a veth pair is made for it, eth0 inside.
         """
         return pulumi.get(self, "netns")
+
+    @_builtins.property
+    @pulumi.getter
+    def owner(self) -> Optional[_builtins.str]:
+        """
+        User who may open the tap, by name or number on the node. Default: root, or the members of `group`.
+        """
+        return pulumi.get(self, "owner")
+
+    @_builtins.property
+    @pulumi.getter
+    def tap(self) -> Optional[_builtins.str]:
+        """
+        Name of a tap that is made on the node, persistent, for a virtual machine to open: judged before it carries a packet, also after a reboot.
+        """
+        return pulumi.get(self, "tap")
 
 
 @pulumi.output_type
