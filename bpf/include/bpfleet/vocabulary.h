@@ -38,6 +38,9 @@ struct vocabulary {
 	struct port_interval port_intervals_value;
 	__u32 backend_entries_key;
 	struct backend backend_entries_value;
+	/* Known whole, so that __sk_buff leaves one struct to be declared only: clang orders several by where they lie in
+	 * its memory, and the same source would not always give the same object. */
+	struct bpf_flow_keys flow_keys;
 };
 
 const volatile struct vocabulary vocabulary = {};
