@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from bpfleet.model.document import Document
 from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.outcome import Committed, Refused
-from tests.e2e.traffic.ground import Ground
+from tests.e2e.traffic.ground import Ground, eventually
 from tests.fleet import document, node_policy
 
 pytest_plugins = ["tests.e2e.traffic.fixtures"]
@@ -120,3 +122,86 @@ def test_a_policy_that_would_cut_ssh_is_refused(ground: Ground, ports: list[Any]
     assert refusal.document == "policy/closed"
     assert "tcp port 22 of node h1" in str(refusal.error) and "failsafe_ports" in str(refusal.error)
     assert ground.writes() == before
+
+
+AGAIN_SECONDS = 60.0
+"""Until TCP sends again what got no answer, with pauses that double."""
+
+# Sends a number each tenth of a second to whoever connects, and takes what comes; ends with its standard input.
+TALKER = """
+import socket, sys, threading, time
+listening = socket.create_server(("", int(sys.argv[1])))
+def talk():
+    one = listening.accept()[0]
+    number = 0
+    while True:
+        one.sendall(number.to_bytes(4, "big"))
+        number += 1
+        time.sleep(0.1)
+threading.Thread(target=talk, daemon=True).start()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+# Reads only. On a line of its standard input it says how many numbers came, all in order; on "send" it sends first.
+LISTENER = """
+import socket, sys, threading
+one = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60)
+one.settimeout(None)
+count = 0
+def read():
+    global count
+    with one.makefile("rb") as numbers:
+        while part := numbers.read(4):
+            assert int.from_bytes(part, "big") == count
+            count += 1
+threading.Thread(target=read, daemon=True).start()
+for line in sys.stdin:
+    if line == "send\\n":
+        one.sendall(b"x")
+    print(count, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def listening(ground: Ground) -> Iterator[Callable[[str], int]]:
+    """A process of h1 that is connected to a talker in the world, which was there first."""
+    pipe, python, port = subprocess.PIPE, ["/usr/bin/python3", "-S", "-c"], "7200"
+    talker = ground.lab.world.popen([*python, TALKER, port], stdin=pipe, stdout=pipe, text=True)
+    assert talker.stdin is not None and talker.stdout is not None and talker.stdout.readline() == "ready\n"
+    listener = ground.lab.host("h1").popen(
+        [*python, LISTENER, ground.lab.world.address, port], stdin=pipe, stdout=pipe, text=True
+    )
+    assert listener.stdin is not None and listener.stdout is not None
+
+    def count(what: str = "") -> int:
+        assert listener.stdin is not None and listener.stdout is not None
+        listener.stdin.write(f"{what}\n")
+        listener.stdin.flush()
+        return int(listener.stdout.readline())
+
+    try:
+        yield count
+    finally:
+        for one in (listener, talker):
+            assert one.stdin is not None and one.stdout is not None
+            one.stdin.close()
+            one.wait(10)
+            one.stdout.close()
+
+
+def test_a_connection_of_the_host_that_is_older_than_its_policy(ground: Ground) -> None:
+    """Opened by the host before any policy selected it, there is no record of it. Inward its packets are judged as new
+    ones, and where ingress does not allow them they are dropped, until the host sends: its egress lets that pass, and
+    from then on the rest are answers. TCP loses nothing of it."""
+    ground.declare(*base(ground))
+    with listening(ground) as count:
+        assert eventually(count, lambda heard: heard > 5) > 5
+        ground.declare(*base(ground), node_policy("closed", {"name": "h1"}, ingress=[]))
+        dropped = ground.drops("h1")["denied_by_default"]
+        stalled = eventually(
+            lambda: ground.drops("h1")["denied_by_default"], lambda drops: drops > dropped + 2, AGAIN_SECONDS
+        )
+        assert stalled > dropped + 2, "what is sent again and again"
+        before = count()
+        assert count("send") == before
+        assert eventually(count, lambda heard: heard > before + 20, AGAIN_SECONDS) > before + 20
