@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from bpfleet.transport.target import Target
 RULES = 10_000
 FIRST_PORT = 20_000
 TCP_PORT, ANSWERS_PORT = 5_001, 5_002
-TRAFFIC = timing.BUILD / "traffic"
+TRAFFIC = "/traffic"
+"""bench/harness/traffic.c on a lab host, after `deliver`."""
 MTU = 1450
 BLOCKED = "203.0.113.0/24"
 
@@ -55,7 +57,7 @@ class Way:
 
     def traffic(self, *arguments: object) -> List[float]:
         """Run a mode of bench/harness/traffic.c at the client; the numbers it prints."""
-        words = [str(TRAFFIC), *(str(one) for one in arguments)]
+        words = [TRAFFIC, *(str(one) for one in arguments)]
         return [float(one) for one in self.client.run(words, workload="w1", timeout=_SECONDS).stdout.split()]
 
     def received(self) -> int:
@@ -137,13 +139,20 @@ class Beds:
         ]
 
 
+def deliver(lab: Lab) -> None:
+    """Put the traffic program on every host: a host does not see all of the machine's files."""
+    timing.build()
+    for host in lab.hosts.values():
+        shutil.copy(timing.BUILD / "traffic", f"/proc/{host.pid}/root{TRAFFIC}")
+
+
 @contextlib.contextmanager
 def up() -> Iterator[Beds]:
     """Both ways, provisioned."""
-    timing.build()
     name = f"bench-policy-{os.getpid()}"
     with tempfile.TemporaryDirectory() as directory:
         with Lab.up(name, 4, 1, directory=Path(directory), guarded=True) as lab, Fleet() as fleet:
+            deliver(lab)
             beds = Beds(lab, fleet)
             beds.provision()
             yield beds
@@ -155,7 +164,7 @@ def serving(ways: List[Way], cpu: int, port: int) -> Iterator[None]:
     started: List[subprocess.Popen[str]] = []
     try:
         for way in ways:
-            words = [str(TRAFFIC), "serve", str(cpu), str(port)]
+            words = [TRAFFIC, "serve", str(cpu), str(port)]
             started.append(way.server.popen(words, workload="w1", stdout=subprocess.PIPE, text=True))
         for one in started:
             assert one.stdout is not None

@@ -20,8 +20,7 @@ import time
 from pathlib import Path
 from typing import Callable, ContextManager, Dict, Iterator, List, Mapping, Tuple
 
-from bench import timing
-from bench.policy_beds import TRAFFIC, host_cidr
+from bench.policy_beds import TRAFFIC, deliver, host_cidr
 from bench.report import Measurement, table
 from bench.survival_fleet import CLUSTER, Documents, change, document, host_target, identity, node
 from bpfleet.lab import Host, Lab
@@ -40,7 +39,7 @@ class Probe:
 
     def __init__(self, host: Host) -> None:
         self.host = host.name
-        words = [str(TRAFFIC), "probe", "/run/netns/w1", "/run/netns/w2", _address(host, 2), str(PORT), str(EVERY_MS)]
+        words = [TRAFFIC, "probe", "/run/netns/w1", "/run/netns/w2", _address(host, 2), str(PORT), str(EVERY_MS)]
         self._process = host.popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._changed = threading.Condition()
         self._at: Dict[bool, int] = {}
@@ -69,10 +68,10 @@ class Probe:
 
 def measure() -> List[Measurement]:
     """policy_change_20_nodes_p99_seconds."""
-    timing.build()
     name = f"bench-change-{os.getpid()}"
     with tempfile.TemporaryDirectory() as directory:
         with Lab.up(name, HOSTS, 2, directory=Path(directory), guarded=True) as lab:
+            deliver(lab)
             targets = {host.name: host_target(lab, host) for host in lab.hosts.values()}
             with Fleet() as fleet:
                 change(fleet, targets, _documents(lab))
