@@ -85,6 +85,9 @@ def test_check_and_diff_of_a_change(controller: Controller) -> None:
     (change,) = [part for part in checked["h3"].result["diff"] if "after" in part]
     assert "action: deny" in change["before"] and "action: deny" not in change["after"]
     assert any("policies" in part.get("prepared", "") for part in checked["h3"].result["diff"]), "steps in words"
+    counted = {entry["map"]: entry for entry in checked["h3"].result["capacity"]}
+    assert counted["addresses"]["used"] == counted["addresses"]["wanted"] > 0
+    assert counted["policy_entries"]["wanted"] <= counted["policy_entries"]["limit"] == 262144
     assert "h3" not in {host for host, _ in controller.quickstart("--check").changed}, "the check kept nothing"
 
 
