@@ -1,9 +1,10 @@
 """On a lab host: the installed agent on the real kernel, at one place of whose work the victims are killed.
 
-    killed_agent.py CHECKOUT INSTALLED VICTIMS PLACE:NUMBER
+    killed_agent.py CHECKOUT INSTALLED VICTIMS PLACE:NUMBER[/PLACE:NUMBER]
 
 Places as in tests/agent/killed.py. VICTIMS: `agent` (this process), `watchdog`, or `agent+watchdog`. The watchdog is
-the real one, started as the agent itself would.
+the real one, started as the agent itself would. With a second place the watchdog is killed too, there, while it puts
+back what the agent left.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 sys.path[:0] = [sys.argv[2], sys.argv[1]]
 
-from bpfleet.agent import wire  # noqa: E402
+from bpfleet.agent import watchdog, wire  # noqa: E402
 from bpfleet.agent.guard import Guard  # noqa: E402
 from bpfleet.agent.main import PINS, command, real_kernel  # noqa: E402
 from bpfleet.agent.node import Agent  # noqa: E402
@@ -67,8 +68,23 @@ def end_watchdogs() -> None:
         os.close(process)
 
 
+def watch(place: str) -> int:
+    """Be the watchdog that is killed at a place."""
+    happen_at(place)
+    options = sys.argv[6:]
+    if "--detach" in options:
+        watchdog.detach()
+    transaction, name = (options[options.index(option) + 1] for option in ("--transaction", "--socket"))
+    kernel: Any = KilledKernel
+    return watchdog.Watchdog(ROOT, transaction, kernel).run(name)
+
+
 def main() -> int:
-    victims, place = sys.argv[3].split("+"), sys.argv[4]
+    victims = sys.argv[3].split("+")
+    place, _, second = sys.argv[4].partition("/")
+    if sys.argv[5:6] == ["watchdog"]:
+        return watch(second)
+    watched_by = [sys.executable, "-I", "-S", "-B", *sys.argv[:5], "watchdog"] if second else command(ROOT)
 
     def happen() -> None:
         if "watchdog" in victims:
@@ -78,7 +94,7 @@ def main() -> int:
 
     happen_at(place, happen)
     kernel: Any = KilledKernel
-    agent = Agent(ROOT, kernel, local=True, pins=PINS, arm=lambda transaction: Guard(command(ROOT), transaction))
+    agent = Agent(ROOT, kernel, local=True, pins=PINS, arm=lambda transaction: Guard(watched_by, transaction))
     agent.files = agent.journal_file._files = agent.store._files = KilledFiles(ROOT)
     return serve(agent, 0, 1)
 

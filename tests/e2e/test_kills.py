@@ -203,3 +203,28 @@ def test_killed_at_each_step_under_traffic(node: Node) -> None:
     assert streams.end() == {}
     with node.agent() as call:
         assert call("status")["drift"] == []
+
+
+def test_the_watchdog_killed_while_it_puts_back_under_traffic(node: Node) -> None:
+    """The agent dies at its last step, so that there is much to put back; the watchdog in the midst of that. The next
+    agent finds both halves done and ends it."""
+    last = node.steps() - 1
+    streams = Streams(node.ground, ROUTES, INTERVAL_SECONDS)
+    for step in range(0, last, 1 if ALL else last // 3):
+        with node.agent() as call:
+            before = call("hello")["generation"]
+        assert node.apply(node.forth, 60.0, "agent", f"done:{last}/step:{step}") is None
+        end = time.monotonic() + LONGEST_SECONDS
+        while node.host.run(["pgrep", "-f", "watchdog --transaction"], check=False).returncode == 0:
+            assert time.monotonic() < end, f"the watchdog did not come to step {step}"
+            time.sleep(0.1)
+        pending = node.pending()
+        if pending is None:
+            assert step > last // 2, "there are fewer steps back than forth, but not so few"
+            break
+        assert pending["state"] == "applying"
+        with node.agent() as call:
+            assert "was rolled back" in call("hello")["resolved"]
+            status = call("status")
+        assert (status["generation"], status["pending"], status["drift"]) == (before, None, [])
+    assert streams.end() == {}
