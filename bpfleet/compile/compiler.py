@@ -138,7 +138,7 @@ class Compiler:
             lambda: _state(cluster, own, place, subjects, sets, balanced, hooked, facts.jiffy_ns),
         )
         warnings = [warning for item in resolved for warning in item.warnings]
-        warnings.extend(balanced.warnings)
+        warnings += self._cidr_warnings(resolved, documents)
         if balanced.summaries and not facts.cgroup:
             warnings.append(NO_CGROUP)
         return Compiled(
@@ -180,6 +180,18 @@ class Compiler:
                 )
             )
         return resolved
+
+    def _cidr_warnings(self, resolved: Sequence[Resolved], documents: DocumentSet) -> List[str]:
+        nodes, node_hashes = documents.of_kind("node"), documents.fingerprint("node")
+        found: List[str] = []
+        for item in resolved:
+            if item.cidrs:
+                found += self._memo.get(
+                    ("cidr warnings", item.name),
+                    (item.cidrs, node_hashes),
+                    lambda item=item: policy.cidr_warnings(item, nodes),  # type: ignore[misc]
+                )
+        return found
 
     def _sets(self, sides: Sequence[Side], ids: Mapping[Content, int]) -> Dict[str, Dict[int, Table]]:
         """The prefix sets and port sets that the sides name, each once."""

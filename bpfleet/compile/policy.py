@@ -5,8 +5,9 @@ What is made of them for the kernel is in entries.py.
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from bpfleet.compile.intervals import PortRange
 from bpfleet.compile.prefixes import Network, prefix_of
@@ -76,6 +77,8 @@ class Resolved:
     rules: Tuple[Rule, ...]
     waiting: Tuple[str, ...]
     warnings: Tuple[str, ...]
+    cidrs: Tuple[Tuple[str, str], ...] = ()
+    """Its CIDR peers: path and network."""
 
     def rules_of(self, direction: str) -> List[Rule]:
         """Its rules for one direction."""
@@ -120,7 +123,34 @@ def resolve(document: Document, index: LabelIndex, nodes: Nodes, groups: Mapping
         rules=tuple(rules),
         waiting=tuple(reader.waiting),
         warnings=tuple(reader.warnings),
+        cidrs=tuple(_cidrs(document)),
     )
+
+
+def cidr_warnings(item: Resolved, nodes: Mapping[str, Document]) -> Tuple[str, ...]:
+    """A CIDR peer that can mean nobody but endpoints or a node means nobody: for people who expect it to."""
+    found: List[str] = []
+    for path, cidr in item.cidrs:
+        prefix: Any = ipaddress.ip_network(cidr)
+        for name, node in sorted(nodes.items()):
+            own = [*node.spec["workload_cidrs"], node.spec["address"]]
+            if any(prefix.version == known.version and prefix.subnet_of(known) for known in map(_network, own)):
+                what = f"{cidr} is of node {name} and its endpoints, which a CIDR never means"
+                found.append(f"policy/{item.name}, {path}: {what}; use labels or an entity")
+                break
+    return tuple(found)
+
+
+def _network(text: str) -> Any:
+    return ipaddress.ip_network(text)
+
+
+def _cidrs(document: Document) -> Iterator[Tuple[str, str]]:
+    for direction in DIRECTIONS:
+        for number, rule in enumerate(document.spec.get(direction, ())):
+            for index, peer in enumerate(rule.get("peers") or ()):
+                if "cidr" in peer:
+                    yield f"{direction}[{number}].peers[{index}].cidr", peer["cidr"]
 
 
 class _Reader:

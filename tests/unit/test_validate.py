@@ -6,6 +6,7 @@ from typing import List, Tuple
 
 import pytest
 
+from bpfleet.compile.compiler import Compiler
 from bpfleet.compile.validate import validate
 from bpfleet.errors import NumberTaken
 from bpfleet.model.document import Document, DocumentSet
@@ -116,3 +117,20 @@ def test_an_mtu_that_does_not_fit_the_underlay() -> None:
     documents = DocumentSet([fleet.cluster(["h1"], mtu=1451), fleet.node(1)])
     (error,) = validate(documents, fleet.facts(1))
     assert (error.resource, error.field) == ("cluster/fleet", "routing.mtu") and "1450" in error.remedy
+
+
+def test_a_cidr_that_can_mean_nobody_is_warned_of() -> None:
+    """It would mean endpoints or a node, which no CIDR does; one that holds more than those is as it should be."""
+    peers = [{"cidr": cidr} for cidr in ("10.77.2.0/25", "10.0.0.0/8", "192.168.77.1/32", "fd77:0:0:1::7/128", "::/0")]
+    documents = DocumentSet([*fleet.quickstart(), fleet.policy("p", {"app": "web"}, egress=[{}, {"peers": peers}])])
+    compiler = Compiler()
+    told = [text for text in compiler.compile(documents, fleet.facts(1)).warnings if text.startswith("policy/p")]
+    end = "which a CIDR never means; use labels or an entity"
+    assert told == [
+        f"policy/p, egress[1].peers[0].cidr: 10.77.2.0/25 is of node h2 and its endpoints, {end}",
+        f"policy/p, egress[1].peers[2].cidr: 192.168.77.1/32 is of node h1 and its endpoints, {end}",
+        f"policy/p, egress[1].peers[3].cidr: fd77:0:0:1::7/128 is of node h1 and its endpoints, {end}",
+    ]
+    moved = fleet.document("node", "h2", **{**fleet.node(2).spec, "workload_cidrs": ["10.78.2.0/24"]})
+    later = compiler.compile(documents.changed([moved], []), fleet.facts(1)).warnings
+    assert [text for text in later if text.startswith("policy/p")] == told[1:]
