@@ -54,7 +54,7 @@ After=network-pre.target
 
 [Service]
 ExecStartPre=/bin/sh -c 'ls /sys/fs/bpf/bpfleet/links >/run/before-network; for hook in ingress egress; do \
-tc filter show dev eth0 $hook; done >>/run/before-network; ip -brief address show dev eth0 >>/run/before-network'
+tc filter show dev eth0 $$hook; done >>/run/before-network; ip -brief address show dev eth0 >>/run/before-network'
 """
 DROP_IN = "/etc/systemd/system/vm-seed.service.d/late.conf"
 # What makes the workloads' namespaces comes late, as container engines do.
