@@ -37,6 +37,12 @@ def lab(needs_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield up
 
 
+@pytest.fixture(scope="session")
+def lab_name() -> Callable[[], str]:
+    """Names for labs that tests bring up themselves."""
+    return _name
+
+
 @pytest.fixture
 def make_lab(needs_root: None, tmp_path: Path) -> Iterator[Callable[..., Lab]]:
     """Lab.up with a name and folder of its own: make_lab(nodes=2, workloads=1, mtu=...)."""

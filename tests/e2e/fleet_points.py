@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bpfleet.agent import wire
 from bpfleet.transport.channel import Broken, Connection, Connector, Deadline, DialFailed, Stream
@@ -31,6 +31,19 @@ from bpfleet.transport.target import Target
 Point = Sequence[str]
 SCHEDULE = Schedule(attempts=2, seconds=10.0)
 TIMEOUTS = Timeouts(request=10.0, by_method={"stage": 60.0, "apply": 60.0, "rollback": 10.0})
+
+
+class Points(Protocol):
+    """What happens at a point."""
+
+    reached: bool
+    """Whether the host is cut off."""
+
+    def at(self, method: str, when: str, until: Deadline) -> None:
+        """This is the point, of work that has so long. Broken if the host is cut off there."""
+
+    def check(self) -> None:
+        """Broken if the host is cut off."""
 
 
 class Interrupted(Connector):
@@ -49,17 +62,17 @@ class Interrupted(Connector):
         self._dials += 1
         try:
             if self._dials == 2:
-                self.at("dial", "before")
+                self.at("dial", "before", until)
             self.check()
         except Broken as broken:
             raise DialFailed(str(broken), again=False) from broken
-        return _Connection(self._inner(target, until), self)
+        return WatchedConnection(self._inner(target, until), self)
 
     def close(self) -> None:
         self._inner.close()
 
-    def at(self, *point: str) -> None:
-        if not self.reached and point == self._point:
+    def at(self, method: str, when: str, until: Deadline) -> None:
+        if not self.reached and (method, when) == self._point:
             self.reached = True
             self._happen()
             self.check()
@@ -69,8 +82,10 @@ class Interrupted(Connector):
             raise Broken("cut off")
 
 
-class _Connection(Connection):
-    def __init__(self, inner: Connection, points: Interrupted) -> None:
+class WatchedConnection(Connection):
+    """A connection whose points are told."""
+
+    def __init__(self, inner: Connection, points: Points) -> None:
         self._inner = inner
         self._points = points
 
@@ -87,7 +102,7 @@ class _Connection(Connection):
 
 
 class _Stream:
-    def __init__(self, inner: Stream, connection: Connection, points: Interrupted) -> None:
+    def __init__(self, inner: Stream, connection: Connection, points: Points) -> None:
         self._inner = inner
         self._connection = connection
         self._points = points
@@ -100,20 +115,20 @@ class _Stream:
         self._points.check()
         if data.startswith(b"{"):
             self._method = str(wire.decode(data).get("method"))
-        self._at("before")
+        self._at("before", until)
         self._inner.send(data, until)
-        self._at("sent")
+        self._at("sent", until)
 
     def receive(self, until: Deadline) -> bytes:
         self._points.check()
         data = self._inner.receive(until)
         if data:
-            self._at("answered")
+            self._at("answered", until)
         return data
 
-    def _at(self, when: str) -> None:
+    def _at(self, when: str, until: Deadline) -> None:
         try:
-            self._points.at(self._method, when)
+            self._points.at(self._method, when, until)
         except Broken:
             self._connection.close()
             raise

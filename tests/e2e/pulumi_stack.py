@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,11 @@ def name_of(urn: str) -> str:
 class Stack:
     """One stack. `resources` is the program: change it, then call `up`."""
 
-    def __init__(self, folder: Path, cli: str, name: str = "test", parallel: int | None = 64) -> None:
-        """`parallel`: how many operations at once; None for Pulumi's own choice."""
+    def __init__(
+        self, folder: Path, cli: str, name: str = "test", parallel: int | None = 64, meeting: Path | None = None
+    ) -> None:
+        """`parallel`: how many operations at once; None for Pulumi's own choice. `meeting`: the folder where its plugin
+        comes by, under the stack's name (meeting.py)."""
         self.folder = folder
         self.resources: dict[str, dict[str, Any]] = {}
         (folder / "state").mkdir(parents=True)
@@ -71,6 +75,10 @@ class Stack:
         self._environment.pop("PULUMI_PARALLEL", None)
         if parallel is not None:
             self._environment["PULUMI_PARALLEL"] = str(parallel)
+        self._plugin = ROOT / "provider"
+        if meeting is not None:
+            self._plugin = ROOT / "tests" / "e2e" / "met_plugin"
+            self._environment.update(MEETING=str(meeting), MEETING_WHO=name)
         self._write()
         self._run("stack", "init", name)
 
@@ -78,7 +86,7 @@ class Stack:
         program = {
             "name": "e2e",
             "runtime": "yaml",
-            "plugins": {"providers": [{"name": "bpfleet", "path": str(ROOT / "provider")}]},
+            "plugins": {"providers": [{"name": "bpfleet", "path": str(self._plugin)}]},
             "resources": self.resources,
         }
         (self.folder / "Pulumi.yaml").write_text(json.dumps(program))
@@ -93,6 +101,28 @@ class Stack:
             stdin=subprocess.DEVNULL,
             timeout=COMMAND_SECONDS,
         )
+
+    @contextlib.contextmanager
+    def begun_up(self) -> Iterator[subprocess.Popen[bytes]]:
+        """The engine of a `pulumi up` that goes on meanwhile, and is killed afterwards if it still does."""
+        self._write()
+        with subprocess.Popen(
+            ["pulumi", "up", "--yes", "--skip-preview", "--non-interactive"],
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as engine:
+            try:
+                yield engine
+            finally:
+                engine.kill()
+
+    def cancel(self) -> None:
+        """`pulumi cancel`: what a killed engine has locked."""
+        done = self._run("cancel", "--yes")
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def up(self, *options: str, ok: bool = True) -> Run:
         """`pulumi up`; fails the test unless its success is `ok`."""

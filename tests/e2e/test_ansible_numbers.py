@@ -10,7 +10,6 @@ import json
 import os
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,8 @@ from bpfleet.transport.fleet import Fleet
 from provider.directory import Directory
 from provider.writing import Put, Result, Writer
 from tests.e2e.ansible_play import Controller, Played, tasks
+from tests.e2e.kept import generations, meanings
+from tests.e2e.meeting import Meeting, MeetingConnector
 from tests.unit.test_transport_numbers import colliding
 from tools.build_collection import assemble
 
@@ -65,33 +66,12 @@ def identities(labels: Mapping[str, dict[str, str]]) -> list[dict[str, Any]]:
     return [{"kind": "identity", "name": name, "spec": {"labels": each}} for name, each in labels.items()]
 
 
-def generations(controller: Controller, name: str) -> list[dict[int, str]]:
-    """Labels by number in every generation that a host keeps, the latest last."""
-    script = "cd /var/lib/bpfleet/generations && for each in $(ls | sort -n); do cat $each; echo; done"
-    text = controller.lab.host(name).run(["sh", "-c", script]).stdout
-    found = []
-    for line in filter(None, text.splitlines()):
-        items = json.loads(line)["items"]
-        specs = [item["document"]["spec"] for item in items if item["document"]["kind"] == "identity"]
-        found.append({spec["number"]: canonical_json(spec["labels"]) for spec in specs})
-        assert len(found[-1]) == len(specs), f"{name} uses a number for two"
-    return found
-
-
 def assert_one_number_for_one(controller: Controller, labels: Sequence[dict[str, str]]) -> None:
     """On every node the same, and no number ever meant anything else on any."""
-    meanings: dict[int, set[str]] = defaultdict(set)
-    latest = {}
-    for name in controller.lab.hosts:
-        kept = generations(controller, name)
-        latest[name] = kept[-1]
-        for generation in kept:
-            for number, text in generation.items():
-                meanings[number].add(text)
-    one, *others = latest.values()
+    one, *others = (generations(host)[-1] for host in controller.lab.hosts.values())
     assert set(one.values()) >= {canonical_json(each) for each in labels}
     assert all(other == one for other in others), "two nodes disagree"
-    assert all(len(texts) == 1 for texts in meanings.values()), "a number had two meanings"
+    assert all(len(texts) == 1 for texts in meanings(controller.lab).values()), "a number had two meanings"
 
 
 def assert_changed_everywhere(controller: Controller, played: Played, action: str) -> None:
@@ -148,8 +128,12 @@ def test_a_playbook_and_a_second_controller_at_once(controller: Controller) -> N
     assert_one_number_for_one(controller, [*colliding()[:5], *more])
 
 
-def test_a_number_that_another_takes_between_allocation_and_stage(controller: Controller, tmp_path: Path) -> None:
-    """The playbook has chosen the number, and is held before the deciding node is offered it: so is every host."""
+def test_a_number_that_another_has_staged_before_and_commits_between_allocation_and_stage(
+    controller: Controller, tmp_path: Path
+) -> None:
+    """The playbook has chosen a number, and is held before the deciding node is offered it. The other has had the same
+    staged everywhere; it commits it on that node, and comes to the rest only when the playbook is through: if that
+    had offered the number to the rest meanwhile, the number would mean two."""
     mine, other = colliding("race")[:2]
     first = controller.lab.host(min(controller.lab.hosts))
     (tmp_path / "reached").mkdir()
@@ -160,24 +144,45 @@ def test_a_number_that_another_takes_between_allocation_and_stage(controller: Co
         "SSH_POINTS": str(tmp_path),
     }
     put = tasks(("identity", {"cluster": "prod", "name": "mine", "labels": mine}))
-    with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(controller.play, put, environment=environment)
+    meeting = Meeting(tmp_path / "meeting")
+    rest = [name for name in controller.lab.hosts if name != first.name]
+    meeting.plan(
+        {
+            f"other.{first.name}.apply.before": ["playbook held"],
+            **{f"other.{name}.apply.before": ["playbook through"] for name in rest},
+        }
+    )
+
+    def write() -> list[Result]:
+        with (
+            Fleet(connector=MeetingConnector(meeting, "other")) as fleet,
+            ThreadPoolExecutor(8) as workers,
+        ):
+            directory = Directory(lambda: fleet, workers)
+            view = directory.view("prod", {first.name: controller.target(first.name)})
+            assert view is not None
+            writer = Writer(fleet, directory, view, "pulumi:other/stack", threading.Event())
+            return list(writer.write([Put("identity", "other", {"labels": other})], []).values())
+
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(write)
         try:
+            meeting.wait_for(*(f"other.{name}.stage.answered" for name in controller.lab.hosts))
+            run = pool.submit(controller.play, put, environment=environment)
             until = time.monotonic() + 120
             while not (tmp_path / "reached" / first.address).exists():
                 assert time.monotonic() < until and not run.done(), "the run never came there"
                 time.sleep(0.05)
-            with Fleet() as fleet, ThreadPoolExecutor(8) as workers:
-                directory = Directory(lambda: fleet, workers)
-                view = directory.view("prod", {first.name: controller.target(first.name)})
-                assert view is not None
-                writer = Writer(fleet, directory, view, "pulumi:other/stack", threading.Event())
-                (result,) = writer.write([Put("identity", "other", {"labels": other})], []).values()
-        finally:
+            (meeting.folder / "playbook held").touch()
+            meeting.wait_for(f"other.{first.name}.confirm.answered")
             (tmp_path / "go").touch()
-        played = run.result(300)
-    assert result.error is None and not result.lagging
+            played = run.result(300)
+        finally:
+            for path in (tmp_path / "go", meeting.folder / "playbook held", meeting.folder / "playbook through"):
+                path.touch()
+        (result,) = writing.result(300)
     assert {task.outcome for task in played.results} == {"ok"}
+    assert result.error is None and not result.lagging
     assert_one_number_for_one(controller, [mine, other])
 
 
@@ -190,7 +195,7 @@ def test_a_run_without_the_deciding_node_gives_no_number(controller: Controller)
         assert f"cannot get a number yet: {first}, which decides" in result.message
         assert f"with {first} in it" in result.message
     assert not any(
-        "late" in text for name in ("h2", "h3", first) for text in generations(controller, name)[-1].values()
+        "late" in text for name in ("h2", "h3", first) for text in generations(controller.lab.host(name))[-1].values()
     )
     controller.play(put, "--limit", first)
     # What it has, others may have.

@@ -1,6 +1,7 @@
 """Identity numbers under two Pulumi processes at once, with hashes that collide, over lab hosts.
 
-tests/unit/test_transport_numbers.py goes through many interleavings of the same.
+The two meet where only the order of nodes keeps a number from being two: both have staged the same ones everywhere, and
+each would be first on other nodes. tests/unit/test_transport_numbers.py goes through many random interleavings.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import pytest
 
 from bpfleet.lab import Lab
 from bpfleet.transport.fleet import Fleet
+from tests.e2e.kept import meanings
+from tests.e2e.meeting import Meeting
 from tests.e2e.pulumi_stack import Stack, cli_folder, cluster, node
 from tests.e2e.test_transport import target_of
 from tests.unit.test_transport_numbers import AT_ONCE, colliding
@@ -61,8 +64,9 @@ def numbers(lab: Lab) -> dict[str, dict[str, int]]:
 
 
 def test_two_stacks_that_want_the_same_numbers_both_finish(lab: Lab, tmp_path: Path) -> None:
-    cli, labels = cli_folder(), colliding()
-    one, two = Stack(tmp_path / "one", cli, "one"), Stack(tmp_path / "two", cli, "two")
+    cli, labels, meeting = cli_folder(), colliding(), Meeting(tmp_path / "meeting")
+    meeting.plan({})
+    one, two = (Stack(tmp_path / name, cli, name, meeting=meeting.folder) for name in ("one", "two"))
     for name, host in lab.hosts.items():
         one.resources[name] = node(host, lab.private_key)
     one.resources["fleet"] = cluster(*NODES)
@@ -70,9 +74,18 @@ def test_two_stacks_that_want_the_same_numbers_both_finish(lab: Lab, tmp_path: P
     for index in range(AT_ONCE):
         one.resources[f"one-{index}"] = identity("${fleet.handle}", labels[index])
         two.resources[f"two-{index}"] = identity(handle(lab), labels[AT_ONCE + index])
+    # If both went to all nodes at once: one would be first on h1, two on the others.
+    meeting.plan(
+        {
+            "one.h1.apply.before": [f"two.{name}.stage.answered" for name in NODES],
+            "two.h1.apply.before": ["one.h1.confirm.answered"],
+            **{f"one.{name}.apply.before": [f"two.{name}.confirm.answered"] for name in NODES[1:]},
+        }
+    )
     with ThreadPoolExecutor(2) as pool:
         for run in [pool.submit(stack.up) for stack in (one, two)]:
             assert not run.result(300).all_errors
+    assert all(len(meant) == 1 for meant in meanings(lab).values()), "a number meant two at some time"
     held = numbers(lab)
     assert len(held["h1"]) == len(set(held["h1"].values())) == 2 * AT_ONCE
     assert held["h2"] == held["h3"] == held["h1"]
