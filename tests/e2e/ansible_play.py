@@ -84,6 +84,7 @@ class Controller:
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self._sockets),
             "ANSIBLE_PIPELINING": "1",
             "ANSIBLE_FORKS": "20",
+            "ANSIBLE_TIMEOUT": "60",  # on a machine that is busy with other tests, a login may take long
             "ANSIBLE_RETRY_FILES_ENABLED": "0",
             "ANSIBLE_LOCALHOST_WARNING": "0",
         }

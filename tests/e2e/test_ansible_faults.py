@@ -183,7 +183,8 @@ def test_new_connections_that_are_cut_after_the_change_put_it_back(controller: C
     runs: list[Any] = []
 
     def run() -> None:
-        runs.append(controller.play(playbook(controller, "new"), ok=False, environment=held.environment))
+        environment = {**held.environment, "ANSIBLE_TIMEOUT": "10"}  # what is cut is tried for as long
+        runs.append(controller.play(playbook(controller, "new"), ok=False, environment=environment))
 
     thread = threading.Thread(target=run)
     thread.start()

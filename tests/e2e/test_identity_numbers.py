@@ -75,11 +75,14 @@ def test_two_stacks_that_want_the_same_numbers_both_finish(lab: Lab, tmp_path: P
         one.resources[f"one-{index}"] = identity("${fleet.handle}", labels[index])
         two.resources[f"two-{index}"] = identity(handle(lab), labels[AT_ONCE + index])
     # If both went to all nodes at once: one would be first on h1, two on the others.
+    staged = {who: [f"{who}.{name}.stage.answered" for name in NODES] for who in ("one", "two")}
+    first, *rest = NODES
     meeting.plan(
         {
-            "one.h1.apply.before": [f"two.{name}.stage.answered" for name in NODES],
-            "two.h1.apply.before": ["one.h1.confirm.answered"],
-            **{f"one.{name}.apply.before": [f"two.{name}.confirm.answered"] for name in NODES[1:]},
+            f"one.{first}.apply.before": staged["two"],
+            f"two.{first}.apply.before": [f"one.{first}.confirm.answered"],
+            **{f"one.{name}.apply.before": [f"two.{name}.confirm.answered"] for name in rest},
+            **{f"two.{name}.apply.before": staged["one"] for name in rest},
         }
     )
     with ThreadPoolExecutor(2) as pool:

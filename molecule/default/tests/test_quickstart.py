@@ -22,7 +22,7 @@ def test_the_host_is_its_node_and_nothing_drifts_or_waits(host: Any, status: dic
     assert status["node"] == host.backend.host
     assert status["cluster"] == "shop"
     assert (status["drift"], status["waiting"], status["pending"], status["fitness"]) == ([], [], None, [])
-    assert status["documents"] == {"cluster": 1, "node": 3, "identity": 6, "endpoint": 6, "policy": 4}
+    assert status["documents"] == {"cluster": 1, "node": 3, "identity": 6, "endpoint": 6, "policy": 4, "service": 1}
 
 
 def test_programs_are_attached(host: Any, status: dict[str, Any]) -> None:
