@@ -5,8 +5,9 @@ Pulumi calls Create, Update and Delete once a resource, in parallel. What has ar
 - A Check of a new resource and a Diff with changes announce a call. While announced calls have not arrived, the
   batch waits for them; when none is announced, for `QUIET` without an arrival. (Deletes are never announced.)
 - An announced call may never come, as what it depends on failed, or as it depends on a call in the batch itself:
-  after `STALL` without any news the batch goes.
-- The engine runs only so many calls at once. When a batch had to go by `STALL` with n calls in it, the next one with
+  after a stall without any news the batch goes. A stall is `STALL`, and where news come slowly, as on a busy machine,
+  `PATIENCE` times the longest pause between two of them, up to `STALL_MOST`.
+- The engine runs only so many calls at once. When a batch had to go by a stall with n calls in it, the next one with
   n calls is taken to be all that the engine will send.
 
 `Batch` is pure: the time is an argument. `Batcher` is the task that drives one.
@@ -19,6 +20,8 @@ from typing import Awaitable, Callable, Generic, List, Optional, Set, TypeVar
 
 QUIET = 0.030
 STALL = 0.250
+STALL_MOST = 2.0
+PATIENCE = 4
 
 Item = TypeVar("Item")
 
@@ -31,26 +34,33 @@ class Batch(Generic[Item]):
         self._waiting: List[Item] = []
         self._last_arrival = 0.0
         self._last_news = 0.0
+        self._longest_pause = 0.0
         self._ceiling: Optional[int] = None
 
     def announce(self, urn: str, now: float) -> None:
         """A call for `urn` is likely to come."""
         self._announced.add(urn)
-        self._last_news = now
+        self._hear(now)
 
     def withdraw(self, urn: str, now: float) -> None:
         """The call for `urn` came, but has nothing to add to the batch."""
         if urn in self._announced:
             self._announced.discard(urn)
-            self._last_news = now
+            self._hear(now)
 
     def arrive(self, urn: str, item: Item, now: float) -> None:
         """The call for `urn` waits in the batch."""
         self._announced.discard(urn)
+        self._hear(now)
         self._waiting.append(item)
-        self._last_arrival = self._last_news = now
+        self._last_arrival = now
         if self._ceiling is not None and len(self._waiting) > self._ceiling:
             self._ceiling = None
+
+    def _hear(self, now: float) -> None:
+        if self._waiting:  # otherwise it may have been busy with something else, such as the last batch
+            self._longest_pause = max(self._longest_pause, now - self._last_news)
+        self._last_news = now
 
     @property
     def expecting(self) -> bool:
@@ -63,13 +73,15 @@ class Batch(Generic[Item]):
             return None
         if not self._announced or len(self._waiting) == self._ceiling:
             return self._last_arrival + QUIET
-        return self._last_news + STALL
+        stall = min(STALL_MOST, max(STALL, PATIENCE * self._longest_pause))
+        return self._last_news + stall
 
     def take(self) -> List[Item]:
         """What waits, which no longer does."""
         if self._announced and self._ceiling is None:
             self._ceiling = len(self._waiting)
         taken, self._waiting = self._waiting, []
+        self._longest_pause = 0.0
         return taken
 
 

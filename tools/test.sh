@@ -1,22 +1,16 @@
 #!/usr/bin/env bash
-# All tests: what needs no lab, then what brings up lab hosts, then the traffic tests once more with programs attached as
-# clsact filters. Two workers each: much of a test is waiting.
+# All tests, and beside them the traffic tests once more with programs attached as clsact filters. Four workers on two
+# cores: much of a test in the lab is waiting, during which those that only compute go on (tests/conftest.py has the order).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 failed=0
-
-# The kernel waits 14 ms for an RCU grace period for each program that is attached, and tests attach tens of thousands.
-# Nothing here is about that wait.
-setting=/sys/kernel/rcu_expedited
-if [ -w $setting ]; then
-	before=$(cat $setting)
-	trap 'echo "$before" >$setting' EXIT
-	echo 1 >$setting
-fi
-
-run() { .venv/bin/pytest -q -n 2 --dist loadfile "$@" || failed=1; }
-run tests --ignore tests/e2e --ignore tests/vm
-run tests/e2e
+said=$(mktemp)
+trap 'kill $(jobs -p) 2>/dev/null; rm -f "$said"' EXIT
+run() { .venv/bin/pytest -q --dist loadfile --no-loadscope-reorder "$@"; }
+BPFLEET_TEST_NO_TCX=1 run -n 1 tests/e2e/test_traffic_*.py >"$said" 2>&1 &
+clsact=$!
+run -n 3 tests --ignore tests/vm || failed=1
+wait "$clsact" || failed=1
 echo "traffic tests with clsact filters:"
-BPFLEET_TEST_NO_TCX=1 run tests/e2e/test_traffic_*.py
+cat "$said"
 exit $failed

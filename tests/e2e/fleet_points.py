@@ -29,6 +29,8 @@ from bpfleet.transport.ssh import SshConnector
 from bpfleet.transport.target import Target
 
 Point = Sequence[str]
+DEADLINE_SECONDS = 20.0
+"""To confirm in: not the usual minute, which somebody would wait for after each change that is cut off."""
 SCHEDULE = Schedule(attempts=2, seconds=10.0)
 TIMEOUTS = Timeouts(request=10.0, by_method={"stage": 60.0, "apply": 60.0, "rollback": 10.0})
 
@@ -114,7 +116,11 @@ class _Stream:
     def send(self, data: bytes, until: Deadline) -> None:
         self._points.check()
         if data.startswith(b"{"):
-            self._method = str(wire.decode(data).get("method"))
+            request = wire.decode(data)
+            self._method = str(request.get("method"))
+            if self._method == "apply":
+                request["params"]["deadline_seconds"] = DEADLINE_SECONDS
+                data = wire.encode(request)
         self._at("before", until)
         self._inner.send(data, until)
         self._at("sent", until)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import List
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provider.batching import QUIET, STALL, Batch, Batcher
+from provider.batching import PATIENCE, QUIET, STALL, STALL_MOST, Batch, Batcher
 
 
 def test_nothing_waits() -> None:
@@ -40,8 +41,24 @@ def test_news_of_others_put_a_stall_off() -> None:
     batch: Batch[str] = Batch()
     batch.announce("b", 0.0)
     batch.arrive("a", "a", 0.1)
-    batch.announce("c", 0.3)
-    assert batch.due() == 0.3 + STALL
+    batch.announce("c", 0.11)
+    assert batch.due() == 0.11 + STALL
+
+
+def test_where_news_come_slowly_a_batch_is_patient() -> None:
+    """A busy machine must not make three transactions of one."""
+    batch: Batch[str] = Batch()
+    for urn in "abcdef":
+        batch.announce(urn, 0.0)
+    batch.arrive("a", "a", 30.0)
+    assert batch.due() == 30.0 + STALL, "what was before anything waited says nothing"
+    batch.arrive("b", "b", 30.2)
+    assert batch.due() == pytest.approx(30.2 + PATIENCE * 0.2)
+    batch.arrive("c", "c", 30.9)
+    assert batch.due() == 30.9 + STALL_MOST
+    assert batch.take() == ["a", "b", "c"]
+    batch.arrive("d", "d", 99.0)
+    assert batch.due() == 99.0 + STALL
 
 
 def test_withdrawn_calls_are_not_waited_for() -> None:
