@@ -29,7 +29,7 @@ NEIGHBOUR = 2  # the device of the other endpoint of this node
 NODE, MEMBER, HOST_PEER = "192.0.2.1", timing.TUNNEL_MEMBER, "192.0.2.9"
 HERE, THERE, NEXT_DOOR = "10.0.0.1", "10.1.0.1", "10.0.0.2"
 IDENTITY, OTHER = 70_000, timing.TUNNEL_IDENTITY
-PORT, FIRST_PORT = 80, 40_000
+PORT, HIGH_PORT, FIRST_PORT = 80, 50_000, 40_000
 
 _PORTS_AT = 14 + 20
 _MAC = "02:00:00:00:00:01"
@@ -69,8 +69,9 @@ def populate(host_policy: bool) -> kernel.Datapath:
         nothing = {"rule_id": 0, "action": 0, "shapes": 0, "denies": 0, "flags": 0}
         header = {"peer": ENUMS["policy_peer"]["header"], "direction": direction, "protocol": 0, "port": 0}
         entries.append((header, {**nothing, "shapes": ENUMS["policy_shape"]["any_port"]}))
-        key = {"peer": 0, "direction": direction, "protocol": frames.TCP, "port": PORT}
-        entries.append((key, {**nothing, "rule_id": 1, "action": ENUMS["policy_action"]["allow"]}))
+        for port in (PORT, HIGH_PORT):
+            key = {"peer": 0, "direction": direction, "protocol": frames.TCP, "port": port}
+            entries.append((key, {**nothing, "rule_id": 1, "action": ENUMS["policy_action"]["allow"]}))
     for identity in (IDENTITY, ENUMS["identity"]["host"]):
         datapath.set_policy(identity, entries)
     return datapath
@@ -89,6 +90,7 @@ class Flow:
     host_policy: bool = False
     tunnelled: bool = False  # it comes with a tunnel key
     protocol: int = frames.TCP
+    port: int = PORT
     goal: bool = True
 
 
@@ -99,6 +101,9 @@ FLOWS: Dict[str, Flow] = {
     "from_endpoint_both_ends": Flow("from_endpoint", HERE, NEXT_DOOR, "from_endpoint", goal=False),
     "from_tunnel": Flow("from_tunnel", THERE, HERE, "from_tunnel", tunnelled=True),
     "from_tunnel_reply": Flow("from_tunnel", THERE, HERE, "from_endpoint", is_reply=True, tunnelled=True),
+    "from_tunnel_high_port": Flow(
+        "from_tunnel", THERE, HERE, "from_tunnel", tunnelled=True, port=HIGH_PORT, goal=False
+    ),
     "to_endpoint": Flow("to_endpoint", NODE, HERE, "to_endpoint"),
     "to_tunnel_with_key": Flow("to_tunnel", HERE, THERE, None, tunnelled=True),
     "to_tunnel": Flow("to_tunnel", NODE, THERE, None),
@@ -108,7 +113,8 @@ FLOWS: Dict[str, Flow] = {
     "to_underlay_host": Flow("to_underlay", NODE, HOST_PEER, "to_underlay", host_policy=True),
     "to_underlay_host_tunnel": Flow("to_underlay", NODE, MEMBER, None, host_policy=True, protocol=frames.UDP),
 }
-"""With `host`: a policy selects this node. Local delivery judges for both ends and is therefore two hooks in one."""
+"""With `host`: a policy selects this node. Outside the goal: local delivery, which judges for both ends and is two
+hooks in one, and a service whose port is higher than its client's, whose packets are looked up twice (admit.h)."""
 
 
 class Bed:
@@ -141,7 +147,7 @@ class Bed:
         name = f"opener of {flow.hook}"
         self.datapath.programs[name] = self.program(flow.opened_by, flow.opened_by == "from_tunnel")
         for number in range(CONNECTIONS):
-            frame = frames.ether(frames.tcp(source, destination, (FIRST_PORT + number, PORT)))
+            frame = frames.ether(frames.tcp(source, destination, (FIRST_PORT + number, flow.port)))
             self.datapath.run_raw(name, frame, bytes(192))
         connections = self.datapath.maps["connections"]
         keys = connections.keys()
@@ -157,8 +163,8 @@ class Bed:
             frame = frames.ether(frames.udp(flow.source, flow.destination, (FIRST_PORT, TUNNEL_PORT)))
             ports = [(port, TUNNEL_PORT) for port in drawn]
         else:
-            frame = frames.ether(frames.tcp(flow.source, flow.destination, (FIRST_PORT, PORT), frames.ACK))
-            ports = [(PORT, port) if flow.is_reply else (port, PORT) for port in drawn]
+            frame = frames.ether(frames.tcp(flow.source, flow.destination, (FIRST_PORT, flow.port), frames.ACK))
+            ports = [(flow.port, port) if flow.is_reply else (port, flow.port) for port in drawn]
         program = self.program(flow.hook, flow.tunnelled)
         return timing.Variant(program, frame, _PORTS_AT, [struct.pack("!HH", *pair) for pair in ports])
 

@@ -55,18 +55,19 @@ def time_verdicts(kind: str) -> timing.Timed:
 def measure() -> List[Measurement]:
     """policy_established_* and policy_new_*."""
     results: List[Measurement] = []
+    bare: Dict[int, float] = {}
     for kind in ("established", "new"):
         timed = time_verdicts(kind)
+        bare = bare or {rules: timed.ns[f"bare_{rules}"] for rules in RULES}
         note = f"net of {timed.empty_ns} ns for an empty program; as many workloads and connections as rules"
         for rules in RULES:
-            sides = {"bare look-up": timed.ns[f"bare_{rules}"]} if kind == "established" else {}
+            sides = {"bare look-up": bare[rules]}
             results.append(Measurement(f"policy_{kind}_{rules}", timed.ns[str(rules)], "ns", sides=sides, note=note))
         few = timed.ns[str(FEW)]
         for rules in (MANY, MOST):
             ratio = round(timed.ns[str(rules)] / few, 3)
             sides = {str(rules): timed.ns[str(rules)], str(FEW): few}
-            if kind == "established":
-                sides["bare look-up grows by ns"] = round(timed.ns[f"bare_{rules}"] - timed.ns[f"bare_{FEW}"], 1)
+            sides["bare look-up grows by ns"] = round(bare[rules] - bare[FEW], 1)
             goal = GOALS[kind, rules]
             name = f"policy_{kind}_{rules // 1000}k_over_{FEW}"
             results.append(Measurement(name, ratio, "ratio", at_most=goal, sides=sides, note=note))
