@@ -2,7 +2,6 @@
 
     __main__.py      tells an old Python what is missing, else starts bpfleet.agent.main
     bpfleet/         what runs on hosts: errors, model, compile, loader, agent, observe
-    pyroute2/        as installed here (pure Python), with its licences
     objects/         *.bpf.o
     host/            what is put elsewhere on the host (boot script, units, udev rule), rendered from templates/host
 
@@ -12,7 +11,6 @@ build/agent.pyz and prints its path, size and digest.
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import os
 import sys
@@ -83,7 +81,7 @@ class Artefact:
 
 
 def build(objects: Path = OBJECTS) -> Artefact:
-    """The artefact from this checkout's code, the installed pyroute2 and the objects in a directory.
+    """The artefact from this checkout's code and the objects in a directory.
 
     Raises HostFailed for missing objects and for more than MOST_BYTES.
     """
@@ -114,7 +112,6 @@ def _entries(objects: Path) -> Iterator[Tuple[str, bytes]]:
         name = path.relative_to(CHECKOUT).as_posix()
         if name not in CONTROLLER_ONLY:
             yield name, path.read_bytes()
-    yield from _pyroute2()
     for name, text in host_files().items():
         yield f"host/{name}", text.encode()
     for name in OBJECT_NAMES:
@@ -133,17 +130,6 @@ def host_files() -> Dict[str, str]:
     )
     names = sorted(path.name for path in TEMPLATES.glob("*.j2"))
     return {name[: -len(".j2")]: environment.get_template(name).render(_RENDERED) for name in names}
-
-
-def _pyroute2() -> Iterator[Tuple[str, bytes]]:
-    distribution = importlib.metadata.distribution("pyroute2")
-    for file in distribution.files or []:
-        name = file.as_posix()
-        path = Path(str(distribution.locate_file(file)))
-        if name.startswith("pyroute2/") and path.suffix == ".py":
-            yield name, path.read_bytes()
-        elif ".dist-info/" in name and "LICENSE" in path.name.upper():
-            yield f"pyroute2/{path.name}", path.read_bytes()
 
 
 def main() -> int:

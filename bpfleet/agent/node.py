@@ -96,7 +96,7 @@ class Agent:
 
     @property
     def kernel(self) -> Kernel:
-        """The kernel side; made (and libbpf and pyroute2 with it) on first use."""
+        """The kernel side; made (and libbpf with it) on first use."""
         if self._kernel is None:
             self._kernel = self._make_kernel()
         return self._kernel

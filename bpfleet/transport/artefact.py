@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,4 +38,3 @@ def _inputs() -> Iterator[Path]:
         yield from (path for path in (package / name).rglob("*") if path.suffix == ".py" or path.is_dir())
     yield from OBJECTS.glob("*.bpf.o")
     yield from (TEMPLATES, *TEMPLATES.glob("*.j2"))
-    yield Path(str(importlib.metadata.distribution("pyroute2").locate_file("pyroute2/__init__.py")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -410,10 +409,9 @@ rig.close()
 def started(python: str, objects: Path, scratch: Path, then: str) -> subprocess.Popen[str]:
     """Another process that brings up a host of its own; it prints the ids of its programs."""
     root = Path(__file__).resolve().parents[2]
-    pyroute2 = Path(importlib.util.find_spec("pyroute2").origin).parents[1]  # type: ignore[union-attr, arg-type]
     return subprocess.Popen(
         [python, "-B", "-c", BRING, str(objects), str(scratch), then],
-        env={**os.environ, "PYTHONPATH": f"{root}:{pyroute2}"},
+        env={**os.environ, "PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -452,16 +450,6 @@ def _alive(number: int) -> bool:
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------
-
-
-def test_reading_imports_no_pyroute2() -> None:
-    """The agent's no-op path: pyroute2 costs more to import than the reading itself."""
-    code = (
-        "import sys; from bpfleet.loader.real import RealKernel; from bpfleet.model.state import NodeState\n"
-        "RealKernel('build/bpf', pins='/sys/fs/bpf/none').read(NodeState())\n"
-        "assert not [name for name in sys.modules if name.startswith('pyroute2')]"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_nothing_left_when_empty_again(real_rig: RealRig) -> None:

@@ -1,4 +1,4 @@
-"""Imports point down only; pure layers do no I/O; hosts need the standard library and pyroute2 alone."""
+"""Imports point down only; pure layers do no I/O; hosts need the standard library alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ IMPURE = {
     "asyncio", "ctypes", "datetime", "fcntl", "mmap", "os", "pathlib", "random", "secrets", "select", "shutil",
     "socket", "subprocess", "sys", "tempfile", "threading", "time", "uuid",
 }  # fmt: skip
-HOST_THIRD_PARTY = {"pyroute2"}
 
 
 def _modules(*folders: str) -> Iterator[Path]:
@@ -87,7 +86,7 @@ def test_hosts_need_nothing_but_what_the_agent_carries() -> None:
 
     from bpfleet.agent.artefact import CONTROLLER_ONLY
 
-    known: Set[str] = set(sys.stdlib_module_names) | {"bpfleet"} | HOST_THIRD_PARTY
+    known: Set[str] = set(sys.stdlib_module_names) | {"bpfleet"}
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in _modules(*HOST_LAYERS)
