@@ -49,7 +49,7 @@ NUMBERS = {name: fleet.identity(name, labels).spec["number"] for name, labels in
 ADDRESSES = {"identity/b": "10.77.1.2"}
 OUTSIDE = ("198.51.100.7", "198.51.100.200", "203.0.113.9", "192.0.2.200", "8.8.8.8")
 PORTS = (1, 55, 80, 150, 443, 8080)
-FLIPS = 60
+FLIPS = 40
 BATCH = 60
 _SK_BUFF_SIZE, _IFINDEX = 192, 40
 
