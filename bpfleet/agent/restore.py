@@ -24,7 +24,8 @@ from bpfleet.errors import BpfleetError
 if TYPE_CHECKING:
     from bpfleet.agent.journal import Head
     from bpfleet.agent.node import Agent
-    from bpfleet.model.state import Facts
+    from bpfleet.loader.steps import Step
+    from bpfleet.model.state import Facts, NodeState
 
 NAMESPACES = Path("/run/netns")
 WAIT_SECONDS = 330.0
@@ -58,20 +59,24 @@ def restore(agent: Agent) -> Tuple[Optional[str], List[BpfleetError]]:
 
 def _realise(agent: Agent, head: Head) -> Tuple[int, List[BpfleetError]]:
     """Bring a generation into the kernel; how many steps that took. A device that fails is left out, and told."""
-    from bpfleet.loader.apply import apply
     from bpfleet.loader.plan import plan
 
     failures: List[BpfleetError] = []
     lost: List[str] = []
-    done = 0
+    done, is_first = 0, True
     while True:
         want = agent.confirmed_state(head, lambda facts: _without(facts, lost))
-        steps = plan(want, agent.kernel.read(want))
+        have = agent.kernel.read(want)
+        absent = _absent(want, have)
+        if is_first and absent and not have.programs:
+            done += _all_but(agent, head, absent)
+            have = agent.kernel.read(want)
+        is_first = False
+        steps = plan(want, have)
         if not steps:
             return done, failures
         try:
-            agent.kernel.prepare(want.programs)
-            apply(agent.kernel, steps)
+            _do(agent, want, steps)
             return done + len(steps), failures
         except BpfleetError as error:
             step = error.details.get("step")
@@ -81,15 +86,47 @@ def _realise(agent: Agent, head: Head) -> Tuple[int, List[BpfleetError]]:
             done += int(step or 0)
             lost.append(place)
             failures.append(error)
-        finally:
-            agent.kernel.release()
 
 
-def _place(want: object, step: object) -> Optional[str]:
+def _do(agent: Agent, want: NodeState, steps: List[Step]) -> None:
+    from bpfleet.loader.apply import apply
+
+    try:
+        agent.kernel.prepare(want.programs)
+        apply(agent.kernel, steps)
+    finally:
+        agent.kernel.release()
+
+
+def _absent(want: NodeState, have: NodeState) -> List[str]:
+    """Namespaces and names of the endpoints' devices that are to be made."""
+    from bpfleet.model.state import Tap, Veth
+
+    made = [device for name, device in want.devices.items() if name not in have.devices]
+    return [
+        device.netns if isinstance(device, Veth) else device.name for device in made if isinstance(device, (Veth, Tap))
+    ]
+
+
+def _all_but(agent: Agent, head: Head, absent: List[str]) -> int:
+    """Where nothing is in force, as at boot: first all that needs no endpoint's device, as these take the kernel longer
+    than all the rest. How many steps that took. What fails here fails again, and is told, with the devices.
+    """
+    from bpfleet.loader.plan import plan
+
+    want = agent.confirmed_state(head, lambda facts: _without(facts, absent))
+    steps = plan(want, agent.kernel.read(want))
+    try:
+        _do(agent, want, steps)
+    except BpfleetError:
+        return 0
+    return len(steps)
+
+
+def _place(want: NodeState, step: object) -> Optional[str]:
     """The device or namespace that a step is about, if the rest can do without it."""
-    from bpfleet.model.state import Adopted, NodeState, Tap, Veth
+    from bpfleet.model.state import Adopted, Tap, Veth
 
-    assert isinstance(want, NodeState)
     device = getattr(step, "device", None) or getattr(getattr(step, "route", None), "device", None)
     found = want.devices.get(device) if isinstance(device, str) else device
     if isinstance(found, Veth):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import socket
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Union
+from typing import AbstractSet, Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from bpfleet.errors import HostFailed
-from bpfleet.loader import requests, rtnl, taps
+from bpfleet.loader import requests, taps
 from bpfleet.loader.kernel import Found
 from bpfleet.loader.requests import Message, Requests
-from bpfleet.loader.rtnl import Link, Reader, inside
+from bpfleet.loader.rtnl import Link, Reader, inside, namespace_of
 from bpfleet.model.state import DEVICE_PREFIX, TUNNEL_DEVICE, Adopted, Tap, Veth, Vxlan
 
 _GLOBAL = 0
@@ -189,44 +189,53 @@ class Devices:
     def _ensure_veth(self, device: Veth) -> None:
         with Requests() as host:
             link = host.link(device.name)
-            is_new = link is None
             if link is None:
-                link = self._create_veth(host, device)
+                self._make_veth(host, device)
+                return
             # First, as a device that gets another MAC forgets its neighbours.
             self._send(host, _adjusted(link, device.mac, device.mtu))
-            there = _neighbours(host, link, is_new)
-            wanted = [(address, device.peer_mac) for address in device.peer_addresses]
-            self._send(host, [requests.put_neighbour(link.index, *one) for one in wanted if one not in there])
+            there = {(item.address, item.mac) for item in host.neighbours() if item.index == link.index}
+            self._send(host, _neighbours(link.index, device.peer_addresses, device.peer_mac, there))
         with inside(device.netns), Requests() as workload:
             peer = _required(workload, device.peer_name)
             self._send(workload, _adjusted(peer, device.peer_mac, device.mtu))
-            messages = [requests.no_link_local(device.peer_name)] if is_new and _has_ipv6() else []
-            messages += _addresses(workload, peer, device, is_new)
+            messages = _addresses(workload, peer, device)
             if not peer.up:
                 messages.append(requests.set_up(peer.index, True))
-            there = _neighbours(workload, peer, is_new)
-            gateways = [(gateway, device.mac) for gateway in device.gateways]
-            messages += [requests.put_neighbour(peer.index, *one) for one in gateways if one not in there]
+            there = {(item.address, item.mac) for item in workload.neighbours() if item.index == peer.index}
+            messages += _neighbours(peer.index, device.gateways, device.mac, there)
             messages += [requests.put_default_route(peer.index, gateway) for gateway in device.gateways]
             self._send(workload, messages)
 
-    def _create_veth(self, host: Requests, device: Veth) -> Link:
-        with inside(device.netns), Reader() as workload:
-            if workload.link(device.peer_name) is not None:
-                raise HostFailed(
-                    f"network namespace {device.netns} has a device {device.peer_name} already",
-                    remedy="Remove it, or attach the endpoint to it by interface instead of by namespace.",
-                )
-        with (rtnl.NAMESPACES / device.netns).open("rb") as namespace:
-            messages = [
-                requests.new_veth(
-                    device.name, device.mac, device.mtu, device.peer_name, device.peer_mac, namespace.fileno()
-                )
-            ]
-            if _has_ipv6():
+    def _make_veth(self, host: Requests, device: Veth) -> None:
+        """A pair that is not there, of which nothing has to be read: after a reboot there are a thousand."""
+        has_ipv6 = _has_ipv6()
+        self._create_veth(host, device, has_ipv6=has_ipv6)
+        self._send(host, _neighbours(_index(device.name), device.peer_addresses, device.peer_mac))
+        with inside(device.netns), Requests() as workload:
+            index = _index(device.peer_name)
+            messages = [requests.no_link_local(device.peer_name)] if has_ipv6 else []
+            messages += [requests.add_address(index, item) for item in device.peer_addresses]
+            messages.append(requests.set_up(index, True))
+            messages += _neighbours(index, device.gateways, device.mac)
+            messages += [requests.put_default_route(index, gateway) for gateway in device.gateways]
+            self._send(workload, messages)
+
+    def _create_veth(self, host: Requests, device: Veth, *, has_ipv6: bool) -> None:
+        names = (device.name, device.mac, device.mtu, device.peer_name, device.peer_mac)
+        with namespace_of(device.netns) as namespace:
+            messages = [requests.new_veth(*names, namespace)]
+            if has_ipv6:
                 messages.append(requests.no_link_local(device.name))
-            self._send(host, messages)
-        return _required(host, device.name)
+            codes = host.exchange(*messages)[1]
+        if codes[0] == errno.EEXIST:  # not the host side, which was looked for
+            raise HostFailed(
+                f"network namespace {device.netns} has a device {device.peer_name} already",
+                remedy="Remove it, or attach the endpoint to it by interface instead of by namespace.",
+            )
+        for code in codes:
+            requests.check(code)
+        self._count(len(codes))
 
     def _send(self, to: Requests, messages: List[Message]) -> None:
         self._count(to.do(*messages))
@@ -241,10 +250,8 @@ def _adjusted(link: Link, mac: str, mtu: int) -> List[Message]:
     return messages + ([requests.set_mtu(link.index, mtu)] if link.mtu != mtu else [])
 
 
-def _addresses(workload: Reader, peer: Link, device: Veth, is_new: bool) -> List[Message]:
-    there: List[rtnl.Address] = []
-    if not is_new:
-        there = [item for item in workload.addresses() if item.index == peer.index and item.scope == _GLOBAL]
+def _addresses(workload: Reader, peer: Link, device: Veth) -> List[Message]:
+    there = [item for item in workload.addresses() if item.index == peer.index and item.scope == _GLOBAL]
     known = {item.address for item in there}
     messages = [
         requests.delete_address(peer.index, item.address, item.prefix)
@@ -254,10 +261,11 @@ def _addresses(workload: Reader, peer: Link, device: Veth, is_new: bool) -> List
     return messages + [requests.add_address(peer.index, item) for item in device.peer_addresses if item not in known]
 
 
-def _neighbours(reader: Reader, link: Link, is_new: bool) -> Set[Tuple[str, str]]:
-    if is_new:
-        return set()
-    return {(item.address, item.mac) for item in reader.neighbours() if item.index == link.index}
+def _neighbours(
+    index: int, addresses: Sequence[str], mac: str, there: AbstractSet[Tuple[str, str]] = frozenset()
+) -> List[Message]:
+    """The entries that are missing."""
+    return [requests.put_neighbour(index, address, mac) for address in addresses if (address, mac) not in there]
 
 
 def _has_ipv6() -> bool:
@@ -271,12 +279,22 @@ def _lookup(name: str) -> Optional[int]:
         return None
 
 
+def _index(name: str) -> int:
+    """The index of a device that was made just now."""
+    index = _lookup(name)
+    if index is None:
+        raise _vanished(name)
+    return index
+
+
 def _required(reader: Reader, name: str) -> Link:
     link = reader.link(name)
     if link is None:
-        raise HostFailed(
-            f"device {name} vanished while it was being set up",
-            remedy="Apply again.",
-            details={"errno": errno.ENODEV},
-        )
+        raise _vanished(name)
     return link
+
+
+def _vanished(name: str) -> HostFailed:
+    return HostFailed(
+        f"device {name} vanished while it was being set up", remedy="Apply again.", details={"errno": errno.ENODEV}
+    )

@@ -96,6 +96,21 @@ def inside(namespace: Optional[str]) -> Iterator[None]:
     if namespace is None:
         yield
         return
+    with namespace_of(namespace) as target:
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _enter(target)
+            try:
+                yield
+            finally:
+                _enter(home)
+        finally:
+            os.close(home)
+
+
+@contextmanager
+def namespace_of(namespace: str) -> Iterator[int]:
+    """A descriptor of a named network namespace. Raises HostFailed if there is none."""
     path = NAMESPACES / namespace
     try:
         target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -105,16 +120,10 @@ def inside(namespace: Optional[str]) -> Iterator[None]:
             file=str(path),
             remedy=f"Create it (ip netns add {namespace}), or remove the endpoint that is attached to it.",
         ) from error
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _enter(target)
-        try:
-            yield
-        finally:
-            _enter(home)
+        yield target
     finally:
         os.close(target)
-        os.close(home)
 
 
 def _enter(fd: int) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,9 @@ from bpfleet.loader.maps import Maps
 from bpfleet.loader.objects import Objects
 from bpfleet.loader.pins import Pins
 from bpfleet.loader.plan import plan
+from bpfleet.loader.requests import Requests
 from bpfleet.loader.rows import STRAY
-from bpfleet.loader.steps import LoadProgram
+from bpfleet.loader.steps import EnsureDevice, LoadProgram
 from bpfleet.model.state import NodeState, Program, Table
 from tests.agent.pythons import python39
 from tests.contract.rigs import UNDERLAY, RealRig, with_constants
@@ -367,6 +369,27 @@ def test_a_namespace_made_again(real_rig: RealRig) -> None:
     real_rig.sandbox.command("ip", "netns", "add", "w1")
     bring(real_rig.kernel, TWO)
     assert real_rig.kernel.read(TWO) == TWO
+
+
+def test_a_new_veth_takes_few_sockets_and_sends(real_rig: RealRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reboot makes a thousand of them anew."""
+    bring(real_rig.kernel, ONE)
+    real_rig.lose_device(veth(1).name)
+    made: list[str] = []
+
+    def counted(name: str, what: str) -> None:
+        method = getattr(Requests, name)
+
+        def call(*arguments: Any) -> Any:
+            made.append(what)
+            return method(*arguments)
+
+        monkeypatch.setattr(Requests, name, call)
+
+    counted("__init__", "socket")
+    counted("exchange", "send")
+    real_rig.kernel.do(EnsureDevice(veth(1)))
+    assert (made.count("socket"), made.count("send")) == (2, 3)
 
 
 def test_a_taken_name_inside_is_not_overwritten(real_rig: RealRig) -> None:

@@ -1,0 +1,96 @@
+"""In which order a node that was rebooted is brought back, and what becomes of a device that cannot be made."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List, Optional
+
+from bpfleet.agent.journal import Head
+from bpfleet.agent.restore import _realise
+from bpfleet.compile.compiler import Compiler
+from bpfleet.errors import HostFailed
+from bpfleet.loader.fake import FakeKernel
+from bpfleet.loader.steps import Attach, EnsureDevice, Step
+from bpfleet.model.document import DocumentSet
+from bpfleet.model.state import Facts, NodeState, Tap, Veth
+from tests import fleet
+
+MACHINE = fleet.document(
+    "endpoint", "vm", node="h1", identity="web", addresses=["10.77.1.9"], attach={"tap": "vm0", "owner": "qemu"}
+)
+DOCUMENTS = DocumentSet(
+    [
+        fleet.cluster(["h1"]),
+        fleet.node(1),
+        fleet.identity("web"),
+        *(fleet.endpoint(f"e{n}", 1, n, "web") for n in (1, 2)),
+        MACHINE,
+    ]
+)
+
+
+class Kernel(FakeKernel):
+    """Notes what it is asked to do; makes no tap if told so."""
+
+    no_taps = False
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.asked: List[Step] = []
+
+    def do(self, step: Step) -> None:
+        self.asked.append(step)
+        if self.no_taps and isinstance(step, EnsureDevice) and isinstance(step.device, Tap):
+            raise HostFailed("the host has no user qemu, who shall open tap vm0")
+        super().do(step)
+
+
+class Node:
+    """What restoring asks of an agent."""
+
+    def __init__(self) -> None:
+        facts = fleet.facts(1)
+        self.kernel = Kernel(dict(facts.devices), ("w1", "w2"))
+        self.compiler = Compiler()
+
+    def confirmed_state(self, head: Head, seen: Callable[[Facts], Facts] = lambda facts: facts) -> NodeState:
+        return self.compiler.compile(DOCUMENTS, seen(self.kernel.facts("h1"))).state
+
+
+def restored(node: Node) -> List[str]:
+    """What is said to have failed."""
+    steps, failures = _realise(node, Head())  # type: ignore[arg-type]
+    assert steps == len(node.kernel.asked) - len(failures)
+    return [str(failure) for failure in failures]
+
+
+def first(asked: List[Step], which: Callable[[Step], bool]) -> Optional[int]:
+    return next((number for number, step in enumerate(asked) if which(step)), None)
+
+
+def test_all_that_needs_no_endpoints_device_comes_first() -> None:
+    node = Node()
+    assert restored(node) == []
+    asked = node.kernel.asked
+    made = first(asked, lambda step: isinstance(step, EnsureDevice) and isinstance(step.device, (Veth, Tap)))
+    assert made is not None
+    others = {step.device for step in asked[:made] if isinstance(step, Attach)}
+    assert "eth0" in others and "bpfleet_vxlan" in others
+    later = {step.device for step in asked[made:] if isinstance(step, Attach)}
+    assert len(later) == 3 and not later & others
+    assert node.kernel.unjudged == []
+    node.kernel.asked.clear()
+    assert restored(node) == [] and node.kernel.asked == []
+
+
+def test_a_tap_that_cannot_be_made_holds_nothing_up() -> None:
+    node = Node()
+    node.kernel.no_taps = True
+    (said,) = restored(node)
+    assert "no user qemu" in said
+    assert len([name for name, hook in node.kernel.links if hook == "ingress" and name.startswith("bpf-")]) == 2
+    assert "vm0" not in {name for name, _ in node.kernel.links}
+    # As soon as it can be made, it is.
+    node.kernel.no_taps = False
+    node.kernel.asked.clear()
+    assert restored(node) == []
+    assert ("vm0", "ingress") in node.kernel.links
