@@ -86,6 +86,11 @@ def answered(at: str, sent: bytes, got: bytes, *events: Mapping[str, Any], via: 
     return Send("to_endpoint", f.ether(sent), "pass", {"to_endpoint": 1}, at, via, out=f.ether(got), events=events)
 
 
+def later_part(source: str, destination: str, **more: Any) -> bytes:
+    """A later fragment, of the datagram that all others are of."""
+    return f.ip(source, destination, f.UDP, b"x" * 16, fragment=1480, **more)
+
+
 def flow_cases(family: int) -> List[Case]:
     """There and back, wherever the backend is; TCP and UDP alike."""
     x = ADDRESSES[family]
@@ -231,6 +236,32 @@ def flow_cases(family: int) -> List[Case]:
             local("b", "a", udp(b, a, FROM_B), udp(front, a, FROM, hops=63)),
             local("a", "b", udp(a, b, TO_B), udp(a, b, TO_B, hops=63)),
             local("b", "a", udp(b, a, FROM_B), udp(b, a, FROM_B, hops=63)),
+        )),
+        ("a datagram in parts, there and back", (
+            Frontend(front, PORT, f.UDP, ((b, BACKEND),)),
+            Policy("b", (Rule("ingress", 12, IDENTITIES["a"], f.UDP, BACKEND),), ("egress", "ingress")),
+            local("a", "b", f.udp(a, front, TO, more=True), f.udp(a, b, TO_B, more=True, hops=63), allowed("egress"), allowed("ingress", 12)),
+            local("a", "b", later_part(a, front), later_part(a, b, hops=63)),
+            local("b", "a", f.udp(b, a, FROM_B, more=True), f.udp(front, a, FROM, more=True, hops=63)),
+            local("b", "a", later_part(b, a), later_part(front, a, hops=63)),
+            local("a", "b", later_part(a, front), later_part(a, b, hops=63)),
+        )),
+        ("a datagram in parts to another node, and its answer by the stack", (
+            Frontend(front, PORT, f.UDP, ((c, BACKEND),)),
+            Policy("a", (Rule("egress", 12, IDENTITIES["c"], f.UDP, BACKEND),), ("egress", "ingress")),
+            tunnelled("a", f.udp(a, front, TO, more=True), f.udp(a, c, TO_B, more=True, hops=63), allowed("egress", 12)),
+            tunnelled("a", later_part(a, front), later_part(a, c, hops=63)),
+            answered("a", f.udp(c, a, FROM_B, more=True), f.udp(front, a, FROM, more=True), via="vxlan"),
+            answered("a", later_part(c, a), later_part(front, a), via="vxlan"),
+        )),
+        ("a later fragment before its first is nobody's; without backends none is answered", (
+            Frontend(front, PORT, f.UDP, ((b, BACKEND),)),
+            Policy("a", (Rule("egress", 12, IDENTITIES["b"]),), ("egress",)),
+            shot("from_endpoint", "a", later_part(a, front), "fragment"),
+            local("a", "b", f.udp(a, front, TO, more=True), f.udp(a, b, TO_B, more=True, hops=63), allowed("egress", 12), allowed("ingress")),
+            local("a", "b", later_part(a, front), later_part(a, b, hops=63)),
+            Frontend(front, PORT, f.UDP),
+            shot("from_endpoint", "a", later_part(a, front), "service_no_backend"),
         )),
         ("a reset to a frontend without backends is answered by nothing", (
             Frontend(front, PORT, f.TCP),

@@ -15,8 +15,8 @@
  * A backend that is no longer listed gets no more packets. Its UDP flows go to another; so do its TCP connections, whose
  * new backend knows nothing of them and resets them, so that the client connects anew.
  *
- * Not done: later fragments of what goes to a frontend. They are judged as what they are, packets to an address that is
- * nobody's.
+ * A later fragment is known by its first one (fragment.h), as sent to the frontend; only its address is exchanged. If its
+ * first one is not remembered, it is what it looks like, a packet to an address that is nobody's.
  */
 #pragma once
 
@@ -47,6 +47,7 @@ struct exchange {
 	__u32 transport; /* and of what follows it */
 	__u8 is_source;
 	__u8 is_v6;
+	__u8 is_later; /* a later fragment: no transport header */
 	__u8 protocol;
 };
 
@@ -100,8 +101,11 @@ static __always_inline int exchange_end(struct __sk_buff *skb, const struct exch
 	__u32 check = transport_check(exchange);
 	__u32 sum = exchange_sum(exchange);
 
-	if (exchange_address(skb, exchange, sum, BPF_F_RECOMPUTE_CSUM) ||
-	    bpf_l4_csum_replace(skb, check, 0, sum, BPF_F_PSEUDO_HDR | flags))
+	if (exchange_address(skb, exchange, sum, BPF_F_RECOMPUTE_CSUM))
+		return REASON_REWRITE;
+	if (exchange->is_later) /* the checksum, in the first fragment, is over the whole datagram */
+		return 0;
+	if (bpf_l4_csum_replace(skb, check, 0, sum, BPF_F_PSEUDO_HDR | flags))
 		return REASON_REWRITE;
 	if (exchange->from_port == exchange->to_port)
 		return 0;
@@ -188,13 +192,11 @@ __noinline int balance_back(struct __sk_buff *skb, struct packet *packet, const 
 	exchange.to_port = frontend->port;
 	exchange.protocol = opened->protocol;
 	exchange.is_v6 = packet->is_v6;
+	exchange.is_later = packet->part == PART_LATER;
 	if (packet->kind == PACKET_RELATED)
 		return balance_error(skb, packet, &exchange, true);
 	exchange.is_source = 1;
 	exchange.transport = packet->transport;
-	/* The checksum, in the first fragment, is over the whole datagram. */
-	if (packet->part == PART_LATER)
-		return exchange_address(skb, &exchange, exchange_sum(&exchange), BPF_F_RECOMPUTE_CSUM) ? REASON_REWRITE : 0;
 	return exchange_end(skb, &exchange);
 }
 
@@ -230,7 +232,7 @@ static __always_inline __u32 balance_hash(const struct connection_key *flow)
 /* Whether a packet may be one to a frontend, or an error about an answer: of no connection to its destination itself. */
 static __always_inline bool balance_may(const struct packet *packet, const struct found *found)
 {
-	return (packet->kind <= PACKET_OPENS || packet->kind == PACKET_RELATED) && packet->part != PART_LATER &&
+	return (packet->kind <= PACKET_OPENS || packet->kind == PACKET_RELATED) &&
 	       (packet->flow.protocol == IPPROTO_TCP || packet->flow.protocol == IPPROTO_UDP) &&
 	       (!found->record || (found->record->state & CONNECTION_DENIED));
 }
@@ -281,10 +283,13 @@ __noinline int balance_forward(struct __sk_buff *skb, struct packet *packet)
 	exchange.transport = packet->transport;
 	exchange.protocol = packet->flow.protocol;
 	exchange.is_v6 = packet->is_v6;
+	exchange.is_later = packet->part == PART_LATER;
 	reason = packet->kind == PACKET_RELATED ? balance_error(skb, packet, &exchange, false) :
 						  exchange_end(skb, &exchange);
 	if (reason)
 		return reason;
+	packet->frontend = packet->destination;
+	packet->frontend_port = packet->flow.destination_port;
 	packet->destination = work->to.address;
 	packet->flow.destination = work->to.address;
 	packet->flow.rest = connection_rest(packet->flow.source_port, work->to.port, packet->flow.protocol, DIRECTION_EGRESS);

@@ -73,6 +73,8 @@ struct packet {
 	struct connection_key flow;
 	struct address source;
 	struct address destination;
+	struct address frontend; /* what it was sent to, if that has been exchanged (balance.h): frontend_port is not 0 */
+	__be16 frontend_port;
 	__u32 source_identity;
 	__u32 destination_identity;
 	__u32 rule_id;
@@ -261,7 +263,7 @@ static __always_inline void packet_fragment_key(const struct __sk_buff *skb, con
 						struct fragment_key *key)
 {
 	key->source = packet->source;
-	key->destination = packet->destination;
+	key->destination = packet->frontend_port ? packet->frontend : packet->destination;
 	key->id = packet->fragment_id;
 	key->ifindex = skb->ifindex;
 	key->protocol = packet->fragment_protocol;
@@ -276,7 +278,8 @@ __noinline int packet_remember(struct __sk_buff *skb, const struct packet *packe
 	if (!packet || packet->kind == PACKET_RELATED)
 		return 0;
 	packet_fragment_key(skb, packet, &key);
-	first.rest = connection_rest(packet->flow.source_port, packet->flow.destination_port, packet->protocol, 0);
+	first.rest = connection_rest(packet->flow.source_port,
+				     packet->frontend_port ?: packet->flow.destination_port, packet->protocol, 0);
 	first.seen = fragment_now();
 	first.kind = packet->kind == PACKET_OPENS ? PACKET_ANY : packet->kind;
 	first.icmp_type = packet->icmp_type;

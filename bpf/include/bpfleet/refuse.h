@@ -188,7 +188,7 @@ __noinline bool refusal_write(struct __sk_buff *skb, const struct packet *packet
 	struct mac macs[2], swapped[2];
 	long failed;
 
-	if (!packet || bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+	if (!packet || packet->part == PART_LATER || bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 		return false;
 	swapped[0] = macs[1];
 	swapped[1] = macs[0];
