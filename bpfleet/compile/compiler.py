@@ -139,6 +139,7 @@ class Compiler:
         )
         warnings = [warning for item in resolved for warning in item.warnings]
         warnings += self._cidr_warnings(resolved, documents)
+        warnings += balanced.warnings
         if balanced.summaries and not facts.cgroup:
             warnings.append(NO_CGROUP)
         return Compiled(
