@@ -18,7 +18,7 @@ import pytest
 from bpfleet.errors import TransactionFailed
 from bpfleet.transport.dial import Schedule
 from bpfleet.transport.fleet import Fleet
-from bpfleet.transport.node import Timeouts
+from bpfleet.transport.node import Counters, Timeouts
 from bpfleet.transport.outcome import Changes, Committed, Failed, Outcome
 from bpfleet.transport.ssh import SshConnector, SshTimeouts
 from bpfleet.transport.target import Jump, Target
@@ -122,10 +122,20 @@ def test_an_apply_is_told_to_put_itself_back(hosts: Hosts, other: Fleet, targets
 
 
 def test_what_is_applied_and_not_confirmed_is_put_back(hosts: Hosts, targets: dict[str, Target]) -> None:
+    """By two requests, over the connection that is there: was it confirmed after all? Then go back."""
     teller = Teller("confirm", "h1")
-    with hosts.fleet(progress=teller, timeouts=PATIENT) as fleet:
+    before: list[Counters] = []
+
+    def progress(node: str, phase: str, detail: str) -> None:
+        if phase == "confirm" and not before:
+            before.append(fleet.totals())
+        teller(node, phase, detail)
+
+    with hosts.fleet(progress=progress, timeouts=PATIENT) as fleet:
         outcomes = transact(fleet, {"h1": targets["h1"]}, teller.cancelled)
+        after = fleet.totals()
         assert called_off(outcomes["h1"]).rolled_back
+        assert (after.requests - before[0].requests, after.connections - before[0].connections) == (2, 0)
         state = fleet.call(targets["h1"], "state")
         assert (state["documents"], state["pending"], state["generation"]) == ({}, None, 0)
         assert state["writes"] == 1
