@@ -1,9 +1,11 @@
 # Few targets; README names them. Everything runs as root on Debian 12.
 .DEFAULT_GOAL := help
-.PHONY: help setup objects collection generate lint test kills test-vm molecule bench demo demo-down clean
+.PHONY: help setup objects collection generate lint test fuzz kills test-vm molecule bench demo demo-down clean
 
 PYTHON := .venv/bin/python
 GROUP ?=
+EXAMPLES ?= 2000
+MINUTES ?= 30
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +32,9 @@ lint: setup ## ruff and mypy
 
 test: objects lint ## every test
 	@tools/test.sh
+
+fuzz: objects ## many conversations through the programs and the model; EXAMPLES=n, MINUTES=n at most
+	@BPFLEET_FUZZ_EXAMPLES=$(EXAMPLES) timeout $(MINUTES)m .venv/bin/pytest -q -x -s tests/packet/test_node.py
 
 kills: objects ## agent, watchdog and both killed at every step of a change, each at each
 	@BPFLEET_KILLS=all .venv/bin/pytest -q tests/e2e/test_kills.py

@@ -373,6 +373,10 @@ def outward_cases(family: int) -> List[Case]:
             Policy("a", (Rule("ingress", 62, 1), Rule("ingress", 63, 99)), ("ingress", "egress"), 3),
             to_stack("a", f.tcp(a, x["world"], BACK, f.SYN | f.ACK)),
         )),
+        ("from the host's stack by another node's address: the answer goes back to who asked", (
+            from_stack("a", f.tcp(c, a, PORTS), allowed("ingress", source_identity=1)),
+            to_stack("a", f.tcp(a, c, BACK, f.SYN | f.ACK)),
+        )),
         ("forwarded from the world", (
             Policy("a", (Rule("ingress", 62, 1),), ("ingress",)),
             denied("to_endpoint", "a", f.tcp(x["world"], a, PORTS), DEFAULT_DENY["ingress"], "ingress", via="eth0"),

@@ -74,6 +74,23 @@ def judge(documents: Iterable[Document], flow: Flow) -> Verdict:
     return Verdict(AUDIT, would_be.rule_id) if would_be.drops else enforced
 
 
+def rules_with_ports(documents: Iterable[Document], flow: Flow) -> List[Mapping[str, Any]]:
+    """The rules that are enforced in a flow's direction for its subject, an identity, and name ports or types."""
+    world = list(documents)
+    if any(document.spec.get("mode") == "audit" for document in _of(world, "cluster")):
+        return []
+    labels = _labels(world, flow.subject)
+    return [
+        rule
+        for policy in _of(world, "policy")
+        if "selector" in policy.spec
+        and policy.spec.get("mode") != "audit"
+        and _selects(policy.spec, "selector", labels)
+        for rule in policy.spec.get(flow.direction, [])
+        if any("port" in port or "type" in port for port in rule.get("ports") or [])
+    ]
+
+
 def is_failsafe(cluster: Mapping[str, Any], flow: Flow) -> bool:
     """Whether it is of a port of the node itself that no policy closes."""
     ports = cluster.get("failsafe_ports", [{"protocol": "tcp", "port": 22, "direction": "ingress"}])
