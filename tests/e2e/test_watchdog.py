@@ -200,7 +200,10 @@ def killed_in_turn(host: Host, target: Target, changes: Changes) -> None:
                 assert killer.wait() == 0
             pending = journal(host)["transaction"]
             if pending is not None and pending["state"] == "applied":  # it was quicker than the killer
-                fleet.call(target, "rollback")
+                try:
+                    fleet.call(target, "rollback")
+                except (Unreachable, HostFailed):  # asked of the one that was killed after it had answered
+                    fleet.call(target, "rollback")
         until(lambda: journal(host)["transaction"] is None, "the change is put back")
         reasons.append(journal(host)["entries"][-1]["reason"])
         until(lambda: not watchdogs(host), "the watchdog is gone")
