@@ -102,6 +102,11 @@ class Site:
         words = ["ip", "netns", "exec", self.machine.network.netns, "ping", "-q", "-c", "3", "-W", "3", "-I", source]
         return subprocess.run([*words, self.machine.address], stdout=subprocess.DEVNULL).returncode == 0
 
+    def told(self) -> list[Any]:
+        """What was dropped, for the message of a test that fails."""
+        counters = [one for one in self.status()["counters"] if one["drop"]]
+        return [counters, list(self.fleet.stream(self.target, "events", {"last": 10}))]
+
     def underlay(self, mode: str) -> Document:
         (node,) = [one for one in documents(self.machine) if one.kind == "node"]
         return document("node", NODE, **{**node.spec, "devices": [{"name": "eth0", "xdp": mode}]})
@@ -163,7 +168,7 @@ def assert_all_in_force(site: Site, mode: str = "native") -> None:
     link = site.machine.run("ip link show dev eth0")
     assert ("xdpgeneric" if mode == "generic" else "xdp") in link.split() or f"prog/xdp{mode}" in link, link
     site.assert_services()
-    assert site.pings(STRANGER), "the policy for the host lets echo requests in"
+    assert site.pings(STRANGER), f"the policy for the host lets echo requests in: {site.told()}"
     assert not site.pings(BLOCKED)
     dropped = {one["reason"]: one["packets"] for one in site.status()["counters"] if one["drop"]}
     assert dropped["blocked"] >= 3
