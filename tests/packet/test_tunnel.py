@@ -204,6 +204,20 @@ def test_forgery(
     assert (event["reason"], event["verdict"], event["hook"]) == (reason, "drop", "from_tunnel"), what
 
 
+def test_fragments(wire: Wire, family: int) -> None:
+    """A later fragment is what its first one was; a first one that nobody believes says nothing."""
+    x = ADDRESSES[family]
+    rule = world.Rule("ingress", 12, IDENTITIES["c"], f.UDP, 80)
+    world.apply(wire.datapath, Policy("a", (rule,), ("ingress",)))
+    first = f.udp(x["c"], x["a"], PORTS, more=True)
+    later = f.ip(x["c"], x["a"], f.UDP, b"x" * 16, fragment=1480)
+    assert wire.receive(UNDERLAY_2, IDENTITIES["b"], first).counters == {"tunnel_forged_identity": 1}
+    assert wire.receive(UNDERLAY_2, IDENTITIES["c"], later).counters == {"fragment": 1}
+    for packet in (first, later):
+        assert wire.receive(UNDERLAY_2, IDENTITIES["c"], packet).counters == {"to_endpoint": 1}
+    assert wire.receive(UNDERLAY_2, IDENTITIES["b"], later).counters == {"tunnel_forged_identity": 1}
+
+
 def test_to_this_host(wire: Wire, family: int) -> None:
     result = wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family, "c", "host"))
     assert result.counters["to_stack"] == 1 and not result.events
