@@ -4,11 +4,13 @@
  *   - a packet from a blocked network is dropped, unless XDP has seen to that;
  *   - a tunnel packet whose outer source is no member's address is dropped;
  *   - a bare packet with the address of a workload as its source is dropped: workloads' packets travel in the tunnel;
+ *   - a packet may come without its Ethernet header (frame.h);
  *   - where a policy selects this node, its ingress policy judges what is for the host itself (host.h), and IP for the
  *     host that is not understood is dropped;
  *   - all else passes: what is for others is checked again by bpfl_from_tun and bpfl_to_ep where it reaches a workload.
  */
 #include <bpfleet/blocked.h>
+#include <bpfleet/frame.h>
 #include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
 
@@ -63,6 +65,8 @@ int bpfl_from_under(struct __sk_buff *skb)
 		if (reason)
 			return drop(skb, packet, reason);
 	}
+	if (frame_is_bare(skb))
+		packet->link = 0;
 	reason = packet_parse(skb, packet);
 	has_source = packet->is_v6 || address_is_v4(&packet->source); /* broken headers may come behind good ones */
 	if (blocked_at_tc && has_source && is_blocked(&packet->source)) {
@@ -70,7 +74,8 @@ int bpfl_from_under(struct __sk_buff *skb)
 		return drop(skb, packet, REASON_BLOCKED);
 	}
 	if (reason) {
-		if (host_policy && reason != REASON_UNSUPPORTED && is_for_host(skb, packet))
+		/* Without addresses nobody can say whose it is; the stack takes no such packet either. */
+		if (host_policy && reason != REASON_UNSUPPORTED && (!has_source || is_for_host(skb, packet)))
 			return drop(skb, packet, reason);
 		return pass(skb, REASON_UNDERLAY);
 	}

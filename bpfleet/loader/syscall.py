@@ -414,10 +414,11 @@ def links() -> Iterator[int]:
             number = int(attr.next_id)
             fd = link_by_id(number)
         except OSError as error:
-            if error.errno != errno.ENOENT:
+            # EAGAIN: somebody is just making that one. ENOENT: it was the last one, or this one ended since.
+            if error.errno not in (errno.ENOENT, errno.EAGAIN):
                 raise
             if attr.next_id == 0:
-                return  # the last one; else this one ended since
+                return
             continue
         yield fd
 

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,32 @@ def test_a_link_whose_pin_is_lost_is_adopted(real_rig: RealRig) -> None:
     assert real_rig.link_id(*HOOK) == link
     os.close(held)
     assert real_rig.kernel.read(TWO) == TWO
+
+
+def test_a_link_that_is_being_made_meanwhile_is_passed_over(real_rig: RealRig) -> None:
+    """The kernel lists a link before it can be opened; tcx waits for a grace period in between."""
+    bring(real_rig.kernel, TWO)
+    pin = Objects(real_rig.objects, Pins(), Path()).pin(TWO.programs["to_endpoint"])
+    program = real_rig.sandbox.run(syscall.get, str(pin))
+    enough = threading.Event()
+
+    def make() -> int:
+        made = 0
+        while not enough.is_set():
+            os.close(syscall.tcx_attach(program, 1, syscall.TCX_INGRESS))  # at the loopback device
+            made += 1
+        return made
+
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(real_rig.sandbox.run, make)
+        try:
+            for _ in range(300):
+                for fd in syscall.links():
+                    os.close(fd)
+        finally:
+            enough.set()
+        assert made.result() > 0
+    os.close(program)
 
 
 def test_a_second_program_of_ours_is_taken_away(real_rig: RealRig) -> None:

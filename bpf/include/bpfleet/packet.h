@@ -93,6 +93,7 @@ struct packet {
 	__u8 is_v6;
 	__u8 part;
 	__u8 fragment_protocol;
+	__u8 link; /* bytes before the IP header: ETH_HLEN, see frame.h */
 };
 
 /* Of this CPU: a program runs to its end before another one does at any tc hook. On the stack it would be a fifth of all
@@ -111,7 +112,7 @@ static __always_inline struct packet *packet_begin(__u8 hook, __u8 direction)
 	struct packet *packet = bpf_map_lookup_elem(&packet_work, &zero);
 
 	if (packet)
-		*packet = (struct packet){ .hook = hook, .direction = direction };
+		*packet = (struct packet){ .hook = hook, .direction = direction, .link = ETH_HLEN };
 	return packet;
 }
 
@@ -457,13 +458,14 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
  * multiply with those through the rest of a program. */
 __noinline int packet_parse(struct __sk_buff *skb, struct packet *packet)
 {
-	struct cursor cursor = { .offset = ETH_HLEN };
+	struct cursor cursor = {};
 	__u32 fragment_offset = 0;
 	int reason;
 
-	if (!packet || skb->len < ETH_HLEN)
+	if (!packet || skb->len < packet->link)
 		return REASON_TRUNCATED;
-	cursor.left = skb->len - ETH_HLEN;
+	cursor.offset = packet->link;
+	cursor.left = skb->len - packet->link;
 	if (skb->vlan_present)
 		return REASON_UNSUPPORTED;
 	if (skb->protocol == bpf_htons(ETH_P_IP))

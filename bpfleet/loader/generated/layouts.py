@@ -348,9 +348,10 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'is_v6', 'offset': 121, 'size': 1, 'kind': 'u8'},
                 {'name': 'part', 'offset': 122, 'size': 1, 'kind': 'u8'},
                 {'name': 'fragment_protocol', 'offset': 123, 'size': 1, 'kind': 'u8'},
+                {'name': 'link', 'offset': 124, 'size': 1, 'kind': 'u8'},
             ],
         },
-        'digest': 'b769fe093375',
+        'digest': '14afdd1f494c',
     },
     'port_intervals': {
         'type': 'lpm_trie',
