@@ -17,8 +17,8 @@ from bpfleet.loader import steps
 
 WAITS = (steps.Attach, steps.EnsureDevice, steps.RemoveDevice, steps.Detach, steps.SwapInner)
 """Steps for which the kernel waits."""
-MANY = 32
-"""So many waits are half a second: the least for which other CPUs are disturbed."""
+MANY = 8
+"""So many waits are a tenth of a second: the least for which other CPUs are disturbed."""
 
 SETTING = Path("/sys/kernel/rcu_expedited")
 MARK = Path("/run/bpfleet-rcu-expedited")
