@@ -56,7 +56,7 @@ def wait_until_put_back(machine: Machine, transaction: str) -> str:
 
 
 def units(machine: Machine) -> list[str]:
-    return machine.run("systemctl list-units --all --plain --no-legend 'bpfleet-*'").splitlines()
+    return machine.run("systemctl list-units --all --plain --no-legend 'bpfleet-watchdog-*'").splitlines()
 
 
 def test_a_service_of_its_own_puts_back_at_the_deadline(host: Machine) -> None:
