@@ -35,13 +35,13 @@ def expedited(todo: Sequence[steps.Step], setting: Path = SETTING, mark: Path = 
     ours = mark.exists()
     if many and not ours and _read(setting) == "0":
         mark.touch()
-        ours = True
-        _write(setting, "1")
+        ours = _write(setting, "1")
+        if not ours:
+            mark.unlink()
     try:
         yield
     finally:
-        if ours:
-            _write(setting, "0")
+        if ours and _write(setting, "0"):  # else the mark stays, for whoever comes next
             mark.unlink(missing_ok=True)
 
 
@@ -52,8 +52,9 @@ def _read(setting: Path) -> str:
         return ""  # a kernel without it
 
 
-def _write(setting: Path, value: str) -> None:
+def _write(setting: Path, value: str) -> bool:
     try:
         setting.write_text(value)
     except OSError:
-        return  # read-only, as in a container: the change takes its time
+        return False  # read-only, as in a container: the change takes its time
+    return True
