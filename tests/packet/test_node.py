@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 from typing import Any, Dict, List, Union
 
@@ -20,10 +19,13 @@ from bpfleet.model.document import Document, DocumentSet
 from tests import fleet
 from tests.packet import world
 from tests.packet.kernel import Datapath
+from tests.packet.modelled import FAILSAFE, places
 from tests.packet.test_reference import NUMBERS, rows
 from tests.packet.world import ADDRESSES, DEVICES
 from tests.reference import fleets, traffic
-from tests.reference.node import Node, Unsaid
+from tests.reference.ends import Ends, Unsaid
+from tests.reference.judge import Declared
+from tests.reference.node import Node
 from tests.reference.traffic import Sent
 
 pytestmark = pytest.mark.root
@@ -31,22 +33,8 @@ pytestmark = pytest.mark.root
 Step = Union[List[Document], Sent]
 EXAMPLES = int(os.environ.get("BPFLEET_FUZZ_EXAMPLES", "40"))
 HERE = ("a", "b")
-HELD = {
-    "c": "tunnel/c",
-    "u": "unattached",
-    "host": "host",
-    "gateway": "host",
-    "node2": "remote-node",
-    "a": "a",
-    "b": "b",
-}
-PLACES = {
-    ipaddress.ip_address(address): HELD[name]
-    for family in ADDRESSES.values()
-    for name, address in family.items()
-    if name in HELD
-}
-PLACES[ipaddress.ip_address(world.UNDERLAY_6)] = "remote-node"
+PLACES = {address: place for address, place in places().items() if place not in ("q", "t", "tunnel/d")}
+MODELLED = (*HERE, "c", "u", "host", "gateway", "node2")
 PASSES = {"to_endpoint", "to_tunnel", "to_stack", "neighbour"}
 
 
@@ -55,7 +43,7 @@ def clear(datapath: Datapath) -> None:
     for name in ("connections", "fragments", "policies", "flow_slots", "flows", "flow_counts", "flow_cursors"):
         datapath.maps[name].clear()
     for family in ADDRESSES.values():
-        for name in set(family) - set(HELD) - {"world"}:
+        for name in set(family) - set(MODELLED) - {"world"}:
             with contextlib.suppress(FileNotFoundError):
                 datapath.maps["addresses"].delete({"address": family[name]})
 
@@ -77,11 +65,11 @@ def change(datapath: Datapath, documents: List[Document], revision: int) -> None
 def play(datapath: Datapath, steps: List[Step]) -> None:
     """Take the steps in the kernel and in the model, and compare all that came of each."""
     clear(datapath)
-    node = Node(PLACES, HERE, world.TUNNEL_PORT)
+    node = Node(Ends(PLACES, {name: name for name in HERE}), world.TUNNEL_PORT, failsafe=FAILSAFE)
     for number, step in enumerate(steps):
         if not isinstance(step, Sent):
-            node.change(step)
-            change(datapath, step, node.revision)
+            node.change(Declared(tuple(step)), set(HERE), FAILSAFE)
+            change(datapath, step, node.ends.policy_revisions["a"])
             continue
         if step.is_to:
             result = datapath.run("to_endpoint", step.frame, DEVICES[step.name], DEVICES.get(step.via, 0))
@@ -98,10 +86,9 @@ def play(datapath: Datapath, steps: List[Step]) -> None:
             "passes": result.action != "shot",
             "events": [_heard(event) for event in result.events],
         }
-        counters = {fate.reason: 1, "audited": fate.audited}
         want = {
-            "counters": {name: count for name, count in counters.items() if count},
-            "passes": fate.reason in PASSES,
+            "counters": fate.counters,
+            "passes": fate.passes,
             "events": list(fate.events),
         }
         assert have == want, f"step {number}, {step.name} {step.via} {step.frame[12:].hex()}"

@@ -55,14 +55,7 @@ def judge(documents: Iterable[Document], flow: Flow) -> Verdict:
     cluster = next((document.spec for document in world if document.kind == "cluster"), {})
     if is_failsafe(cluster, flow):
         return Verdict(ALLOW, 0)
-    field, kind, name = (
-        ("node_selector", "node", HOME) if flow.subject == "host" else ("selector", "identity", flow.subject)
-    )
-    policies = [
-        policy
-        for policy in _of(world, "policy")
-        if field in policy.spec and _selects(policy.spec, field, _labels(world, name, kind))
-    ]
+    policies = _selecting(world, flow.subject)
     unselected = cluster.get("unselected") == "deny" and flow.subject != "host"
     if cluster.get("mode") == "audit":
         enforced = Verdict(ALLOW, 0)
@@ -75,20 +68,39 @@ def judge(documents: Iterable[Document], flow: Flow) -> Verdict:
 
 
 def rules_with_ports(documents: Iterable[Document], flow: Flow) -> List[Mapping[str, Any]]:
-    """The rules that are enforced in a flow's direction for its subject, an identity, and name ports or types."""
+    """The rules that are enforced in a flow's direction for its subject and name ports or types."""
     world = list(documents)
     if any(document.spec.get("mode") == "audit" for document in _of(world, "cluster")):
         return []
-    labels = _labels(world, flow.subject)
     return [
         rule
-        for policy in _of(world, "policy")
-        if "selector" in policy.spec
-        and policy.spec.get("mode") != "audit"
-        and _selects(policy.spec, "selector", labels)
+        for policy in _selecting(world, flow.subject)
+        if policy.spec.get("mode") != "audit"
         for rule in policy.spec.get(flow.direction, [])
         if any("port" in port or "type" in port for port in rule.get("ports") or [])
     ]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Documents, as what a model of a node asks about policy."""
+
+    documents: Tuple[Document, ...]
+
+    def judge(self, flow: Flow) -> Verdict:
+        """The verdict on a flow."""
+        return judge(self.documents, flow)
+
+    def rules_with_ports(self, flow: Flow) -> List[Mapping[str, Any]]:
+        """See there."""
+        return rules_with_ports(self.documents, flow)
+
+
+def _selecting(world: List[Document], subject: str) -> List[Document]:
+    """The policies of a subject."""
+    field, kind, name = ("node_selector", "node", HOME) if subject == "host" else ("selector", "identity", subject)
+    labels = _labels(world, name, kind)
+    return [policy for policy in _of(world, "policy") if field in policy.spec and _selects(policy.spec, field, labels)]
 
 
 def is_failsafe(cluster: Mapping[str, Any], flow: Flow) -> bool:

@@ -1,271 +1,325 @@
-"""A node as its workloads meet it: a model of what becomes of a packet at an endpoint's device, packet after packet.
+"""A node as its workloads, its own stack and the network meet it: a model of what becomes of a packet at each device,
+packet after packet.
 
-It reads frames by reading.py and asks judge.py about policy; what it adds is addresses, connections and fragments. Time
-stands still in it. Services, and policies of the node itself, are not in it.
+It reads frames by reading.py and asks judge.py about policy. ends.py has the connections, fragments and time, host.py
+the node's own policy, services.py which flow has which backend. What this adds is the way of a packet from end to end.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Callable, FrozenSet, Mapping, Optional, Set, Tuple
 
-from bpfleet.model.document import Document
-from tests.reference.judge import ALLOW, AUDIT, DENY, Flow, Verdict, judge, rules_with_ports
-from tests.reference.reading import ICMP, ICMP6, RST, TCP, UDP, Address, Reading, Unreadable, read
+from tests.reference.ends import (
+    EGRESS,
+    HOST,
+    INGRESS,
+    REMOTE_NODE,
+    UNATTACHED,
+    WAITING,
+    WORLD,
+    Dropped,
+    Ends,
+    Found,
+    Heard,
+    Policies,
+)
+from tests.reference.host import CLIENT_PORTS, SERVER_PORTS, Host, is_dhcp, is_discovery, is_multicast
+from tests.reference.reading import RST, TCP, UDP, Address, Reading, Unreadable, read
+from tests.reference.services import Services, exchanged, refusal
 
-NAMES = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmpv6"}
-INGRESS, EGRESS = "ingress", "egress"
 ARP = b"\x08\x06"
-CLIENT_PORTS = ((68, 67), (546, 547))
-"""Of DHCP and DHCPv6, as a client sends: RFC 2131 4.1, RFC 8415 7.2."""
-SERVER_PORTS = ((67, 68), (547, 546))
-Key = Tuple[Address, Address, int, int, int, str]
-Heard = Tuple[str, int, str]
-"""Of an event: verdict, rule, direction."""
-
-
-@dataclass
-class Record:
-    """A connection as one end's policy judged it: under which policies, at which device, who is at the
-    other end, by which way that is reached (whoever it is: the place that it came from), and the answer."""
-
-    revision: int
-    at: str
-    peer: str
-    way: str
-    answer: Verdict
+TUNNEL = "vxlan"
+"""The device by which the stack gets what came out of the tunnel."""
+On = Tuple[str, Optional[Reading]]
+"""What became of a packet that passed, and how it goes on; None: untouched."""
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of a packet: the reason it ends with, and every event."""
+    """What becomes of a packet: the reason it ends with ("" if another hook has the last word), every event, how many
+    judgements only audit mode let pass, and how it goes on (None: untouched, or not at all)."""
 
     reason: str
+    passes: bool
     events: Tuple[Heard, ...] = ()
     audited: int = 0
+    left: Optional[Reading] = None
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What is counted."""
+        counts = {self.reason: 1, "audited": self.audited}
+        return {name: count for name, count in counts.items() if name and count}
 
 
-class Dropped(Exception):
-    """By that reason."""
+class Refused(Dropped):
+    """No backend; the sender is told."""
+
+    def __init__(self, answer: Optional[Reading]) -> None:
+        super().__init__("service_no_backend")
+        self.answer = answer
 
 
-class Unsaid(Exception):
-    """Whether a fragment without ports passes depends on whether rules that name ports for some are for anybody."""
+def _any(packet: Reading, backends: Tuple[Tuple[Address, int], ...]) -> Tuple[Address, int]:
+    return backends[0]
+
+
+def _everything(address: Address) -> bool:
+    return True
 
 
 @dataclass
 class Node:
-    """This node. places: address -> who has it: an endpoint here, "tunnel/<identity>", "host" or "remote-node"; what is
-    not in it is the world. peers: of an endpoint's name, what judge.py calls it."""
+    """This node. taps: endpoints to which a packet is only transmitted, so that it passes their own device as well.
+    is_judged: a policy selects the node itself. failsafe, takes_in: see Host. tunnel: whether there is one."""
 
-    places: Mapping[Address, str]
-    endpoints: Tuple[str, ...]
+    ends: Ends
     tunnel_port: int
-    documents: List[Document] = field(default_factory=list)
-    revision: int = 1
-    records: Dict[Key, Record] = field(default_factory=dict)
-    datagrams: Dict[Tuple[Any, ...], Reading] = field(default_factory=dict)
-    events: List[Heard] = field(default_factory=list)
-    audited: int = 0
+    taps: FrozenSet[str] = frozenset()
+    is_judged: bool = False
+    failsafe: FrozenSet[Tuple[str, int, str]] = frozenset()
+    takes_in: Callable[[Address], bool] = _everything
+    tunnel: bool = True
+    services: Services = field(default_factory=lambda: Services(_any))
 
-    def change(self, documents: List[Document]) -> None:
-        """Other policies, from the next packet on."""
-        self.documents = documents
-        self.revision += 1
+    @property
+    def host(self) -> Host:
+        """As an end."""
+        return Host(self.ends, self.tunnel_port, self.failsafe, self.takes_in)
+
+    def change(self, policies: Policies, subjects: Set[str], failsafe: FrozenSet[Tuple[str, int, str]]) -> None:
+        """Other policies of those ends, from the next packet on."""
+        self.ends.policies, self.failsafe = policies, failsafe
+        for subject in subjects:
+            self.ends.policy_revisions[subject] = self.ends.policy_revisions.get(subject, 1) + 1
 
     def sends(self, name: str, frame: bytes) -> Fate:
         """A workload sends a frame."""
         return self._fate(lambda: self._sends(name, frame))
 
     def receives(self, name: str, frame: bytes, via: str) -> Fate:
-        """The host's stack sends a frame to a workload; it came in by that device, or is the host's own ("")."""
+        """The stack, or another device, sends a frame to a workload; it came in by that device, or is the host's own
+        ("")."""
         return self._fate(lambda: self._receives(name, frame, via))
 
-    def _fate(self, way: Any) -> Fate:
-        self.events, self.audited = [], 0
-        try:
-            reason = way()
-        except (Dropped, Unreadable) as dropped:
-            reason = str(dropped)
-            if not reason.startswith("denied"):
-                self.events.append(("drop", 0, ""))
-        return Fate(reason, tuple(self.events), self.audited)
+    def comes(self, device: str, frame: bytes) -> Fate:
+        """The network sends a frame."""
+        return self._fate(lambda: self._comes(device, frame))
 
-    def _sends(self, name: str, frame: bytes) -> str:
+    def leaves(self, device: str, frame: bytes, via: str) -> Fate:
+        """The stack sends a frame to the network; via: see receives."""
+        return self._fate(lambda: self._leaves(device, frame, via))
+
+    def enters_tunnel(self, frame: bytes, via: str) -> Fate:
+        """The stack sends a frame to workloads of other nodes; via: see receives."""
+        return self._fate(lambda: self._enters_tunnel(frame, via))
+
+    def _fate(self, way: Callable[[], On]) -> Fate:
+        self.ends.events, self.ends.audited = [], 0
+        try:
+            (reason, left), passes = way(), True
+        except (Dropped, Unreadable) as dropped:
+            reason, left, passes = str(dropped), None, False
+            if isinstance(dropped, Refused):
+                left, passes = dropped.answer, dropped.answer is not None
+            if not reason.startswith("denied"):
+                self.ends.events.append(("drop", 0, ""))
+        return Fate(reason, passes, tuple(self.ends.events), self.ends.audited, left)
+
+    def _sends(self, name: str, frame: bytes) -> On:
+        if name not in self.ends.identities:
+            raise Dropped("no_endpoint")
         if frame[12:14] == ARP:
-            return "neighbour"
-        packet = self._with_first(name, read(frame))
-        to = self.places.get(packet.destination, "world")
-        is_for_gateway = _is_discovery(packet) or _is_dhcp(packet, CLIENT_PORTS)
-        if is_for_gateway and (_is_link_local(packet.destination) or to == "host"):
-            return "neighbour"
+            return "neighbour", None
+        left = read(frame)
+        packet = self.ends.begin(name, left)
+        if self._is_for_gateway(packet):
+            return "neighbour", None
+        if self.ends.identities[name] == WAITING:
+            raise Dropped("waiting")
         # A workload is no router: it reports only about what was sent to itself.
         if packet.kind == "related" and packet.ends[0] != packet.source:
-            packet = replace(packet, kind="untracked")
-        if _is_multicast(packet.destination):
-            raise Dropped("multicast")
-        if self.places.get(packet.source) != name:
-            raise Dropped("spoofed_source")
-        if to == "unattached":
-            raise Dropped("no_endpoint")
-        if packet.protocol == UDP and packet.ports[1] == self.tunnel_port and to in ("host", "remote-node"):
-            raise Dropped("own_tunnel")
-        to = self._admit(name, EGRESS, packet, to)
-        self._remember(name, packet)
-        if to in ("world", "host"):
-            return "to_stack"
-        if to in self.endpoints:
-            self._admit(to, INGRESS, packet, name)
+            packet = self.ends.came = replace(packet, kind="untracked")
+        found = self.ends.find(EGRESS, packet)
+        backend = self._balance(name, packet, found)
+        if backend:
+            packet, left = exchanged(packet, 1, backend), exchanged(left, 1, backend)
+            found = self.ends.find(EGRESS, packet)
+        if packet.kind != "related" and not found.is_reply:  # it is answered as it was sent
+            found.translated = bool(backend)
+            if found.record:
+                found.record.translated = bool(backend)
+        if self.ends.established(name, packet, found):
+            assert found.record
+            to = found.record.way
+        else:
+            to = self.ends.admit(name, EGRESS, packet, self._reached(name, packet), found)
+        if to == HOST and self.is_judged:
+            self.host.takes(packet, name)
+        if to in (WORLD, HOST):
+            return "to_stack", left
+        if to in self.ends.identities:
+            found = self.ends.find(INGRESS, packet)
+            if not self.ends.established(to, packet, found):
+                self.ends.admit(to, INGRESS, packet, name, found)
         if packet.hops <= 1:
             raise Dropped("hop_limit")
-        return "to_endpoint" if to in self.endpoints else "to_tunnel"
+        left = replace(left, hops=left.hops - 1)
+        if to in self.taps:
+            return "", left
+        if to in self.ends.identities:
+            return "to_endpoint", self._answered(packet, left, found)
+        if not self.tunnel:
+            raise Dropped("no_tunnel_device")
+        return "to_tunnel", left
 
-    def _receives(self, name: str, frame: bytes, via: str) -> str:
-        if frame[12:14] == ARP:
-            return "neighbour"
-        packet = self._with_first(name, read(frame))
-        if not via and (_is_discovery(packet) or _is_dhcp(packet, SERVER_PORTS)):
-            return "neighbour"
-        if _is_multicast(packet.destination):
+    def _reached(self, name: str, packet: Reading) -> str:
+        """Where a workload's packet goes, if it may be one of its."""
+        if is_multicast(packet.destination):
             raise Dropped("multicast")
-        if self.places.get(packet.destination) != name:
-            raise Dropped("unknown_destination")
-        peer = self.places.get(packet.source, "world")
-        devices = {"world": via, "host": "", "remote-node": "vxlan", "unattached": ""}
-        if via and via != devices.get(peer, "vxlan" if peer.startswith("tunnel/") else peer):
+        if self.ends.place(packet.source) != name:
             raise Dropped("spoofed_source")
-        key = self._find(INGRESS, packet)
-        if not via and not (key and key == _reverse(_key(INGRESS, packet))):
-            peer = "host"
-        self._admit(name, INGRESS, packet, peer)
-        self._remember(name, packet)
-        return "to_endpoint"
+        to = self.ends.place(packet.destination)
+        if to == UNATTACHED:
+            raise Dropped("no_endpoint")
+        if packet.protocol == UDP and packet.ports[1] == self.tunnel_port and to in (HOST, REMOTE_NODE):
+            raise Dropped("own_tunnel")
+        return to
 
-    def _with_first(self, at: str, packet: Reading) -> Reading:
-        """A later fragment has what its first one had."""
-        if packet.part != "later":
-            return packet
-        first = self.datagrams.get((at, *packet.datagram))
-        if first:
-            kind = "any" if first.kind == "opens" else first.kind
-            packet = replace(
-                packet,
-                kind=kind,
-                protocol=first.protocol,
-                connection_protocol=first.protocol,
-                ports=first.ports,
-                message=first.message,
-            )
-        if packet.protocol == TCP and packet.offset < 20:
-            raise Dropped("malformed")
-        return packet
-
-    def _remember(self, at: str, packet: Reading) -> None:
-        if packet.part == "first" and packet.kind != "related":
-            self.datagrams[(at, *packet.datagram)] = packet
-
-    def _find(self, direction: str, packet: Reading) -> Optional[Key]:
-        """The connection a packet belongs to, as its initiator or in answer: if it can be, one that was not denied."""
-        if packet.kind in ("opens", "untracked", "fragment"):
+    def _balance(self, name: str, packet: Reading, found: Found) -> Optional[Tuple[Address, int]]:
+        """The backend that a packet to a frontend, or an error about one's answer, is sent to. A connection to the
+        address itself goes before. Raises Refused."""
+        if packet.kind not in ("any", "opens", "related") or packet.connection_protocol not in (TCP, UDP):
             return None
-        own, reply = _key(direction, packet), _reverse(_key(direction, packet))
-        keys = [reply, own] if packet.ports[0] < packet.ports[1] else [own, reply]
-        known = [key for key in keys if key in self.records and not (key == own and packet.kind == "reply_only")]
-        good = [key for key in known if not self.records[key].answer.drops]
-        if good:
-            return good[0]
-        return own if own in known else reply if reply in known else None
+        if found.record and not found.record.denies:
+            return None
+        if packet.kind == "related":
+            return self.services.sent_to(packet)
+        listed = self.services.backends(packet)
+        if listed is None:
+            return None
+        if self.ends.place(packet.source) != name:
+            raise Dropped("spoofed_source")
+        backend = self.services.backend(packet, tuple(one for one in listed if self.ends.place(one[0]) != name))
+        if not backend:
+            raise Refused(refusal(packet))
+        return backend
 
-    def _admit(self, me: str, direction: str, packet: Reading, peer: str) -> str:
-        """One end's judgement of a packet from or to a place. Returns by which way to go on. Raises Dropped."""
-        way = peer
-        key = self._find(direction, packet)
-        record = self.records[key] if key else None
-        if record and key and record.revision == self.revision and record.at == me:
-            if record.answer.drops:
-                self._hear(record.answer, key[5])
-            return way if packet.kind == "related" else record.way
-        if record and key:
-            if packet.kind == "related" and direction == INGRESS:  # perhaps a router's: the connection's end is judged
-                peer = self.places.get(packet.ends[0], "world")
-            direction = key[5]
-            if direction == INGRESS and record.peer == "host" and peer == "world":
-                peer = "host"
-            other, protocol, port = key[direction == EGRESS], key[4], self._port_of(key)
-        elif packet.kind == "reply_only":
-            raise Dropped("no_connection")
-        else:
-            other = packet.source if direction == INGRESS else packet.destination
-            protocol = packet.protocol
-            port = packet.message if protocol in (ICMP, ICMP6) else packet.ports[1]
-        if packet.kind == "fragment":
-            port = (-1, -1) if protocol in (ICMP, ICMP6) else -1
-        flow = Flow(direction, me, self._who(peer, other), NAMES.get(protocol, str(protocol)), port)
-        answer = judge(self.documents, flow) if peer != me else Verdict(ALLOW, 0)
-        self.audited += answer.verdict == AUDIT
-        if packet.kind == "fragment":
-            self._fragment(flow, answer, peer == me)
-            return way
-        opens = packet.kind in ("any", "opens") and not packet.flags & RST and not answer.drops
-        if packet.kind != "related" and (record or opens):
-            self.records[key or _key(direction, packet)] = Record(self.revision, me, peer, way, answer)
-        if answer.drops or not record or answer.verdict == AUDIT:
-            self._hear(answer, direction)
-        return way
+    def _answered(self, packet: Reading, left: Reading, found: Found) -> Reading:
+        """As a client gets it: an answer of a backend comes from the frontend."""
+        if not (found.is_reply and found.translated):
+            return left
+        frontend = self.services.answers_for(packet)
+        if not frontend:
+            raise Dropped("service_flow")
+        return exchanged(left, 0, frontend)
 
-    def _hear(self, answer: Verdict, direction: str) -> None:
-        self.events.append((answer.verdict, answer.rule_id, direction))
-        if answer.drops:
-            raise Dropped("denied_by_rule" if answer.verdict == DENY else "denied_by_default")
+    def _receives(self, name: str, frame: bytes, via: str) -> On:
+        if name not in self.ends.identities:
+            raise Dropped("no_endpoint")
+        if frame[12:14] == ARP:
+            return "neighbour", None
+        left = read(frame)
+        packet = self.ends.begin(name, left)
+        if not via and (is_discovery(packet) or is_dhcp(packet, SERVER_PORTS)):
+            return "neighbour", None
+        if via == name and self._is_refusal(packet):
+            return "service", None
+        if self.is_judged and not via:
+            self.host.sends(packet, name)
+        found = self.ends.find(INGRESS, packet)
+        is_from_there = found.record and self._fits(found.record.way, via)
+        if not (is_from_there and self.ends.established(name, packet, found)):
+            self.ends.admit(name, INGRESS, packet, self._sender(name, packet, via, found), found)
+        return "to_endpoint", self._answered(packet, left, found)
 
-    def _fragment(self, flow: Flow, answer: Verdict, is_self: bool) -> None:
-        """One without ports passes where nothing that is enforced in its direction names any, and the rest lets it."""
-        named = [] if is_self else rules_with_ports(self.documents, flow)
-        if answer.drops or any(rule.get("peers") is None for rule in named):
-            raise Dropped("fragment")
-        if named:
-            raise Unsaid
-
-    def _who(self, place: str, address: Address) -> str:
-        """What judge.py calls somebody."""
-        if place == "world":
-            return str(address)
-        return place if place in ("host", "remote-node") else f"identity/{place.split('/')[-1]}"
+    def _sender(self, name: str, packet: Reading, via: str, found: Found) -> str:
+        """Who sent a packet for a workload, if it may be from there."""
+        if is_multicast(packet.destination):
+            raise Dropped("multicast")
+        if self.ends.place(packet.destination) != name:
+            raise Dropped("unknown_destination")
+        place = self.ends.place(packet.source)
+        if not self._fits(place, via):
+            raise Dropped("spoofed_source")
+        # A connection that the workload opened was judged by the address it went to, and still is.
+        return place if via or (found.record and found.is_reply) else HOST
 
     @staticmethod
-    def _port_of(key: Key) -> Any:
-        return {ICMP: (8, 0), ICMP6: (128, 0)}.get(key[4], key[3])
+    def _fits(place: str, via: str) -> bool:
+        """Whether what is sent from a place may have come in by that device."""
+        if not via:
+            return True
+        if is_beyond_tunnel(place):
+            return via == TUNNEL
+        return place in (WORLD, via)
+
+    def _is_refusal(self, packet: Reading) -> bool:
+        """What a workload is told when there is no backend comes from its own device."""
+        is_one = packet.kind == "related" or packet.flags & RST
+        return (
+            bool(is_one)
+            and self.services.backends(replace(packet, ends=packet.ends[::-1], ports=packet.ports[::-1])) is not None
+        )
+
+    def _is_for_gateway(self, packet: Reading) -> bool:
+        """What a workload and its gateway say to each other, whatever policy says."""
+        if not (is_discovery(packet) or is_dhcp(packet, CLIENT_PORTS)):
+            return False
+        return _is_of_link(packet.destination) or self.ends.place(packet.destination) == HOST
+
+    def _comes(self, device: str, frame: bytes) -> On:
+        try:
+            packet = self.ends.begin(device, read(frame))
+        except (Unreadable, Dropped) as broken:
+            ends = broken.ends if isinstance(broken, Unreadable) else read(frame).ends
+            # What is not understood is dropped if it is the host's, or nobody can say whose it is.
+            if self.is_judged and str(broken) != "unsupported" and (not ends or self.host.is_for_host(ends[1])):
+                raise
+            return "underlay", None
+        place = self.ends.place(packet.source)
+        if packet.protocol == UDP and packet.kind != "fragment" and packet.ports[1] == self.tunnel_port:
+            if place != REMOTE_NODE:
+                raise Dropped("underlay_tunnel")
+        elif place not in (HOST, REMOTE_NODE, WORLD):
+            raise Dropped("underlay_workload")
+        elif self.is_judged:
+            self.host.comes(packet)
+        return "underlay", None
+
+    def _leaves(self, device: str, frame: bytes, via: str) -> On:
+        if not self.is_judged:
+            return "underlay", None
+        try:
+            packet = self.ends.begin(device, read(frame))
+        except (Unreadable, Dropped) as broken:
+            if via or str(broken) == "unsupported":
+                return "underlay", None
+            raise
+        return self.host.leaves(packet, via), None
+
+    def _enters_tunnel(self, frame: bytes, via: str) -> On:
+        packet = self.ends.begin(TUNNEL, read(frame))
+        if is_multicast(packet.destination):
+            raise Dropped("multicast")
+        if self.ends.place(packet.source) != HOST:
+            raise Dropped("not_host_source")
+        to = self.ends.place(packet.destination)
+        if not is_beyond_tunnel(to):
+            raise Dropped("unknown_destination")
+        if self.is_judged:
+            self.host.sends(packet, to, via)
+        return "to_tunnel", None
 
 
-def _key(direction: str, packet: Reading) -> Key:
-    return (*packet.ends, *packet.ports, packet.connection_protocol, direction)
+def is_beyond_tunnel(place: str) -> bool:
+    """Another node, or an endpoint there."""
+    return place == REMOTE_NODE or place.startswith("tunnel/")
 
 
-def _reverse(key: Key) -> Key:
-    return key[1], key[0], key[3], key[2], key[4], EGRESS if key[5] == INGRESS else INGRESS
-
-
-def _is_discovery(packet: Reading) -> bool:
-    """Neighbour and router discovery, from the link itself (RFC 4861)."""
-    return (
-        packet.protocol == ICMP6
-        and packet.kind == "untracked"
-        and 133 <= packet.message[0] <= 137
-        and packet.hops == 255
-    )
-
-
-def _is_dhcp(packet: Reading, ports: Tuple[Tuple[int, int], ...]) -> bool:
-    wanted = ports[0] if packet.source.version == 4 else ports[1]
-    return packet.protocol == UDP and packet.kind == "any" and packet.ports == wanted
-
-
-def _is_multicast(address: Address) -> bool:
-    return address.packed[0] >= 224 if address.version == 4 else address.packed[0] == 0xFF
-
-
-def _is_link_local(address: Address) -> bool:
+def _is_of_link(address: Address) -> bool:
     """On this link only; of IPv4 the broadcast that DHCP goes to."""
     if address.version == 4:
         return address == ipaddress.ip_address("255.255.255.255")

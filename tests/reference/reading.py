@@ -7,9 +7,10 @@ IPv4: RFC 791. IPv6 and its extension headers: RFC 8200 4, RFC 4302 2.2. ICMP: R
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from dataclasses import dataclass, replace
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Iterator, Optional, Tuple, Union
 
 TCP, UDP, SCTP, ICMP, ICMP6 = 6, 17, 132, 1, 58
 WITH_PORTS = {TCP: 20, UDP: 8, SCTP: 12}
@@ -24,7 +25,9 @@ Ports = Tuple[int, int]
 
 
 class Unreadable(Exception):
-    """A packet that is none; the text is the reason to drop it."""
+    """A packet that is none; the text is the reason to drop it. ends: its addresses, if its IP header is one."""
+
+    ends: Optional[Tuple[Address, Address]] = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Reading:
 
     ends and ports, protocol: the tuple of its connection, as it travels. An echo has (identifier, 0), its reply
     (0, identifier). Of an error about a packet (related): the reverse of that packet's.
-    message: type and code of ICMP. part: whole, first or later; datagram: what all fragments of it have in common.
+    message: type and code of ICMP. part: whole, first or later; datagram: what its fragments have in common besides
+    addresses.
     """
 
     source: Address
@@ -49,6 +53,7 @@ class Reading:
     part: str = "whole"
     offset: int = 0
     datagram: Tuple[Any, ...] = ()
+    has_extensions: bool = False
 
 
 def number(data: bytes) -> int:
@@ -80,7 +85,8 @@ def _v4(packet: bytes) -> Reading:
     more, offset = bool(packet[6] & 0x20), (number(packet[6:8]) & 0x1FFF) * 8
     ends = ipaddress.IPv4Address(packet[12:16]), ipaddress.IPv4Address(packet[16:20])
     found = Reading(*ends, protocol=packet[9], hops=packet[8], ends=ends)
-    return _transport(_parted(found, offset, more, packet[4:6], packet[9]), packet[start:total])
+    with _between(*ends):
+        return _transport(_parted(found, offset, more, packet[4:6], packet[9]), packet[start:total])
 
 
 def _v6(packet: bytes) -> Reading:
@@ -90,13 +96,24 @@ def _v6(packet: bytes) -> Reading:
     size = number(packet[4:6])
     _need(packet, 40 + size)
     ends = ipaddress.IPv6Address(packet[8:24]), ipaddress.IPv6Address(packet[24:40])
-    if any(end.ipv4_mapped for end in ends):
-        raise Unreadable("malformed")
-    protocol, rest, fragment = _past_extensions(packet[6], packet[40 : 40 + size])
-    found = Reading(*ends, protocol=protocol, hops=packet[7], ends=ends)
-    if fragment:
-        found = _parted(found, *fragment)
-    return _transport(found, rest)
+    with _between(*ends):
+        if any(end.ipv4_mapped for end in ends):
+            raise Unreadable("malformed")
+        protocol, rest, fragment = _past_extensions(packet[6], packet[40 : 40 + size])
+        found = Reading(*ends, protocol, packet[7], ends, has_extensions=packet[6] in EXTENSIONS)
+        if fragment:
+            found = _parted(found, *fragment)
+        return _transport(found, rest)
+
+
+@contextlib.contextmanager
+def _between(source: Address, destination: Address) -> Iterator[None]:
+    """What cannot be read in here has those addresses."""
+    try:
+        yield
+    except Unreadable as unreadable:
+        unreadable.ends = source, destination
+        raise
 
 
 def _past_extensions(protocol: int, data: bytes) -> Tuple[int, bytes, Optional[Tuple[int, bool, bytes, int]]]:
@@ -118,7 +135,9 @@ def _past_extensions(protocol: int, data: bytes) -> Tuple[int, bytes, Optional[T
 
 def _parted(found: Reading, offset: int, more: bool, name: bytes, protocol: int) -> Reading:
     part = "later" if offset else "first" if more else "whole"
-    return replace(found, part=part, offset=offset, datagram=(found.source, found.destination, name, protocol))
+    if part == "whole":
+        return found
+    return replace(found, part=part, offset=offset, datagram=(name, protocol))
 
 
 def _transport(found: Reading, data: bytes) -> Reading:
