@@ -228,6 +228,13 @@ def always_cases(family: int) -> List[Case]:
             only(Rule("egress", 85, 2, f.UDP), revision=3),
             left(f.ip(me, world, f.UDP, b"x" * 16, fragment=1480, number=8)),
         )),
+        ("what a failsafe port sends, and what is sent to one, may come in parts", (
+            CLOSED,
+            left(f.tcp(me, world, answer, f.ACK, more=True)), left(f.ip(me, world, f.TCP, b"x" * 16, fragment=1480)),
+            left(f.udp(me, world, (40000, 53), more=True, number=8)),
+            left(f.ip(me, world, f.UDP, b"x" * 16, fragment=1480, number=8)),
+            shot(TO, "eth0", f.ip(me, world, f.UDP, b"x" * 16, fragment=1480, number=9), "fragment", direction="egress"),
+        )),
     ]  # fmt: skip
     found = [Case(f"host, always: {name}", steps, family) for name, steps in cases]
     if family == 6:
@@ -333,6 +340,12 @@ def endpoint_cases(family: int) -> List[Case]:
         ("the host may not reach another endpoint", (only(to_a), denied("to_endpoint", "b", f.tcp(me, b, PORTS), OUT, "egress"))),
         ("what is forwarded to an endpoint is not the host's", (CLOSED, from_stack("a", f.tcp(x["world"], a, PORTS), allowed("ingress"), via="eth0"))),
         ("an endpoint's traffic with the world is not the host's", (CLOSED, to_stack("a", f.tcp(a, x["world"], PORTS), allowed("egress")))),
+        ("the answer to the host by an address that nobody knows is for the host, also when all is judged anew", (
+            only(to_a), from_stack("a", f.tcp(x["world"], a, PORTS), allowed("egress", 96), allowed("ingress")),
+            to_stack("a", f.tcp(a, x["world"], BACK, f.SYN | f.ACK)),
+            only(revision=3), Policy("a", (), (), 3),
+            denied("from_endpoint", "a", f.tcp(a, x["world"], BACK, f.ACK), OUT, "egress"),
+        )),
         ("an endpoint's SSH to the host is kept by failsafe, its own policy still counts", (
             CLOSED, to_stack("a", f.tcp(a, me, (50000, 22)), allowed("egress"), allowed("ingress", reason="failsafe")),
             from_stack("a", f.tcp(me, a, (22, 50000), f.SYN | f.ACK)),

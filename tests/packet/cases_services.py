@@ -237,6 +237,15 @@ def flow_cases(family: int) -> List[Case]:
             local("a", "b", udp(a, b, TO_B), udp(a, b, TO_B, hops=63)),
             local("b", "a", udp(b, a, FROM_B), udp(b, a, FROM_B, hops=63)),
         )),
+        ("what was denied as a frontend's and is allowed again as the backend's own is answered by that", (
+            Frontend(front, PORT, f.UDP, ((b, BACKEND),)),
+            local("a", "b", udp(a, front, TO), udp(a, b, TO_B, hops=63), allowed("egress"), allowed("ingress")),
+            Policy("a", (), ("egress",), 3),
+            denied("from_endpoint", "a", udp(a, front, TO), DEFAULT_DENY["egress"], "egress"),
+            Policy("a", (), (), 4),
+            local("a", "b", udp(a, b, TO_B), udp(a, b, TO_B, hops=63)),
+            local("b", "a", udp(b, a, FROM_B), udp(b, a, FROM_B, hops=63)),
+        )),
         ("a datagram in parts, there and back", (
             Frontend(front, PORT, f.UDP, ((b, BACKEND),)),
             Policy("b", (Rule("ingress", 12, IDENTITIES["a"], f.UDP, BACKEND),), ("egress", "ingress")),

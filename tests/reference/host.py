@@ -21,7 +21,7 @@ LINK_LOCAL = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe80
 
 @dataclass
 class Host:
-    """failsafe: (protocol, port, direction) of ports that no policy closes. takes_in: whether the stack itself takes, or
+    """failsafe: (protocol, port, direction) of ports that no policy closes. takes_in: whether the stack takes in, or
     has no way on for, what goes to an address that nobody told bpfleet of.
     """
 

@@ -289,8 +289,11 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 		}
 		/* The host may have opened it from an address that is not in `addresses`. */
 		if (question.direction == DIRECTION_INGRESS && record->peer == IDENTITY_HOST &&
-		    question.peer == IDENTITY_WORLD)
+		    question.peer == IDENTITY_WORLD) {
 			question.peer = IDENTITY_HOST;
+			if (side->direction == DIRECTION_EGRESS)
+				packet->destination_identity = IDENTITY_HOST;
+		}
 	} else if (packet->kind == PACKET_REPLY_ONLY) {
 		return REASON_NO_CONNECTION;
 	}

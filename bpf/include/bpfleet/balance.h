@@ -320,6 +320,8 @@ static __always_inline int balance_out(struct __sk_buff *skb, struct packet *pac
 		return 0;
 	}
 	reason = balance_find(skb, packet);
+	if (reason == BALANCE_NONE && packet->kind != PACKET_RELATED)
+		balance_mark(found, false); /* of a connection that is denied, and may be allowed again by this packet */
 	if (reason != BALANCE_TRANSLATED)
 		return reason;
 	reason = balance_forward(skb, packet);

@@ -121,7 +121,8 @@ static __always_inline bool host_is_established(struct __sk_buff *skb, const str
 }
 
 /* Record a connection that leaves without having been judged. What has a record that is not its own keeps that one. */
-static __always_inline int host_record_unjudged(const struct packet *packet, const struct found *found)
+static __always_inline int host_record_unjudged(struct __sk_buff *skb, const struct packet *packet,
+						const struct found *found)
 {
 	struct connection fresh = {
 		.route = ROUTE_UNJUDGED,
@@ -130,6 +131,8 @@ static __always_inline int host_record_unjudged(const struct packet *packet, con
 		.peer = packet->destination_identity,
 	};
 
+	if (packet->part == PART_FIRST)
+		packet_remember(skb, packet);
 	if (found->record) {
 		connection_touch(packet, found);
 		return 0;
@@ -152,10 +155,12 @@ static __always_inline int host_admit(struct __sk_buff *skb, struct packet *pack
 			packet->verdict = VERDICT_ALLOW;
 			event_write(skb, packet, REASON_FAILSAFE);
 		}
+		if (packet->part == PART_FIRST)
+			packet_remember(skb, packet);
 		return 0;
 	}
 	if (failsafe_outbound(packet, side->direction))
-		return host_record_unjudged(packet, found);
+		return host_record_unjudged(skb, packet, found);
 	if (packet->kind == PACKET_FRAGMENT && side->direction == DIRECTION_INGRESS)
 		return 0;
 	return admit(skb, packet, found, side);
@@ -182,7 +187,7 @@ static __always_inline int host_sends(struct __sk_buff *skb, struct packet *pack
 		return 0;
 	host_begin(packet, found, side, node, DIRECTION_EGRESS);
 	if (is_forwarded)
-		return host_record_unjudged(packet, found);
+		return host_record_unjudged(skb, packet, found);
 	if (host_is_router_error(packet, found))
 		return 0;
 	return host_admit(skb, packet, found, side);
