@@ -60,6 +60,25 @@ class Way:
         words = [TRAFFIC, *(str(one) for one in arguments)]
         return [float(one) for one in self.client.run(words, workload="w1", timeout=_SECONDS).stdout.split()]
 
+    @contextlib.contextmanager
+    def steered(self, cpu: int) -> Iterator[None]:
+        """Every packet is received on one CPU, as a network card's receive-side scaling has it for each flow.
+
+        Else the softirqs of the sender's and the receiver's CPU carry packets of one connection past each other, and
+        how often TCP takes that for loss says more of the machine than of the way.
+        """
+        self._receive_on(1 << cpu)
+        try:
+            yield
+        finally:
+            self._receive_on(0)
+
+    def _receive_on(self, cpus: int) -> None:
+        script = f"for one in /sys/class/net/*/queues/rx-*/rps_cpus; do echo {cpus:x} >$one; done"
+        for host in (self.client, self.server):
+            host.run(["sh", "-ec", script])
+            host.run(["sh", "-ec", script], workload="w1")
+
     def received(self) -> int:
         """Packets that arrived at the server's device so far."""
         shown = self.server.run(["ip", "-s", "-j", "link", "show", _device(self.server)], workload="w1").stdout
