@@ -2,8 +2,8 @@
 
 As bench/spine_verdicts.py, but the number of workloads and of connections grows with that of rules: what becomes slower
 then is the memory behind the look-ups. Each population is timed with its memory as warm as its own packets leave it.
-Beside it, in the same rounds: one bare look-up of the same connections, and 10 rules with all the workloads (so that
-only peers grow, and `addresses` holds 100,000).
+Beside it, in the same rounds: one bare look-up of the same connections, and 10 rules with as many workloads as 10,000 and
+100,000 rules have (so that only rules grow; `addresses` then holds 100,000).
 
     python -m bench.policy_verdicts
 """
@@ -24,7 +24,7 @@ GOALS = {("established", MANY): 1.3, ("established", MOST): 3.0, ("new", MANY): 
 
 POPULATIONS: Dict[str, Tuple[int, int]] = {
     **{str(rules): (rules, rules) for rules in RULES},
-    f"{FEW}_of_{MOST}": (FEW, MOST),
+    **{f"{FEW}_of_{workloads}": (FEW, workloads) for workloads in (MANY, MOST)},
 }
 """name -> (rules, workloads)"""
 
@@ -71,16 +71,17 @@ def measure() -> List[Measurement]:
             goal = GOALS[kind, rules]
             name = f"policy_{kind}_{rules // 1000}k_over_{FEW}"
             results.append(Measurement(name, ratio, "ratio", at_most=goal, sides=sides, note=note))
-        alone = timed.ns[f"{FEW}_of_{MOST}"]
-        results.append(
-            Measurement(
-                f"policy_{kind}_rules_alone_{MOST // 1000}k_over_{FEW}",
-                round(timed.ns[str(MOST)] / alone, 3),
-                "ratio",
-                sides={f"{MOST} rules": timed.ns[str(MOST)], f"{FEW} rules": alone},
-                note=f"{MOST} workloads and connections on both sides",
+        for rules in (MANY, MOST):
+            alone = timed.ns[f"{FEW}_of_{rules}"]
+            results.append(
+                Measurement(
+                    f"policy_{kind}_rules_alone_{rules // 1000}k_over_{FEW}",
+                    round(timed.ns[str(rules)] / alone, 3),
+                    "ratio",
+                    sides={f"{rules} rules": timed.ns[str(rules)], f"{FEW} rules": alone},
+                    note=f"{rules} workloads and connections on both sides",
+                )
             )
-        )
     return results
 
 
