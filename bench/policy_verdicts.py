@@ -2,8 +2,8 @@
 
 As bench/spine_verdicts.py, but the number of workloads and of connections grows with that of rules: what becomes slower
 then is the memory behind the look-ups. Each population is timed with its memory as warm as its own packets leave it.
-Beside it, in the same rounds: one bare look-up of the same connections, and 10 rules with as many workloads as 10,000 and
-100,000 rules have (so that only rules grow; `addresses` then holds 100,000).
+Beside it, in the same rounds: one bare look-up of the same connections, and 10 rules with as many workloads as 10,000
+and 100,000 rules have (so that only rules grow; `addresses` then holds 100,000).
 
     python -m bench.policy_verdicts
 """

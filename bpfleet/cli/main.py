@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -37,10 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
     except BpfleetError as error:
         print(f"bpfleet: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidInput) else 1
+    except BrokenPipeError:  # whoever reads us, such as head, has seen enough; the last flush must not complain either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:  # a path of the user's own: its name and the system's words say it all
         print(f"bpfleet: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import queue
+import signal
+import subprocess
+import sys
 import time
 from typing import Any, Dict, List, Tuple
 
@@ -314,6 +317,18 @@ def test_a_file_is_looked_at_without_nodes(tmp_path: Any, capsys: pytest.Capture
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [flow()]
     assert main(["observe", "--input-file", str(file), "--verdict", "audited"]) == 0
     assert "none of the 3 lines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 5_000])
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Any, count: int) -> None:
+    file = tmp_path / "events.json"
+    file.write_text((json.dumps(at(1.0)) + "\n") * count)
+    words = [sys.executable, "-m", "bpfleet.cli.main", "observe", "--input-file", str(file), "--last", str(count)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"time": "x"}', '{"time": 1, "verdict": "allowed"}'])
