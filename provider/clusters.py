@@ -13,7 +13,7 @@ from bpfleet.transport.target import Target
 from provider.directory import SEEDS, Directory, View, handle_target, view_of
 from provider.nodes import inputs_of_node, node_handle
 from provider.runtime import Runtime
-from provider.writing import together
+from provider.writing import is_about, together
 
 Store = Dict[str, Item]
 """One node's documents by key."""
@@ -224,16 +224,21 @@ def _change(items: List[Item], deletes: List[str], owner: str, store: Store) -> 
 
 def _conclude(outcomes: Mapping[str, Outcome], key: str) -> Applied:
     applied, taken = Applied(), 0
+    said: Dict[str, List[str]] = {}
     for node, outcome in outcomes.items():
         if isinstance(outcome, Refused):
             for refusal in outcome.refusals:
                 raise refusal.error
         elif isinstance(outcome, (Committed, Unchanged)):
             taken += 1
+            for warning in outcome.warnings:
+                if is_about(warning, key):
+                    said.setdefault(warning, []).append(node)
         elif isinstance(outcome, (Failed, Unreached)):
             applied.lagging[node] = outcome.error.at(node=node)
     if not taken:
         raise together(applied.lagging, key)
+    applied.warnings = [f"{', '.join(sorted(nodes))}: {warning}" for warning, nodes in said.items()]
     return applied
 
 

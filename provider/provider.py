@@ -21,6 +21,7 @@ from provider.engine import Engine
 from provider.leaves import Leaves, seeds_of
 from provider.naming import IN_CLUSTER, Declarations, ResourceId, logical_name, owner_of, parse_id, type_token
 from provider.nodes import Nodes, agent_digest, inputs_of_node, node_handle, node_target
+from provider.program import Program, cluster_of, known_document
 from provider.reading import Reader, Snapshot, find
 from provider.runtime import Runtime
 from provider.sdk import DeleteRequest, DiffRequest, PartialFailure, UpdateRequest, Values
@@ -56,6 +57,8 @@ class BpfleetProvider(sdk.Provider):
         self._clusters = Clusters(self._runtime)
         self._reader = Reader(self._runtime)
         self._declarations = Declarations()
+        self._program = Program()
+        self._previewing = False
 
     async def get_schema(self, request: sdk.GetSchemaRequest) -> sdk.GetSchemaResponse:
         return sdk.GetSchemaResponse(_SCHEMA.read_text(encoding="utf-8"))
@@ -68,6 +71,8 @@ class BpfleetProvider(sdk.Provider):
         inputs, failures = check_inputs(shape, logical_name(request.urn), request.new_inputs)
         if not failures:
             failures = self._declare(shape, request.urn, inputs)
+        if not failures:
+            failures = self._see(shape, request.urn, inputs)
         if not failures and not request.old_inputs and shape.kind in IN_CLUSTER:
             self._leaves.batcher.announce(request.urn)
         return sdk.CheckResponse(inputs, [sdk.CheckFailure(path, reason) for path, reason in failures])
@@ -80,6 +85,31 @@ class BpfleetProvider(sdk.Provider):
         if other is None:
             return []
         return [("name", f"{shape.kind} {key[2]} is declared twice: {other} is it already. Give each its own name.")]
+
+    def _see(self, shape: Shape, urn: str, checked: Values) -> List[Tuple[str, str]]:
+        """Note what the program says of a resource. In a preview, refuse what contradicts a resource seen before it.
+
+        A check does not know whether it is a preview's. If nothing was created or updated yet, that resource finds the
+        contradiction itself (see `_foresee`). An update refuses what it must by itself and makes the rest.
+        """
+        inputs, _ = _plain(shape, checked)
+        document = known_document(shape, inputs)
+        if document is None:
+            self._program.forget(urn)
+            return []
+        self._program.see(urn, cluster_of(shape, inputs), document)
+        error = self._program.refusal(urn) if self._previewing else None
+        if error is None:
+            return []
+        _at_resource(error, document.key)
+        return [(error.field or "name", str(error))]
+
+    def _foresee(self, urn: str, preview: bool) -> None:
+        """Raise what an update will be refused for, as far as the program tells."""
+        self._previewing = preview
+        error = self._program.refusal(urn) if preview else None
+        if error is not None:
+            _fail(error, error.resource or logical_name(urn))
 
     async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
         assert isinstance(request, DiffRequest)
@@ -101,6 +131,7 @@ class BpfleetProvider(sdk.Provider):
     async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
         shape = _shape(request.urn)
         inputs, secrets = _plain(shape, request.properties)
+        self._foresee(request.urn, request.preview)
         if request.preview:
             return sdk.CreateResponse("", _outputs(shape, _previewed(shape, inputs, {}, {}), secrets))
         outputs = await self._put(shape, request.urn, inputs, {}, {}, secrets)
@@ -112,6 +143,7 @@ class BpfleetProvider(sdk.Provider):
         inputs, secrets = _plain(shape, request.news)
         old_outputs, _ = _plain(shape, request.olds)
         old_inputs, _ = _plain(shape, request.old_inputs or request.olds)
+        self._foresee(request.urn, request.preview)
         if request.preview:
             return sdk.UpdateResponse(_outputs(shape, _previewed(shape, inputs, old_inputs, old_outputs), secrets))
         return sdk.UpdateResponse(await self._put(shape, request.urn, inputs, old_inputs, old_outputs, secrets))
@@ -302,8 +334,12 @@ def _handle_of(snapshot: Snapshot) -> Plain:
 
 def _fail(error: BpfleetError, resource: str) -> NoReturn:
     """Raise it with the resource named, and fields named as Pulumi programs write them."""
+    _at_resource(error, resource)
+    raise error
+
+
+def _at_resource(error: BpfleetError, resource: str) -> None:
     error.at(resource=resource)
     error.what, error.remedy = pulumi_words(error.what), pulumi_words(error.remedy)
     if error.field is not None:
         error.where["field"] = pulumi_words(error.field)
-    raise error

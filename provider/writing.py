@@ -216,16 +216,15 @@ def together(errors: Mapping[str, BpfleetError], key: str) -> BpfleetError:
     return cls("; ".join(str(error) for error in errors.values()), resource=key)
 
 
-def _seen_from(document: str, refusal: Refusal) -> BpfleetError:
-    """A conflict, told of the document that was changed rather than of the one that was there."""
-    error = refusal.error
+def seen_from(document: str, refused: str, error: BpfleetError) -> BpfleetError:
+    """The conflict of `refused`, told of the document that was changed rather than of the one that was there."""
     return type(error)(
-        f"conflicts with {refusal.document}, which {error.what}",
+        f"conflicts with {refused}: {error.what}",
         resource=document,
         field=error.field,
         node=error.where.get("node"),
-        remedy=f"Change this one, or {refusal.document}.",
-        details={**error.details, "other": refusal.document},
+        remedy=f"Change this one, or {refused}.",
+        details={**error.details, "other": refused},
     )
 
 
@@ -237,7 +236,7 @@ def _blamed(refusals: Sequence[Refusal], waiting: Set[str]) -> Dict[str, Bpfleet
         if refusal.document in waiting:
             blamed.setdefault(refusal.document, refusal.error)
         elif other in waiting:
-            blamed.setdefault(str(other), _seen_from(str(other), refusal))
+            blamed.setdefault(str(other), seen_from(str(other), refusal.document, refusal.error))
     if not blamed:
         return dict.fromkeys(waiting, refusals[0].error)
     return blamed

@@ -235,7 +235,7 @@ class Agent:
             "unchanged": not changed and not steps,
             "steps": dict(Counter(step.kind for step in steps)),
             "describe": [step.describe() for step in steps[:DESCRIBED_STEPS]],
-            "warnings": [*compiled.warnings, *capacity.kept_sizes(want, have)],
+            "warnings": [*compiled.warnings, *capacity.kept_sizes(want, have, head.cluster)],
             "capacity": [one.to_json() for one in capacity.usage(want, have)],
             "waiting": [{"document": item.document, "reason": item.reason} for item in compiled.waiting],
             "documents_digest": head.documents_digest,

@@ -69,7 +69,7 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
             {"name": one.name, "frontends": [{"frontend": text, "backends": count} for text, count in one.frontends]}
             for one in (compiled.services if compiled else ())
         ],
-        "warnings": [*(compiled.warnings if compiled else ()), *kept_sizes(want, have)],
+        "warnings": [*(compiled.warnings if compiled else ()), *kept_sizes(want, have, head.cluster)],
         "pending": pending(journal),
         "writes": journal.writes,
         "fitness": fitness,

@@ -24,8 +24,6 @@ def service_conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
             spec = document.spec
             owners.update(dict.fromkeys(spec.get("addresses") or [spec["address"]], document))
     services = [service for _, service in sorted(documents.of_kind("service").items())]
-    nodes = documents.of_kind("node").values()
-    families = frozenset(_is_v6(cidr) for node in nodes for cidr in node.spec["workload_cidrs"])
     taken: Dict[str, Tuple[Document, str]] = {}
     frontend_addresses: Dict[str, Document] = {}
     for service in services:
@@ -54,20 +52,13 @@ def service_conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
             if owner is not None:
                 yield _owned(service, field, frontend, owner, cluster)
             listed = [backend.get("address") for backend in service.spec["backends"]]
-            if listed and all(one is not None and _is_v6(one) != _is_v6(address) for one in listed):
+            if _are_all_of_the_other(address, listed):
                 yield Conflict(
                     f"{text} is of another address family than every backend ({', '.join(map(str, listed))})",
                     resource=service.key,
                     field=f"{field}.address",
                     remedy="List a backend of the frontend's family, or remove the frontend.",
                     details={"backends": listed},
-                )
-            elif _is_hopeless(address, service.spec["backends"], families):
-                yield Conflict(
-                    f"{text} is of another address family than backends can have: no node has workload CIDRs of it",
-                    resource=service.key,
-                    field=f"{field}.address",
-                    remedy="Give the nodes workload CIDRs of the frontend's family, or remove the frontend.",
                 )
     for service in services:
         for index, backend in enumerate(service.spec["backends"]):
@@ -91,6 +82,27 @@ def service_conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
                     field=field,
                     remedy=f"List the backends of {other.key} here.",
                     details={"other": other.key},
+                )
+
+
+def frontends_of_no_family(documents: DocumentSet) -> Iterator[BpfleetError]:
+    """Frontends whose backends, chosen by labels, can have no address of their family; until a node with such workload
+    CIDRs is declared."""
+    nodes = documents.of_kind("node").values()
+    families = frozenset(_is_v6(cidr) for node in nodes for cidr in node.spec["workload_cidrs"])
+    for _, service in sorted(documents.of_kind("service").items()):
+        backends = service.spec["backends"]
+        for index, frontend in enumerate(service.spec["frontends"]):
+            address = frontend["address"]
+            if _are_all_of_the_other(address, [backend.get("address") for backend in backends]):
+                continue  # said already
+            if _is_hopeless(address, backends, families):
+                yield Conflict(
+                    f"{frontend_text(frontend)} is of another address family than backends can have: no node has "
+                    "workload CIDRs of it",
+                    resource=service.key,
+                    field=f"frontends[{index}].address",
+                    remedy="Give the nodes workload CIDRs of the frontend's family, or remove the frontend.",
                 )
 
 
@@ -139,6 +151,11 @@ def _unfit(address: str) -> str:
         ("the broadcast address", str(parsed) == "255.255.255.255"),
     )
     return next((f"is {name}" for name, holds in kinds if holds), "")
+
+
+def _are_all_of_the_other(address: str, listed: Sequence[Optional[str]]) -> bool:
+    """Whether all backends are listed, and of the other family."""
+    return bool(listed) and all(one is not None and _is_v6(one) != _is_v6(address) for one in listed)
 
 
 def _is_hopeless(address: str, backends: Sequence[Mapping[str, str]], families: AbstractSet[bool]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optio
 
 from bpfleet.compile import blocklist
 from bpfleet.compile.memo import Memo
-from bpfleet.compile.service_conflicts import frontends_on_node, service_conflicts
+from bpfleet.compile.service_conflicts import frontends_of_no_family, frontends_on_node, service_conflicts
 from bpfleet.errors import BpfleetError, Conflict, InvalidInput, NumberTaken
 from bpfleet.model.document import Document, DocumentSet, canonical_json
 from bpfleet.model.identity import cluster_of
@@ -36,6 +36,11 @@ def validate(documents: DocumentSet, facts: Optional[Facts] = None, memo: Option
         found.extend(_own_node(documents, facts))
         found.extend(frontends_on_node(documents, facts))
     return found
+
+
+def lasting_conflicts(documents: DocumentSet) -> List[BpfleetError]:
+    """Those conflicts that no further document can resolve: they hold for any set that has these documents."""
+    return [error for check, _ in _CHECKS if check is not frontends_of_no_family for error in check(documents)]
 
 
 def _sorted(documents: DocumentSet, kind: str) -> List[Document]:
@@ -176,7 +181,7 @@ def _endpoints(documents: DocumentSet) -> Iterator[BpfleetError]:
                     remedy="Take an address of the node's networks, or add a network to the node.",
                     details={"other": f"node/{spec['node']}"},
                 )
-        twin = by_attachment.setdefault((spec["node"], *_place(spec["attach"])), document)
+        twin = by_attachment.setdefault((spec["node"], *place_of(spec["attach"])), document)
         if twin is not document:
             yield Conflict(
                 f"is attached where {twin.key} is: {_attachment(spec['attach'])} on {spec['node']}",
@@ -192,7 +197,7 @@ def _holds(network: Network, address: str) -> bool:
     return parsed.version == network.version and parsed in network
 
 
-def _place(attach: Mapping[str, Any]) -> Tuple[str, str]:
+def place_of(attach: Mapping[str, Any]) -> Tuple[str, str]:
     """What an attachment takes: a namespace, or a device's name, whoever makes the device."""
     return ("netns", attach["netns"]) if "netns" in attach else ("device", attach.get("tap") or attach["interface"])
 
@@ -208,6 +213,7 @@ _CHECKS: Tuple[Tuple[Callable[[DocumentSet], Iterator[BpfleetError]], Tuple[str,
     (_endpoints, ("node", "endpoint")),
     (blocklist.conflicts, ("cluster", "node")),
     (service_conflicts, ("cluster", "node", "endpoint", "service")),
+    (frontends_of_no_family, ("node", "service")),
 )
 """Checks, each with the kinds of documents that it looks at."""
 

@@ -98,8 +98,8 @@ def usage(want: NodeState, have: Optional[NodeState] = None) -> List[Usage]:
 
 
 def overfull(want: NodeState, have: Optional[NodeState] = None) -> List[InvalidInput]:
-    """An error for each map that would not hold what is wanted."""
-    return [_error(one, want) for one in usage(want, have) if one.peak > one.limit]
+    """An error for each map that would not hold what is wanted. Without `have` nothing is said of what is used now."""
+    return [_error(one, want, have) for one in usage(want, have) if one.peak > one.limit]
 
 
 def check_capacity(want: NodeState, have: Optional[NodeState] = None) -> None:
@@ -109,15 +109,15 @@ def check_capacity(want: NodeState, have: Optional[NodeState] = None) -> None:
     """
     for one in usage(want, have):
         if one.wanted > one.limit:
-            raise _error(one, want)
+            raise _error(one, want, have)
 
 
-def kept_sizes(want: NodeState, have: NodeState) -> List[str]:
-    """In words, the maps that keep another size than is declared."""
+def kept_sizes(want: NodeState, have: NodeState, cluster: Optional[str]) -> List[str]:
+    """In words, the maps that keep another size than `cluster` declares, and what changes that."""
     return [
-        f"map {name} has room for {have.sizes[name]} entries, {size} are declared"
-        f"{' (limits.' + LIMITS[name] + ')' if name in LIMITS else ''}: it keeps its size, and what it holds, until "
-        "the node restarts"
+        f"cluster/{cluster}{', limits.' + LIMITS[name] if name in LIMITS else ''}: map {name} has room for "
+        f"{have.sizes[name]} entries, {size} are declared: it keeps its size, and what it holds, until the node "
+        "restarts. Restart the node to have a map of the declared size"
         for name, size in sorted(want.sizes.items())
         if have.sizes.get(name, size) != size
     ]
@@ -147,7 +147,7 @@ def blame(error: InvalidInput, compiled: Compiled, changed: Collection[str]) -> 
     )
 
 
-def _error(one: Usage, want: NodeState) -> InvalidInput:
+def _error(one: Usage, want: NodeState, have: Optional[NodeState]) -> InvalidInput:
     of = "" if one.key is None else f" of {_owner(one)}"
     declared = want.sizes.get(one.map, one.limit)
     limit = LIMITS.get(one.map)
@@ -158,7 +158,7 @@ def _error(one: Usage, want: NodeState) -> InvalidInput:
         )
     elif limit is not None:
         remedy += f"; or raise limits.{limit} of the cluster"
-    why = f"{one.wanted} are needed; {one.used} are used now"
+    why = f"{one.wanted} are needed" + (f"; {one.used} are used now" if have is not None else "")
     if one.wanted <= one.limit:
         why = f"{one.peak} are needed while {one.wanted} take the place of {one.used}"
         remedy = f"Remove in one change and add in the next; or: {remedy[0].lower()}{remedy[1:]}"

@@ -182,10 +182,11 @@ def test_a_map_that_is_there_keeps_its_size_and_counts_with_that() -> None:
     (error,) = overfull(want.state, have)
     assert "services has room for 16" in error.what
     assert "restart the node: limits.frontends is 100" in error.remedy
-    told = kept_sizes(want.state, have)
-    assert [text.split()[1] for text in told] == ["backends", "connections", "services"]
-    assert "(limits.connections): it keeps its size, and what it holds, until the node restarts" in told[1]
-    assert kept_sizes(want.state, want.state) == [] == kept_sizes(want.state, NodeState())
+    told = kept_sizes(want.state, have, "fleet")
+    assert [text.split()[3] for text in told] == ["backends", "connections", "services"]
+    assert told[1].startswith("cluster/fleet, limits.connections: ") and "2048 are declared" in told[1]
+    assert "it keeps its size, and what it holds, until the node restarts. Restart the node" in told[1]
+    assert kept_sizes(want.state, want.state, "fleet") == [] == kept_sizes(want.state, NodeState(), None)
     larger = [step.kind for step in plan(dataclasses.replace(have, sizes=want.state.sizes), have)]
     assert larger == []  # nothing is dropped to make room
 
