@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tests.packet import world
-from tests.packet.world import ADDRESSES, DEFAULT_DENY, IDENTITIES, Case, Forget, Frontend, Move, Rule, Send
+from tests.packet.world import ADDRESSES, DEFAULT_DENY, IDENTITIES, Case, Forget, Frontend, Move, Rule, Send, Wait
 from tests.reference.ends import WAITING, Ends
 from tests.reference.judge import ALLOW, DENY, Flow, Verdict
 from tests.reference.judge import DEFAULT_DENY as BY_DEFAULT
@@ -77,14 +77,13 @@ def _matches(rule: Rule, flow: Flow) -> bool:
 
 
 class Modelled:
-    """A node in the model, to which steps of cases are taken."""
+    """A node in the model, to which steps of cases are taken. identities: see Ends."""
 
-    def __init__(self, is_judged: bool) -> None:
-        self.policies = Listed()
+    def __init__(self, is_judged: bool, where: Mapping[Address, str], identities: Mapping[str, str]) -> None:
+        self.listed = Listed()
         self.wanted: Optional[bytes] = None
-        identities = {"a": "a", "b": "b", "t": "t", "q": WAITING}
         self.node = Node(
-            Ends(places(), identities, self.policies),
+            Ends(dict(where), identities, self.listed),
             world.TUNNEL_PORT,
             taps=frozenset({"t"}),
             is_judged=is_judged,
@@ -98,25 +97,25 @@ class Modelled:
         wanted = (left.ends[1], left.ports[1]) if left else backends[0]
         return wanted if wanted in backends else backends[0]
 
-    def send(self, step: Send) -> Fate:
-        """What becomes of a frame."""
-        self.wanted, node, frame = step.out, self.node, step.frame
-        if step.program == "from_endpoint":
-            return node.sends(step.at, frame)
-        if step.program == "to_endpoint":
-            return node.receives(step.at, frame, step.via)
-        if step.program == "from_underlay":
-            return node.comes(step.at, frame)
-        if step.program == "to_underlay":
-            return node.leaves(step.at, frame, step.via)
-        assert step.program == "to_tunnel", step.program
-        return node.enters_tunnel(frame, step.via)
+    def send(self, program: str, at: str, frame: bytes, via: str, out: Optional[bytes]) -> Fate:
+        """What becomes of a frame at that device; it came in by `via`. out: how it goes on, where there is a choice."""
+        self.wanted, node = out, self.node
+        if program == "from_endpoint":
+            return node.sends(at, frame)
+        if program == "to_endpoint":
+            return node.receives(at, frame, via)
+        if program == "from_underlay":
+            return node.comes(at, frame)
+        if program == "to_underlay":
+            return node.leaves(at, frame, via)
+        assert program == "to_tunnel", program
+        return node.enters_tunnel(frame, via)
 
     def apply(self, change: world.Change) -> None:
         """What a change of maps means."""
         ends = self.node.ends
         if isinstance(change, world.Policy):
-            self.policies.policies[change.name] = change
+            self.listed.policies[change.name] = change
             ends.policy_revisions[change.name] = change.revision
         elif isinstance(change, Frontend):
             key = ipaddress.ip_address(change.address), change.port, change.protocol
@@ -124,8 +123,9 @@ class Modelled:
                 (ipaddress.ip_address(one), port) for one, port in change.backends
             )
         elif isinstance(change, Forget):
-            assert change.map == "translations"
-            self.node.services.forget()
+            {"translations": self.node.services.forget, "connections": ends.records.clear}[change.map]()
+        elif isinstance(change, Wait):
+            ends.now += change.ticks
         else:
             self._move(change)
 
@@ -154,12 +154,12 @@ def readable(frame: Optional[bytes]) -> Optional[Reading]:
 
 def play(case: Case, is_judged: bool) -> None:
     """Take the steps of a case in the model, and compare what it says with what the case does."""
-    model = Modelled(is_judged)
+    model = Modelled(is_judged, places(), {"a": "a", "b": "b", "t": "t", "q": WAITING})
     for number, step in enumerate(case.steps, 1):
         if not isinstance(step, Send):
             model.apply(step)
             continue
-        fate = model.send(step)
+        fate = model.send(step.program, step.at, step.frame, step.via, step.out)
         have = {"passes": fate.passes, "counters": fate.counters, "left": fate.left or readable(step.frame)}
         want = {"passes": step.action != "shot", "counters": dict(step.counters), "left": readable(step.out)}
         if step.out is None:

@@ -8,10 +8,11 @@ address of each family.
 from __future__ import annotations
 
 import ipaddress
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
-from bpfleet.loader.generated.layouts import ENUMS
+from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.real import jiffy_ns
 from tests.packet.frames import ICMP, ICMP6, TCP, UDP
 from tests.packet.kernel import Datapath
@@ -114,7 +115,14 @@ class Forget:
     map: str
 
 
-Change = Union[Policy, Move, Frontend, Forget]
+@dataclass(frozen=True)
+class Wait:
+    """So many ticks pass: all that is remembered grows older."""
+
+    ticks: int
+
+
+Change = Union[Policy, Move, Frontend, Forget, Wait]
 
 
 @dataclass(frozen=True)
@@ -211,6 +219,9 @@ def apply(datapath: Datapath, change: Change) -> None:
     if isinstance(change, Forget):
         datapath.maps[change.map].clear()
         return
+    if isinstance(change, Wait):
+        grow_older(datapath, change.ticks)
+        return
     if isinstance(change, Frontend):
         listed = sorted(change.backends, key=lambda one: (ipaddress.ip_address(one[0]).packed, one[1]))
         rows = [({"index": index}, {"address": address, "port": port}) for index, (address, port) in enumerate(listed)]
@@ -227,3 +238,15 @@ def apply(datapath: Datapath, change: Change) -> None:
         datapath.maps["node"].update({"index": 0}, node_record(policy_revision=change.revision))
         return
     datapath.maps["endpoints"].update({"ifindex": DEVICES[change.name]}, endpoint_record(change.name, change.revision))
+
+
+def grow_older(datapath: Datapath, ticks: int) -> None:
+    """All that is remembered for a time, by writing when it was seen."""
+    for name, field_name in (("connections", "last_seen"), ("fragments", "seen")):
+        one = datapath.maps[name]
+        at = next(part["offset"] for part in MAPS[name]["value"]["fields"] if part["name"] == field_name)
+        for key in tuple(one.keys()):
+            value = bytearray(one.lookup_raw(key))
+            seen = int.from_bytes(value[at : at + 4], sys.byteorder)
+            value[at : at + 4] = ((seen - ticks) & 0xFFFFFFFF).to_bytes(4, sys.byteorder)
+            one.update_raw(key, bytes(value))

@@ -216,10 +216,11 @@ class Ends:
         subject = me if me == HOST else self.identities[me]
         flow = Flow(direction, subject, self._who(peer, other), NAMES.get(protocol, str(protocol)), port)
         assert self.policies
-        answer = self.policies.judge(flow) if peer != me else Verdict(ALLOW, 0)
+        is_self = peer == me != HOST  # what the host sends to itself passes no device of ours
+        answer = Verdict(ALLOW, 0) if is_self else self.policies.judge(flow)
         self.audited += answer.verdict == AUDIT
         if packet.kind == "fragment":
-            self._fragment(self.policies, flow, answer, peer == me)
+            self._fragment(self.policies, flow, answer, is_self)
             return place
         opens = packet.kind in ("any", "opens") and not packet.flags & RST and not answer.drops
         if packet.kind != "related":

@@ -103,10 +103,12 @@ def rules(draw: st.DrawFn) -> Dict[str, Any]:
 
 
 @st.composite
-def policy_documents(draw: st.DrawFn, name: str) -> Document:
-    """One policy that may be said; what the schema refuses is not drawn."""
-    spec: Dict[str, Any] = {"expressions": draw(expressions)}
-    if draw(st.integers(0, 3)):
+def policy_documents(draw: st.DrawFn, name: str, of_node: bool = False) -> Document:
+    """One policy that may be said; what the schema refuses is not drawn. of_node: it selects every node."""
+    spec: Dict[str, Any] = {"expressions": [] if of_node else draw(expressions)}
+    if of_node:
+        spec["node_selector"] = {}
+    elif draw(st.integers(0, 3)):
         spec["selector"] = draw(labels)
     else:
         spec["node_selector"] = draw(st.sampled_from(({}, {"rack": "a"}, {"rack": "b"})))
@@ -137,8 +139,10 @@ def world(settings: Mapping[str, Any], numbers: Mapping[str, int] = MappingProxy
 
 
 @st.composite
-def clusters(draw: st.DrawFn, numbers: Mapping[str, int] = MappingProxyType({})) -> List[Document]:
-    """A world with policies, of nodes too."""
+def clusters(
+    draw: st.DrawFn, numbers: Mapping[str, int] = MappingProxyType({}), of_node: bool = False
+) -> List[Document]:
+    """A world with policies, of nodes too; of_node: surely."""
     settings: Dict[str, Any] = {}
     if not draw(st.integers(0, 3)):
         settings["unselected"] = draw(st.sampled_from(("open", "deny")))
@@ -151,6 +155,8 @@ def clusters(draw: st.DrawFn, numbers: Mapping[str, int] = MappingProxyType({}))
     documents = world(settings, numbers)
     for number in range(draw(st.integers(0, 4))):
         documents.append(draw(policy_documents(f"p{number}")))
+    if of_node:
+        documents.append(draw(policy_documents("node", of_node=True)))
     return documents
 
 

@@ -1,5 +1,8 @@
 """Frames by dice: mostly of few conversations, so that packets meet; in parts, with what may stand before ports, about
 one another, cut off, damaged. A number names a frame, so that long lists of them are drawn cheaply.
+
+Names of addresses: a and a2 are of one endpoint here, b and t of others; c and node2 are behind the tunnel; host and
+gateway are this node's; world; u is not attached; front is a frontend's.
 """
 
 from __future__ import annotations
@@ -11,23 +14,29 @@ from typing import Dict, Mapping, Tuple
 
 from tests.packet import frames as f
 
-PORTS = (80, 81, 443, 40000)
+PORTS = (80, 80, 81, 443, 22, 8080, 40000)
+BACKENDS = ("b", "t", "c", "world", "host")
+"""Who may answer for the frontend, from BACKEND_PORT."""
+BACKEND_PORT = 8080
 FLAGS = (f.SYN, f.SYN | f.ACK, f.ACK, f.ACK, f.ACK, f.ACK | f.FIN, f.RST, f.SYN | f.FIN, 0)
 PAD = b"\x00\x01\x04\x00\x00\x00\x00"
 AUTHENTICATION = b"\x01" + bytes(10)
 EXTENSIONS = ((0, PAD), (43, PAD), (60, PAD), (51, AUTHENTICATION))
-VIA = {"c": "vxlan", "node2": "vxlan", "world": "eth0", "host": ""}
+HERE = {"a": "a", "a2": "a", "b": "b", "t": "t"}
+"""Addresses of endpoints here, and whose they are."""
+VIA = {"c": "vxlan", "node2": "vxlan", "world": "eth0", "host": "", "gateway": "", "front": "eth0", "u": "eth0"}
 """Where the stack got what a peer that is not here sends."""
-HERE = ("a", "b")
+INITIATORS = ("a", "a", "a2", "b", "t", "host", "host", "world", "c", "node2")
+RESPONDERS = ("a", "a2", "b", "b", "t", "c", "host", "host", "gateway", "world", "node2", *("front",) * 5)
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A frame at the device of an endpoint: from its workload, or to it by the stack, where it came in by `via`."""
+    """A frame that comes to a program at a device; the stack got it by the device `via`, or nowhere ("")."""
 
-    name: str
+    program: str
+    at: str
     frame: bytes
-    is_to: bool = False
     via: str = ""
 
 
@@ -48,19 +57,22 @@ class Talk:
 def talk(number: int) -> Talk:
     """A conversation, of not very many."""
     dice = random.Random(number)
-    ends = dice.choice(HERE), dice.choice(("a", "b", "b", "c", "host", "world", "node2"))
-    kind = dice.choice(("tcp", "tcp", "udp", "udp", "sctp", "echo", "icmp", "other"))
-    return Talk(dice.random() < 0.5, ends, kind, (40000, dice.choice(PORTS)))
+    ends = dice.choice(INITIATORS), dice.choice(RESPONDERS)
+    if ends[1] == "front":
+        ends = dice.choice(tuple(HERE)), "front"
+    kind = dice.choice(("tcp", "tcp", "tcp", "udp", "udp", "udp", "sctp", "echo", "icmp", "other"))
+    port = 80 if ends[1] == "front" else dice.choice(PORTS)
+    return Talk(dice.random() < 0.5, ends, kind, (40000, port))
 
 
 def sent(number: int, talks: Tuple[Talk, ...], addresses: Mapping[int, Mapping[str, str]]) -> Sent:
-    """A frame. addresses: by family, of a and b, which are here, c and node2 behind the tunnel, host, world, and u,
-    which is not attached.
-    """
+    """A frame. addresses: by family and name."""
     dice = random.Random(number)
-    one = dice.choice(talks) if dice.random() < 0.8 else talk(dice.getrandbits(32))
+    one = dice.choice(talks) if dice.random() < 0.85 else talk(dice.getrandbits(32))
     is_answer = dice.random() < 0.4
     one = one.turned() if is_answer else one
+    if is_answer and one.ends[0] == "front":  # a backend answers
+        one = Talk(one.v6, (dice.choice(BACKENDS), one.ends[1]), one.kind, (BACKEND_PORT, one.ports[1]))
     x = addresses[6 if one.v6 else 4]
     sender, receiver = one.ends
     source, destination = x[sender], x[receiver]
@@ -73,10 +85,34 @@ def sent(number: int, talks: Tuple[Talk, ...], addresses: Mapping[int, Mapping[s
     else:
         packet = _packet(dice, one, source, destination, is_answer)
     frame = _spoilt(dice, f.ether(packet), 14 + (40 if one.v6 else 20))
-    if sender in HERE and not (receiver in HERE and dice.random() < 0.1):
-        return Sent(sender, frame)
-    via = VIA.get(sender, sender) if dice.random() < 0.9 else dice.choice(("", "eth0", "vxlan", "b"))
-    return Sent(receiver, frame, True, via)
+    program, at, via = _hook(dice, sender, receiver)
+    return Sent(program, at, frame, via)
+
+
+def _hook(dice: random.Random, sender: str, receiver: str) -> Tuple[str, str, str]:
+    """(program, device, via) where a packet of those ends comes by, mostly."""
+    if dice.random() < 0.06:
+        via = dice.choice(("", "eth0", "vxlan", "a", "b"))
+        return dice.choice(
+            (
+                ("from_endpoint", dice.choice("abt"), ""),
+                ("to_endpoint", dice.choice("abt"), via),
+                ("from_underlay", "eth0", ""),
+                ("to_underlay", "eth0", via),
+                ("to_tunnel", "vxlan", via),
+            )
+        )
+    if sender in HERE:
+        if receiver in HERE and dice.random() < 0.1:
+            return "to_endpoint", HERE[receiver], HERE[sender]
+        return "from_endpoint", HERE[sender], ""
+    if receiver in HERE and (VIA[sender] != "eth0" or dice.random() < 0.7):
+        return "to_endpoint", HERE[receiver], VIA[sender]
+    if sender in ("host", "gateway"):
+        if receiver == "c" or (receiver == "node2" and dice.random() < 0.5):
+            return "to_tunnel", "vxlan", ""
+        return "to_underlay", "eth0", "a" if dice.random() < 0.2 else ""
+    return "from_underlay", "eth0", ""
 
 
 def _transport(dice: random.Random, one: Talk, is_answer: bool) -> Tuple[int, bytes]:
