@@ -18,7 +18,6 @@ from tests.packet.world import (
     Policy,
     Rule,
     Send,
-    endpoint_record,
     icmp_of,
     node_record,
 )
@@ -397,8 +396,3 @@ def outward_cases(family: int) -> List[Case]:
         ("to a device without an endpoint", (shot("to_endpoint", "nobody", f.tcp(x["host"], a, PORTS), "no_endpoint"),)),
     ]  # fmt: skip
     return [Case(name, steps, family) for name, steps in cases]
-
-
-def other_identity(name: str, identity: int, revision: int) -> Move:
-    """The same endpoint with another identity."""
-    return Move("endpoints", {"ifindex": DEVICES[name]}, {**endpoint_record(name, revision), "identity": identity})

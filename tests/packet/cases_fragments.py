@@ -3,12 +3,11 @@
 # ruff: noqa: E501 - a row of a table is read as one line
 from __future__ import annotations
 
-import time
 from typing import Any, List, Tuple, Union
 
 from tests.packet import frames as f
 from tests.packet.cases_endpoint import BACK, PORTS, allowed, denied, local, shot
-from tests.packet.world import ADDRESSES, DEFAULT_DENY, DEVICES, IDENTITIES, Case, Move, Policy, Rule, Send
+from tests.packet.world import ADDRESSES, DEFAULT_DENY, IDENTITIES, Case, Move, Policy, Rule, Send
 
 Step = Union[Send, Policy, Move]
 FROM = "from_endpoint"
@@ -99,16 +98,6 @@ def fragment_cases(family: int) -> List[Case]:
             closed, local("a", "b", *first(), *both), shot(FROM, "t", later()[0], "spoofed_source"),
             shot(FROM, "t", later(one=b, other=t)[0], "spoofed_source"),
         )),
-        ("what is remembered too long is forgotten", (
-            closed,
-            local("a", "b", *first(), *both),
-            Move("fragments", {"source": a, "destination": b, "id": _number(family), "ifindex": DEVICES["a"],
-                               "protocol": f.UDP}, _remembered(57)),
-            lost(later()[0]),
-            Move("fragments", {"source": a, "destination": b, "id": _number(family), "ifindex": DEVICES["a"],
-                               "protocol": f.UDP}, _remembered(-1000)),
-            local("a", "b", *later()),
-        )),
     ]  # fmt: skip
     if family == 6:
         options = [(60, PAD)]
@@ -133,24 +122,6 @@ def fragment_cases(family: int) -> List[Case]:
             )),
         ]  # fmt: skip
     return [Case(f"fragments: {name}", steps, family) for name, steps in cases]
-
-
-def _number(family: int) -> int:
-    """The datagram number 7 as the map's key has it: the bytes of the packet in the order of this machine."""
-    return int.from_bytes((7).to_bytes(4 if family == 6 else 2, "big"), "little")
-
-
-def _remembered(ticks: int) -> dict[str, int]:
-    """The first fragment of PORTS by UDP, seen that long ago; less than 0: now, whenever the case is taken."""
-    ports = int.from_bytes(PORTS[0].to_bytes(2, "big") + PORTS[1].to_bytes(2, "big"), "little")
-    seen = (time.monotonic_ns() >> 30) - ticks
-    return {
-        "rest": ports | f.UDP << 32,
-        "seen": seen,
-        "kind": 0,
-        "icmp_type": 0,
-        "icmp_code": 0,
-    }
 
 
 def _behind(source: str, destination: str, transport: bytes, hops: int) -> bytes:

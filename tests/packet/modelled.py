@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import time
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -134,14 +133,10 @@ class Modelled:
         if change.map == "addresses":
             names = {number: name for name, number in world.DEVICES.items()}
             ends.places[ipaddress.ip_address(change.key["address"])] = names[value["ifindex"]]
-        elif change.map == "node":
+        else:
+            assert change.map == "node", change.map
             ends.addresses_revision = value["addresses_revision"]
             self.node.tunnel = bool(value["tunnel_ifindex"])
-        else:
-            assert change.map == "fragments", change.map
-            source = ipaddress.ip_address(change.key["source"])
-            (one,) = (one for key, one in ends.datagrams.items() if key[1] == source)
-            one.seen = ends.now - ((time.monotonic_ns() >> 30) - value["seen"])
 
 
 def readable(frame: Optional[bytes]) -> Optional[Reading]:

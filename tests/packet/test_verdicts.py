@@ -7,7 +7,7 @@ from typing import List
 
 import pytest
 
-from tests.packet import cases_edge, cases_endpoint, cases_fragments, cases_host, cases_services, world
+from tests.packet import cases_edge, cases_endpoint, cases_fragments, cases_host, cases_services, cases_time, world
 from tests.packet.kernel import Datapath
 
 pytestmark = pytest.mark.root
@@ -22,6 +22,7 @@ ENDPOINT_CASES: List[world.Case] = [
         cases_fragments.fragment_cases,
         cases_services.flow_cases,
         cases_services.error_cases,
+        cases_time.endpoint_cases,
     )
     for case in make(family)
 ]
@@ -37,6 +38,7 @@ HOST_CASES = [
         cases_host.always_cases,
         cases_host.forwarded_cases,
         cases_host.endpoint_cases,
+        cases_time.host_cases,
     )
     for case in make(family)
 ]
