@@ -93,8 +93,11 @@ class Modelled:
     def _chosen(self, packet: Reading, backends: Tuple[Target, ...]) -> Target:
         """Any that may be: the one that the step expects, if it is one of those."""
         left = readable(self.wanted)
-        wanted = (left.ends[1], left.ports[1]) if left else backends[0]
-        return wanted if wanted in backends else backends[0]
+        for backend in backends:
+            # A later fragment says no port.
+            if left and backend[0] == left.ends[1] and (left.part == "later" or backend[1] == left.ports[1]):
+                return backend
+        return backends[0]
 
     def send(self, program: str, at: str, frame: bytes, via: str, out: Optional[bytes]) -> Fate:
         """What becomes of a frame at that device; it came in by `via`. out: how it goes on, where there is a choice."""

@@ -36,10 +36,6 @@ class Dropped(Exception):
     """By that reason."""
 
 
-class Unsaid(Exception):
-    """Whether a fragment without ports passes depends on whether rules that name ports for some are for anybody."""
-
-
 class Policies(Protocol):
     """What is declared. A flow's subject is an identity, or "host"."""
 
@@ -47,7 +43,7 @@ class Policies(Protocol):
         """The verdict on the first packet of a connection."""
 
     def rules_with_ports(self, flow: Flow) -> List[Mapping[str, Any]]:
-        """The rules that are enforced in the flow's direction for its subject and name ports or types."""
+        """The rules that are enforced in the flow's direction for its subject and name ports or types for anybody."""
 
 
 @dataclass
@@ -258,10 +254,8 @@ class Ends:
     def _fragment(policies: Policies, flow: Flow, answer: Verdict, is_self: bool) -> None:
         """One without ports passes where nothing that is enforced in its direction names any, and the rest lets it."""
         named = [] if is_self else policies.rules_with_ports(flow)
-        if answer.drops or any(rule.get("peers") is None for rule in named):
+        if answer.drops or named:
             raise Dropped("fragment")
-        if named:
-            raise Unsaid
 
     def _who(self, place: str, address: Address) -> str:
         """What judge.py calls somebody."""

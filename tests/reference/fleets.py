@@ -150,7 +150,7 @@ def clusters(
         settings["mode"] = draw(st.sampled_from(("enforce", "audit")))
     if not draw(st.integers(0, 3)):
         settings["allow_local_host"] = draw(st.booleans())
-    if not draw(st.integers(0, 3)):
+    if of_node or not draw(st.integers(0, 3)):
         settings["failsafe_ports"] = draw(st.lists(st.sampled_from(FAILSAFE), max_size=2, unique_by=str))
     documents = world(settings, numbers)
     for number in range(draw(st.integers(0, 4))):

@@ -68,7 +68,7 @@ def judge(documents: Iterable[Document], flow: Flow) -> Verdict:
 
 
 def rules_with_ports(documents: Iterable[Document], flow: Flow) -> List[Mapping[str, Any]]:
-    """The rules that are enforced in a flow's direction for its subject and name ports or types."""
+    """The rules that are enforced in a flow's direction for its subject and name ports or types for anybody."""
     world = list(documents)
     if any(document.spec.get("mode") == "audit" for document in _of(world, "cluster")):
         return []
@@ -78,7 +78,18 @@ def rules_with_ports(documents: Iterable[Document], flow: Flow) -> List[Mapping[
         if policy.spec.get("mode") != "audit"
         for rule in policy.spec.get(flow.direction, [])
         if any("port" in port or "type" in port for port in rule.get("ports") or [])
+        and (rule.get("peers") is None or any(_is_anybody(world, peer, rule["action"]) for peer in rule["peers"]))
     ]
+
+
+def _is_anybody(world: List[Document], peer: Mapping[str, Any], action: str) -> bool:
+    """Whether a peer of a rule can be somebody at all."""
+    if "labels" in peer:
+        return any(_selects(peer, "labels", _labels(world, one.name)) for one in _of(world, "identity"))
+    if "cidr_group" in peer:
+        group = next((one for one in _of(world, "cidr_group") if one.name == peer["cidr_group"]), None)
+        return bool(group.spec["cidrs"]) if group else action == "deny"
+    return peer.get("entity") != "none"
 
 
 @dataclass(frozen=True)

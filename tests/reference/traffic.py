@@ -1,8 +1,8 @@
 """Frames by dice: mostly of few conversations, so that packets meet; in parts, with what may stand before ports, about
 one another, cut off, damaged. A number names a frame, so that long lists of them are drawn cheaply.
 
-Names of addresses: a and a2 are of one endpoint here, b and t of others; c and node2 are behind the tunnel; host and
-gateway are this node's; world; u is not attached; front is a frontend's.
+Names of addresses: a and a2 are of one endpoint here, b and t of others; c and node2 are behind the tunnel; host,
+gateway and link (on each link) are this node's; world; u is not attached; front is a frontend's.
 """
 
 from __future__ import annotations
@@ -24,10 +24,19 @@ AUTHENTICATION = b"\x01" + bytes(10)
 EXTENSIONS = ((0, PAD), (43, PAD), (60, PAD), (51, AUTHENTICATION))
 HERE = {"a": "a", "a2": "a", "b": "b", "t": "t"}
 """Addresses of endpoints here, and whose they are."""
-VIA = {"c": "vxlan", "node2": "vxlan", "world": "eth0", "host": "", "gateway": "", "front": "eth0", "u": "eth0"}
+VIA = {
+    "c": "vxlan",
+    "node2": "vxlan",
+    "world": "eth0",
+    "host": "",
+    "gateway": "",
+    "link": "",
+    "front": "eth0",
+    "u": "eth0",
+}
 """Where the stack got what a peer that is not here sends."""
-INITIATORS = ("a", "a", "a2", "b", "t", "host", "host", "world", "c", "node2")
-RESPONDERS = ("a", "a2", "b", "b", "t", "c", "host", "host", "gateway", "world", "node2", *("front",) * 5)
+INITIATORS = ("a", "a", "a2", "b", "t", "host", "host", "world", "world", "link", "c", "node2")
+RESPONDERS = ("a", "a2", "b", "b", "t", "c", "host", "host", "gateway", "link", "world", "node2", *("front",) * 5)
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ def sent(number: int, talks: Tuple[Talk, ...], addresses: Mapping[int, Mapping[s
     one = one.turned() if is_answer else one
     if is_answer and one.ends[0] == "front":  # a backend answers
         one = Talk(one.v6, (dice.choice(BACKENDS), one.ends[1]), one.kind, (BACKEND_PORT, one.ports[1]))
+    elif one.ends[1] == "front" and dice.random() < 0.2:  # past the service
+        one = Talk(one.v6, (one.ends[0], dice.choice(BACKENDS)), one.kind, (one.ports[0], BACKEND_PORT))
     x = addresses[6 if one.v6 else 4]
     sender, receiver = one.ends
     source, destination = x[sender], x[receiver]
@@ -107,8 +118,8 @@ def _hook(dice: random.Random, sender: str, receiver: str) -> Tuple[str, str, st
             return "to_endpoint", HERE[receiver], HERE[sender]
         return "from_endpoint", HERE[sender], ""
     if receiver in HERE and (VIA[sender] != "eth0" or dice.random() < 0.7):
-        return "to_endpoint", HERE[receiver], VIA[sender]
-    if sender in ("host", "gateway"):
+        return "to_endpoint", HERE[receiver], VIA[sender] if dice.random() < 0.9 else dice.choice(("", "eth0", "vxlan"))
+    if sender in ("host", "gateway") or (sender == "link" and dice.random() < 0.5):
         if receiver == "c" or (receiver == "node2" and dice.random() < 0.5):
             return "to_tunnel", "vxlan", ""
         return "to_underlay", "eth0", "a" if dice.random() < 0.2 else ""
@@ -157,7 +168,8 @@ def _error(dice: random.Random, one: Talk, source: str, destination: str, x: Map
     about_from = destination if dice.random() < 0.8 else dice.choice(others)
     about_to = source if dice.random() < 0.8 else dice.choice(others)
     about = _packet(dice, one.turned(), about_from, about_to, dice.random() < 0.3)
-    return dice.choice((f.unreachable, f.too_big))(source, destination, about)
+    reporter = source if dice.random() < 0.8 else x[dice.choice(("world", "gateway"))]
+    return dice.choice((f.unreachable, f.too_big))(reporter, destination, about)
 
 
 def _spoilt(dice: random.Random, frame: bytes, least: int) -> bytes:
