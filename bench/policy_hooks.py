@@ -45,10 +45,9 @@ def populate(host_policy: bool) -> kernel.Datapath:
     }
     datapath = kernel.Datapath(constants)
     maps = datapath.maps
-    maps["node"].update({"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": LOOPBACK, "policy_revision": 1})
+    maps["node"].update({"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": LOOPBACK})
     for ifindex in (LOOPBACK, NEIGHBOUR):
         record = {
-            "policy_revision": 1,
             "workload_mac": _MAC,
             "device_mac": _MAC,
             "flags": ENUMS["endpoint_flag"]["peer"],

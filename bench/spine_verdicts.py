@@ -44,10 +44,10 @@ def populate(rules: int, workloads: int) -> kernel.Datapath:
     """A loaded datapath with that many rules and workloads."""
     datapath = kernel.Datapath({"node_address": NODE, "events_slots_mask": kernel.SLOTS - 1, "jiffy_ns": jiffy_ns()})
     maps = datapath.maps
-    maps["node"].update({"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": LOOPBACK, "policy_revision": 1})
+    maps["node"].update({"index": 0}, {"addresses_revision": 1, "tunnel_ifindex": LOOPBACK})
     maps["endpoints"].update(
         {"ifindex": LOOPBACK},
-        {"identity": SUBJECT, "policy_revision": 1, "workload_mac": "", "device_mac": "", "flags": 0},
+        {"identity": SUBJECT, "workload_mac": "", "device_mac": "", "flags": 0},
     )
     maps["addresses"].update({"address": SOURCE}, {"identity": SUBJECT, "ifindex": LOOPBACK, "tunnel_endpoint": ""})
     for number in range(workloads):

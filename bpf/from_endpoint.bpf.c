@@ -65,7 +65,6 @@ static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packe
 static __always_inline int admit_at_receiver(struct __sk_buff *skb, struct packet *packet, struct found *found,
 					     struct side *side, const struct endpoint *receiver, __u32 ifindex)
 {
-	side->policy_revision = *(const volatile __u32 *)&receiver->policy_revision;
 	connection_find(packet, DIRECTION_INGRESS, found);
 	if (admit_established(skb, packet, found, ifindex,
 			      revisions_pack(side->policy_revision, side->addresses_revision)))
@@ -82,9 +81,9 @@ static __always_inline int admit_at_receiver(struct __sk_buff *skb, struct packe
 
 /* The host's own judgement, where the packet is for it. */
 static __always_inline int admit_at_host(struct __sk_buff *skb, struct packet *packet, struct found *found,
-					 struct side *side, const struct node *this_node)
+					 struct side *side)
 {
-	host_begin(packet, found, side, this_node, DIRECTION_INGRESS);
+	host_begin(packet, found, side, DIRECTION_INGRESS);
 	side->peer.identity = packet->source_identity;
 	side->peer.route = ROUTE_LOCAL;
 	next_hop_local(&side->peer.next_hop, skb->ifindex);
@@ -117,9 +116,7 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	if (packet->source_identity == IDENTITY_WAITING)
 		return drop(skb, packet, REASON_WAITING);
 
-	/* Revisions are read before anything they stand for; see connection.h. */
-	side.policy_revision = *(const volatile __u32 *)&endpoint->policy_revision;
-	side.addresses_revision = *(const volatile __u32 *)&this_node->addresses_revision;
+	side_begin(&side, this_node);
 	side.ifindex = skb->ifindex;
 	side.identity = packet->source_identity;
 	side.direction = DIRECTION_EGRESS;
@@ -148,7 +145,7 @@ int bpfl_from_ep(struct __sk_buff *skb)
 
 	if (side.peer.route == ROUTE_STACK) {
 		if (host_policy && packet->destination_identity == IDENTITY_HOST) {
-			reason = admit_at_host(skb, packet, &found, &side, this_node);
+			reason = admit_at_host(skb, packet, &found, &side);
 			if (reason)
 				return drop(skb, packet, reason);
 		}

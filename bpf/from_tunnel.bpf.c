@@ -62,15 +62,14 @@ static __always_inline int believe(const struct packet *packet, const struct out
 }
 
 static __always_inline bool is_established(struct __sk_buff *skb, const struct packet *packet,
-					   const struct found *found, const struct outer *outer, const struct endpoint *receiver,
-					   __u32 addresses_revision)
+					   const struct found *found, const struct outer *outer, const struct side *side)
 {
 	const struct connection *record = found->record;
 
 	return packet->kind != PACKET_RELATED && record->route == ROUTE_TUNNEL && record->peer == outer->vni &&
 	       address_equal(&record->next_hop, &outer->source) &&
 	       admit_established(skb, packet, found, record->ifindex,
-				 revisions_pack(receiver->policy_revision, addresses_revision));
+				 revisions_pack(side->policy_revision, side->addresses_revision));
 }
 
 SEC("tc")
@@ -97,12 +96,12 @@ int bpfl_from_tun(struct __sk_buff *skb)
 	if (reason)
 		return drop(skb, packet, reason);
 
-	side.addresses_revision = *(const volatile __u32 *)&this_node->addresses_revision;
+	side_begin(&side, this_node);
 	connection_find(packet, DIRECTION_INGRESS, &found);
 	if (found.record) {
 		side.ifindex = found.record->ifindex;
 		receiver = endpoint_find(side.ifindex);
-		if (receiver && is_established(skb, packet, &found, &outer, receiver, side.addresses_revision))
+		if (receiver && is_established(skb, packet, &found, &outer, &side))
 			return balance_deliver(skb, packet, &found, side.ifindex, receiver);
 	}
 
@@ -117,7 +116,7 @@ int bpfl_from_tun(struct __sk_buff *skb)
 		if (packet->protocol == IPPROTO_UDP && packet->flow.destination_port == bpf_htons(tunnel_port))
 			return drop(skb, packet, REASON_OWN_TUNNEL);
 		if (host_policy) {
-			host_begin(packet, &found, &side, this_node, DIRECTION_INGRESS);
+			host_begin(packet, &found, &side, DIRECTION_INGRESS);
 			reason = host_admit(skb, packet, &found, &side);
 			if (reason)
 				return drop(skb, packet, reason);
@@ -131,7 +130,6 @@ int bpfl_from_tun(struct __sk_buff *skb)
 	receiver = endpoint_find(side.ifindex);
 	if (!receiver)
 		return drop(skb, packet, REASON_NO_ENDPOINT);
-	side.policy_revision = *(const volatile __u32 *)&receiver->policy_revision;
 	side.identity = receiver->identity;
 	side.direction = DIRECTION_INGRESS;
 	packet->destination_identity = receiver->identity;

@@ -33,7 +33,8 @@ static __always_inline int host_receives(struct __sk_buff *skb, struct packet *p
 
 	if (!this_node || host_is_link_traffic(packet, DIRECTION_INGRESS))
 		return 0;
-	host_begin(packet, &found, &side, this_node, DIRECTION_INGRESS);
+	side_begin(&side, this_node);
+	host_begin(packet, &found, &side, DIRECTION_INGRESS);
 	if (host_is_established(skb, packet, &found, &side))
 		return 0;
 	if (!is_for_host(skb, packet))

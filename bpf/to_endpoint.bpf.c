@@ -96,18 +96,17 @@ int bpfl_to_ep(struct __sk_buff *skb)
 	if (services_at_tc && is_refusal(skb, packet))
 		return pass(skb, REASON_SERVICE);
 
+	side_begin(&side, this_node);
 	if (host_policy && !skb->ingress_ifindex) {
 		packet->source_identity = IDENTITY_HOST;
 		side.peer.identity = endpoint->identity;
 		side.peer.route = ROUTE_LOCAL;
 		next_hop_local(&side.peer.next_hop, skb->ifindex);
-		reason = host_sends(skb, packet, &found, &side, this_node);
+		reason = host_sends(skb, packet, &found, &side);
 		if (reason)
 			return drop(skb, packet, reason);
 	}
 
-	side.policy_revision = *(const volatile __u32 *)&endpoint->policy_revision;
-	side.addresses_revision = *(const volatile __u32 *)&this_node->addresses_revision;
 	side.ifindex = skb->ifindex;
 	side.identity = packet->destination_identity;
 	side.direction = DIRECTION_INGRESS;

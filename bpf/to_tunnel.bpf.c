@@ -38,6 +38,13 @@ int bpfl_to_tun(struct __sk_buff *skb)
 		return drop(skb, packet, reason);
 	if (address_is_multicast(&packet->destination))
 		return drop(skb, packet, REASON_MULTICAST);
+	if (host_policy) {
+		const struct node *this_node = node_find();
+
+		if (!this_node)
+			return drop(skb, packet, REASON_NO_TUNNEL_DEVICE);
+		side_begin(&side, this_node);
+	}
 	source = address_find(&packet->source);
 	packet->source_identity = source ? source->identity : IDENTITY_WORLD;
 	if (packet->source_identity != IDENTITY_HOST)
@@ -47,11 +54,7 @@ int bpfl_to_tun(struct __sk_buff *skb)
 	if (side.peer.route != ROUTE_TUNNEL)
 		return drop(skb, packet, REASON_UNKNOWN_DESTINATION);
 	if (host_policy) {
-		const struct node *this_node = node_find();
-
-		if (!this_node)
-			return drop(skb, packet, REASON_NO_TUNNEL_DEVICE);
-		reason = host_sends(skb, packet, &found, &side, this_node);
+		reason = host_sends(skb, packet, &found, &side);
 		if (reason)
 			return drop(skb, packet, reason);
 	}

@@ -35,13 +35,14 @@ int bpfl_to_under(struct __sk_buff *skb)
 		return skb->ingress_ifindex ? pass(skb, REASON_UNDERLAY) : drop(skb, packet, reason);
 	if (host_is_link_traffic(packet, DIRECTION_EGRESS))
 		return pass(skb, REASON_NEIGHBOUR);
+	side_begin(&side, this_node);
 	underlay_place(&packet->flow.destination, &side.peer);
 	if (host_is_tunnel(packet, side.peer.identity))
 		return pass(skb, REASON_UNDERLAY);
 	if (packet->kind == PACKET_RELATED)
 		underlay_place(&packet->destination, &side.peer);
 	packet->destination_identity = side.peer.identity;
-	reason = host_sends(skb, packet, &found, &side, this_node);
+	reason = host_sends(skb, packet, &found, &side);
 	return reason ? drop(skb, packet, reason) : pass(skb, REASON_UNDERLAY);
 }
 

@@ -50,14 +50,14 @@ NO_CGROUP = (
 )
 
 ENDPOINTS_KEY = ("ifindex",)
-ENDPOINTS_VALUE = ("identity", "policy_revision", "flags", "workload_mac", "device_mac")
+ENDPOINTS_VALUE = ("identity", "flags", "workload_mac", "device_mac")
 PEER_DELIVERY = 1
 
 BLOCKED_KEY = ("prefix_length", "address")
 BLOCKED_VALUE = ("blocked",)
 
 NODE_KEY = ("index",)
-NODE_VALUE = ("addresses_revision", "tunnel_ifindex", "policy_revision")
+NODE_VALUE = ("addresses_revision", "tunnel_ifindex")
 
 
 class Compiler:
@@ -263,10 +263,8 @@ def _state(
         if mode != "off":
             attachments[(device, f"xdp-{mode}")] = XDP_OBJECT
     for endpoint in place.local:
-        subject = subjects.get(endpoint.number, entries.OPEN)
         endpoint_rows[(endpoint.device,)] = (
             endpoint.number,
-            subject.revision,
             PEER_DELIVERY if endpoint.peer_delivery else 0,
             endpoint.workload_mac,
             endpoint.device_mac,
@@ -289,7 +287,6 @@ def _state(
         programs.update({name: Program(name, {**constants, "services_at_tc": 1}) for name in BALANCING_OBJECTS})
     if set(modes.values()) != {"off"}:
         programs[XDP_OBJECT] = Program(XDP_OBJECT, constants)
-    revisions = (place.addresses_revision, TUNNEL_DEVICE, subjects[HOST].revision)
     attachments = {hook: name for hook, name in attachments.items() if hook[0] in place.present}
     if hooked:
         programs.update({name: Program(name, constants) for name in SOCKET_OBJECTS.values()})
@@ -303,13 +300,14 @@ def _state(
             "blocked": Table(BLOCKED_KEY, BLOCKED_VALUE, {blocked_row(cidr): (1,) for cidr in blocked}),
             "endpoints": Table(ENDPOINTS_KEY, ENDPOINTS_VALUE, endpoint_rows),
             "failsafe": host.failsafe_table(cluster),
-            "node": Table(NODE_KEY, NODE_VALUE, {(0,): revisions}),
+            "node": Table(NODE_KEY, NODE_VALUE, {(0,): (place.addresses_revision, TUNNEL_DEVICE)}),
             "services": balanced.frontends,
         },
         nested={
             "policies": {
                 number: subject.table for number, subject in sorted(subjects.items()) if subject is not entries.OPEN
             },
+            "policies_staged": {},
             **sets,
             "backends": balanced.backends,
         },

@@ -17,7 +17,7 @@ from bpfleet.compile.intervals import PortSet
 from bpfleet.compile.limits import limits_of
 from bpfleet.compile.policy import ANY, DIRECTIONS, Resolved, Rule
 from bpfleet.compile.prefixes import PrefixSet
-from bpfleet.compile.rules import Content, assign_ids, hash32
+from bpfleet.compile.rules import Content, assign_ids
 from bpfleet.errors import InvalidInput
 from bpfleet.model import identity
 from bpfleet.model.document import Document
@@ -103,16 +103,12 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The policy map of an identity, and its revision: a content-derived number that changes when the map does.
-
-    Equal only to itself, so that it can be a cheap key for what is built from it.
-    """
+    """The policy map of an identity. Equal only to itself, so that it can be a cheap key for what is built from it."""
 
     table: Table
-    revision: int
 
 
-OPEN = Subject(Table(POLICY_KEY, POLICY_VALUE), 1)
+OPEN = Subject(Table(POLICY_KEY, POLICY_VALUE))
 """An identity about which no policy says anything: no map at all; both directions are open."""
 
 
@@ -221,8 +217,7 @@ def subject_table(
         rows[(HEADER_PEER, DIRECTION_NUMBERS[direction], HEADER, 0)] = (0, ALLOW, 0, 0, HAS_AUDIT)
     if not rows:
         return OPEN
-    content = repr((number, sorted(rows.items())))
-    return Subject(Table(POLICY_KEY, POLICY_VALUE, rows), hash32((content,)) or 1)
+    return Subject(Table(POLICY_KEY, POLICY_VALUE, rows))
 
 
 def _entries(number: int, side: Side, ids: Mapping[Content, int], limit: int) -> Dict[Key, Rank]:

@@ -43,6 +43,7 @@ def sizes_of(cluster: Document) -> Dict[str, int]:
         "flow_slots": flows,
         "flows": flows,
         "policies": subjects,
+        "policies_staged": limits["endpoints"] + _HOST,  # no more are in use
         "policy_entries": limits["policy_entries"],
         "port_intervals": _INTERVALS,
         "port_sets": _SIDES * subjects,

@@ -26,6 +26,7 @@ LIMITS: Dict[str, str] = {
     "flow_slots": "flows",
     "flows": "flows",
     "policies": "endpoints",
+    "policies_staged": "endpoints",
     "policy_entries": "policy_entries",
     "port_sets": "endpoints",
     "prefix_sets": "endpoints",

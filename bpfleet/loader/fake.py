@@ -16,6 +16,7 @@ from bpfleet.loader import steps as s
 from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.kernel import Found
 from bpfleet.loader.rows import is_index
+from bpfleet.loader.staging import IS_STAGED, POLICIES, STAGED, in_force, settled, switched
 from bpfleet.model.document import canonical_json
 from bpfleet.model.state import CGROUP_ROOT, Adopted, Facts, NodeState, Program, Route, Row, Table, Tap, Veth
 
@@ -78,6 +79,7 @@ class FakeKernel:
         self._unused: List[Program] = []
         self._tables: Dict[str, Dict[Record, Dict[str, Any]]] = {}
         self._nested: Dict[str, Dict[int, Table]] = {}
+        self._generation = 0
         self._routes: Dict[Tuple[str, str], Route] = {}
         for name, description in (devices if devices is not None else {"eth0": (1500, ("192.168.77.1",))}).items():
             self.add_host_device(name, *description)
@@ -124,6 +126,8 @@ class FakeKernel:
         programs = {self._name(program, want): program for program in self._programs}
         tables = {name: self._read_table(name, table) for name, table in want.tables.items() if name in self.maps}
         nested = {name: dict(self._nested.get(name, {})) for name in want.nested if name in self.maps}
+        if POLICIES in nested:
+            nested[POLICIES] = in_force(nested[POLICIES], self._nested.get(STAGED, {}), self._generation)
         if not want.programs:
             tables.update({name: Table((), ()) for name in self.maps - {*want.tables, *want.nested}})
         return NodeState(
@@ -261,6 +265,15 @@ class FakeKernel:
     def _do_RemoveInner(self, step: s.RemoveInner) -> None:
         for key in step.keys:
             self._nested.get(step.table, {}).pop(key, None)
+
+    def _do_SwitchPolicies(self, step: s.SwitchPolicies) -> None:
+        if self._nested.get(STAGED) and not self._generation & IS_STAGED:
+            self._generation = switched(self._generation)
+
+    def _do_SettlePolicies(self, step: s.SettlePolicies) -> None:
+        staged = self._nested.pop(STAGED, {})
+        self._nested[POLICIES] = in_force(self._nested.get(POLICIES, {}), staged, self._generation)
+        self._generation = settled(self._generation)
 
     def _do_RemoveMap(self, step: s.RemoveMap) -> None:
         self.maps.discard(step.name)

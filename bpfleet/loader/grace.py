@@ -15,7 +15,10 @@ from typing import Iterator, Sequence
 
 from bpfleet.loader import steps
 
-WAITS = (steps.Attach, steps.EnsureDevice, steps.RemoveDevice, steps.Detach, steps.SwapInner)
+WAITS = (
+    *(steps.Attach, steps.EnsureDevice, steps.RemoveDevice, steps.Detach),
+    *(steps.SwapInner, steps.RemoveInner, steps.SettlePolicies),
+)
 """Steps for which the kernel waits."""
 MANY = 8
 """So many waits are a tenth of a second: the least for which other CPUs are disturbed."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from bpfleet.errors import HostFailed
-from bpfleet.loader import syscall
+from bpfleet.loader import staging, syscall
 from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.pins import Pins, open_pin
 from bpfleet.loader.rows import Codec, codec_for, device_index, is_index, salt
@@ -41,13 +41,22 @@ class Maps:
 
     def read_nested(self, name: str, want: Optional[Mapping[int, Table]]) -> Optional[Dict[int, Table]]:
         """The inner maps of an outer map by their key; None if there is no such map."""
-        inner_name = MAPS[name]["inner"]
-        example = next(iter(want.values()), None) if want else None
-        default = codec_for(inner_name, example)
-        outer = codec_for(name, None)
         ids = self._contents(name)
         if ids is None:
             return None
+        found = self._read_inners(name, ids, want)
+        if name == staging.POLICIES:
+            word = self._generation()
+            staged = (self._contents(staging.STAGED) or {}) if word & staging.IS_STAGED else {}
+            return staging.in_force(found, self._read_inners(staging.STAGED, staged, want), word)
+        return found
+
+    def _read_inners(
+        self, name: str, ids: Mapping[bytes, bytes], want: Optional[Mapping[int, Table]]
+    ) -> Dict[int, Table]:
+        inner_name = MAPS[name]["inner"]
+        default = codec_for(inner_name, next(iter(want.values()), None) if want else None)
+        outer = codec_for(name, None)
         found: Dict[int, Table] = {}
         for key, identifier in ids.items():
             number = int(outer.decode_key(key)[0])
@@ -125,6 +134,60 @@ class Maps:
         outer = codec_for(name, None)
         with closing(self._required(name)) as fd:
             self._delete(fd, [outer.encode_key((number,)) for number in keys])
+
+    def begin_generations(self) -> None:
+        """Give the first generation its number, where there is none yet: one that no record of an earlier map has."""
+        if self._generation() == 0:
+            self._set_generation(staging.settled(int.from_bytes(os.urandom(4), "little") | staging.STEP))
+
+    def switch_policies(self) -> None:
+        """Have what is staged in force."""
+        word = self._generation()
+        if not word & staging.IS_STAGED and self._contents(staging.STAGED):
+            self._set_generation(staging.switched(word))
+
+    def settle_policies(self) -> None:
+        """Put what was switched to where it is to stay, and empty what is staged."""
+        word = self._generation()
+        staged = self._contents(staging.STAGED) or {}
+        with closing(self._required(staging.POLICIES)) as lasting, closing(self._required(staging.STAGED)) as fd:
+            if word & staging.IS_STAGED:
+                self._let_programs_end(fd, staged)
+                self._settle(lasting, list(staged.items()))
+                self._set_generation(staging.settled(word))
+            self._delete(fd, list(staged))
+
+    def _let_programs_end(self, fd: int, staged: Mapping[bytes, bytes]) -> None:
+        """Wait until no program runs that read the generation before. An update of a map of maps returns only then
+        (maybe_wait_bpf_programs in the kernel), also one that changes nothing."""
+        for key, identifier in list(staged.items())[:1]:
+            with closing(syscall.map_by_id(int.from_bytes(identifier, "little"))) as inner:
+                syscall.map_update(fd, key, inner.to_bytes(4, "little"))
+                self._wrote()
+
+    def _settle(self, lasting: int, staged: Sequence[Tuple[bytes, bytes]]) -> None:
+        inner_name = MAPS[staging.STAGED]["inner"]
+        gone: List[bytes] = []
+        for start in range(0, len(staged), _INNER_CHUNK):
+            with ExitStack() as opened:
+                kept: List[Tuple[bytes, bytes]] = []
+                for key, identifier in staged[start : start + _INNER_CHUNK]:
+                    inner = opened.enter_context(closing(syscall.map_by_id(int.from_bytes(identifier, "little"))))
+                    if syscall.map_next_key(inner, None, MAPS[inner_name]["key"]["size"]) is None:
+                        gone.append(key)
+                    else:
+                        kept.append((key, inner.to_bytes(4, "little")))
+                self._update(lasting, staging.POLICIES, kept)
+        self._delete(lasting, gone)
+
+    def _generation(self) -> int:
+        """The word; 0 if there is no such map, or no generation yet."""
+        contents = self._contents(staging.GENERATION) or {}
+        return int.from_bytes(next(iter(contents.values()), b""), "little")
+
+    def _set_generation(self, word: int) -> None:
+        with closing(self._required(staging.GENERATION)) as fd:
+            self._update(fd, staging.GENERATION, [(bytes(4), word.to_bytes(4, "little"))])
 
     def _build_inner(self, inner_name: str, table: Table) -> int:
         codec = codec_for(inner_name, table)

@@ -2,14 +2,15 @@
 
 The order, and why:
 
+ 0. What a change that did not come to its end left staged is settled.
  1. Devices that must be made anew go, with what hangs on them. Devices that are no longer wanted go down: what their
     programs let through before must not pass when the programs are taken away.
  2. Devices and sysctls; a new veth has its host side down, and a new tap is down, so its workload cannot send yet.
  3. Programs are loaded. They bring the maps; traffic sees nothing of it.
-  4. Rows are put, addresses before all; then inner maps are swapped (sets before the policies that name them), and
-     removed where endpoints stay that no policy selects any more; then `endpoints`, whose policy_revision may change
-     only when that is done. Whoever judges by the old map never stamps the new revision. Likewise `services`, which
-     name the inner maps of their backends.
+ 4. Rows are put, addresses before all; then inner maps: sets before the policies that name them, policies of identities
+    that have no endpoint here yet. Those of all others that change, or go, are staged and then switched to at once
+    (staging.py), so that no packet is judged by some old and some new. Then `endpoints`, which name identities, and
+    `services`, which name the inner maps of their backends.
  5. Programs, then routes, that are no longer wanted go; then rows: of `services` and `endpoints` first, then the rest;
      then the inner maps of identities that have no endpoint here any more (earlier, those endpoints would stand open),
      and the sets that no policy and the backends that no service names any more.
@@ -28,6 +29,7 @@ from typing import Any, Dict, List, Mapping, Set, Tuple
 from bpfleet.loader.capacity import check_capacity
 from bpfleet.loader.kernel import Found
 from bpfleet.loader.rows import REVISION_FIELD, is_index
+from bpfleet.loader.staging import POLICIES, STAGED
 from bpfleet.loader.steps import (
     Attach,
     DeleteRows,
@@ -43,14 +45,16 @@ from bpfleet.loader.steps import (
     RemoveRoute,
     SetDown,
     SetSysctl,
+    SettlePolicies,
     SetUp,
     Step,
     SwapInner,
+    SwitchPolicies,
 )
+from bpfleet.model.identity import HOST
 from bpfleet.model.state import Adopted, NodeState, Row, Table, Tap, Veth, Vxlan
 
 FIRST_TABLE = "addresses"
-POLICIES = "policies"
 AFTER_POLICIES = "endpoints"
 AFTER_INNER = ("services", AFTER_POLICIES)
 LAST_TABLE = "node"
@@ -64,6 +68,8 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
     check_capacity(want, have)
     rebuilt = {name for name, device in have.devices.items() if _must_rebuild(want.devices.get(name), device)}
     steps: List[Step] = []
+    if have.nested.get(STAGED):
+        steps.append(SettlePolicies())
     if rebuilt:
         steps += _take_away(have, rebuilt)
         have = _without(have, rebuilt)
@@ -75,12 +81,11 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
     steps += [LoadProgram(item) for name, item in sorted(want.programs.items()) if have.programs.get(name) != item]
     steps += rows.put
     steps += _swaps(want, have)
-    steps += _inner_removals(want, have, in_use=True)
     steps += rows.put_after
     steps += [hook for hook in unwanted if not is_xdp(hook.hook)]
     steps += [RemoveRoute(route) for key, route in sorted(have.routes.items()) if key not in want.routes]
     steps += rows.delete
-    steps += _inner_removals(want, have, in_use=False)
+    steps += _inner_removals(want, have)
     steps += rows.put_last
     steps += _attachments(want, have)
     steps += [hook for hook in unwanted if is_xdp(hook.hook)]
@@ -245,23 +250,40 @@ def _swaps(want: NodeState, have: NodeState) -> List[Step]:
     for name, inners in sorted(want.nested.items(), key=lambda item: (item[0] == POLICIES, item[0])):
         there = have.nested.get(name, {})
         changed: Dict[int, Table] = {key: inner for key, inner in inners.items() if there.get(key) != inner}
+        if name == POLICIES:
+            used = _subjects(have)
+            staged = {key: inner for key, inner in changed.items() if key in used}
+            staged.update((key, Table(inner.key, inner.value)) for key, inner in _opened(want, have).items())
+            changed = {key: inner for key, inner in changed.items() if key not in used}
         if changed:
             steps.append(SwapInner(name, changed))
+        if name == POLICIES and staged:
+            steps += [SwapInner(STAGED, staged), SwitchPolicies(), SettlePolicies()]
     return steps
 
 
-def _inner_removals(want: NodeState, have: NodeState, *, in_use: bool) -> List[Step]:
-    """Removals of inner maps: policies of identities that have endpoints here, or of those that have none; and with
-    these, as nothing names them any more, prefix sets, port sets and backends."""
-    endpoints = want.tables.get(AFTER_POLICIES)
-    used = {record.get("identity") for record in endpoints.records().values()} if endpoints else set()
+def _subjects(state: NodeState) -> Set[Any]:
+    """The identities that packets may be judged by the policies of."""
+    endpoints = state.tables.get(AFTER_POLICIES)
+    return {HOST, *(record.get("identity") for record in (endpoints.records().values() if endpoints else ()))}
+
+
+def _opened(want: NodeState, have: NodeState) -> Dict[int, Table]:
+    """The policy maps that go while packets may still be judged by them: of the host, or of identities that keep
+    endpoints here."""
+    stay = _subjects(want) & _subjects(have)
+    there, wanted = have.nested.get(POLICIES, {}), want.nested.get(POLICIES, {})
+    return {key: inner for key, inner in there.items() if key in stay and key not in wanted}
+
+
+def _inner_removals(want: NodeState, have: NodeState) -> List[Step]:
+    """Removals of inner maps that nothing names any more: policies of identities without endpoints here, and prefix
+    sets, port sets and backends."""
+    opened = _opened(want, have)
     steps: List[Step] = []
     for name, inners in sorted(want.nested.items()):
-        gone = [
-            key
-            for key in have.nested.get(name, {})
-            if key not in inners and (name == POLICIES and key in used) == in_use
-        ]
+        there = have.nested.get(name, {}) if name != STAGED else {}
+        gone = [key for key in there if key not in inners and (name != POLICIES or key not in opened)]
         if gone:
             steps.append(RemoveInner(name, tuple(sorted(gone))))
     return steps

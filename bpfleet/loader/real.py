@@ -211,6 +211,7 @@ class RealKernel:
             for program in missing:
                 if not self._is_loaded(program):
                     self._load(program)
+            self._maps.begin_generations()
         except BaseException:
             for program in missing:
                 self._forget(self._objects.pin(program))
@@ -326,6 +327,10 @@ class RealKernel:
             self._maps.swap_inner(step.table, step.inners)
         elif isinstance(step, steps.RemoveInner):
             self._maps.remove_inner(step.table, step.keys)
+        elif isinstance(step, steps.SwitchPolicies):
+            self._maps.switch_policies()
+        elif isinstance(step, steps.SettlePolicies):
+            self._maps.settle_policies()
         elif isinstance(step, steps.RemoveMap):
             path = self._pins.map(step.name) if step.name in MAPS else self._pins.maps / step.name
             if unpin(path):

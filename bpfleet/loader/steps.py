@@ -194,6 +194,22 @@ class RemoveInner(Step):
 
 
 @dataclass(frozen=True)
+class SwitchPolicies(Step):
+    """Have every policy map that is staged in force, all at once."""
+
+    def describe(self) -> str:
+        return "switch to the policies that are staged"
+
+
+@dataclass(frozen=True)
+class SettlePolicies(Step):
+    """Put what was switched to in its lasting place, and let go of all that is staged, switched to or not."""
+
+    def describe(self) -> str:
+        return "settle the policies"
+
+
+@dataclass(frozen=True)
 class RemoveMap(Step):
     """Forget a map and all it holds; `name` is its key in the state that was read."""
 

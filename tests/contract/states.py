@@ -81,8 +81,7 @@ def state(
         addresses[(f"192.0.2.{number + 2}",)] = (6, 0, f"192.0.2.{number + 2}")
         addresses[(f"10.77.{number + 2}.1",)] = (70000, 0, f"192.0.2.{number + 2}")
     rows: Dict[Row, Row] = {
-        (device.name,): (endpoints[number], _revision(policies.get(endpoints[number])), 1, device.peer_mac, device.mac)
-        for number, device in zip(endpoints, veths)
+        (device.name,): (endpoints[number], 1, device.peer_mac, device.mac) for number, device in zip(endpoints, veths)
     }
     devices: Dict[str, Any] = {TUNNEL_DEVICE: Vxlan(TUNNEL_DEVICE, port, tunnel_mtu, "02:00:00:00:00:01")}
     devices.update({device.name: device for device in veths})
@@ -103,12 +102,12 @@ def state(
     if tap:
         devices[TAP] = Adopted(TAP)
         judged.append(TAP)
-        rows[(TAP,)] = (70001, 1, 0, "", "")
+        rows[(TAP,)] = (70001, 0, "", "")
         addresses[("10.77.1.99",)] = (70001, TAP, "::")
     if machine:
         devices[MACHINE.name] = MACHINE
         judged.append(MACHINE.name)
-        rows[(MACHINE.name,)] = (70002, 1, 0, "", "")
+        rows[(MACHINE.name,)] = (70002, 0, "", "")
         addresses[("10.77.1.98",)] = (70002, MACHINE.name, "::")
         routes.append(Route("10.77.1.98/32", MACHINE.name))
     for name in judged:
@@ -128,9 +127,7 @@ def state(
         attachments=attachments,
         tables={
             "addresses": Table(("address",), ("identity", "ifindex", "tunnel_endpoint"), addresses),
-            "endpoints": Table(
-                ("ifindex",), ("identity", "policy_revision", "flags", "workload_mac", "device_mac"), rows
-            ),
+            "endpoints": Table(("ifindex",), ("identity", "flags", "workload_mac", "device_mac"), rows),
             "node": Table(
                 ("index",),
                 ("addresses_revision", "tunnel_ifindex"),
@@ -139,7 +136,8 @@ def state(
             "services": Table(("address", "port", "protocol"), ("backends", "count"), frontends),
         },
         nested={
-            "policies": {identity: entries(rules) for identity, rules in policies.items()},
+            "policies": {identity: entries(rules) for identity, rules in policies.items() if rules},
+            "policies_staged": {},
             "backends": {number: backends(octets) for octets, number in lists.items()},
         },
         devices=devices,

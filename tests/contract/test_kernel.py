@@ -120,12 +120,38 @@ def test_a_row_changes_alone(rig: Rig) -> None:
     assert rig.kernel.read(want) == want
 
 
-def test_rules_are_swapped_before_their_revision(rig: Rig) -> None:
+def test_rules_that_are_staged_are_in_force_from_the_switch_on(rig: Rig) -> None:
+    """And a change that ends anywhere leaves the old rules or the new ones, which are settled by whoever comes next."""
     bring(rig.kernel, TWO)
-    done = bring(rig.kernel, OTHER_RULES)
-    assert [step.kind for step in done] == ["SwapInner", "PutRows"]
-    assert isinstance(done[0], SwapInner) and list(done[0].inners) == [65900]
-    assert isinstance(done[1], PutRows) and done[1].table == "endpoints"
+    stage, switch, settle = plan(OTHER_RULES, rig.kernel.read(OTHER_RULES))
+    assert isinstance(stage, SwapInner) and list(stage.inners) == [65900]
+    old, new = TWO.nested["policies"], OTHER_RULES.nested["policies"]
+    switched = (switch, new, [65900])
+    for step, rules, staged in ((stage, old, [65900]), switched, switched, (settle, new, [])):
+        rig.kernel.do(step)
+        there = rig.kernel.read(OTHER_RULES).nested
+        assert (there["policies"], list(there["policies_staged"])) == (rules, staged)
+    assert rig.kernel.read(OTHER_RULES) == OTHER_RULES
+    rig.kernel.do(settle)
+    rig.kernel.do(switch)  # to nothing
+    assert rig.kernel.read(OTHER_RULES) == OTHER_RULES
+
+
+@pytest.mark.parametrize("done", [1, 2])
+@pytest.mark.parametrize("want", [TWO, OTHER_RULES, MORE_NODES])
+def test_what_a_change_left_staged_is_settled(rig: Rig, want: NodeState, done: int) -> None:
+    bring(rig.kernel, TWO)
+    for step in plan(OTHER_RULES, rig.kernel.read(OTHER_RULES))[:done]:
+        rig.kernel.do(step)
+    assert [step.kind for step in bring(rig.kernel, want)].count("SettlePolicies") >= 1
+    assert rig.kernel.read(want) == want
+
+
+def test_a_policy_that_goes_is_gone(rig: Rig) -> None:
+    bring(rig.kernel, TWO)
+    want = state({1: 65900, 2: 66000}, {65900: WEB})
+    assert [step.kind for step in bring(rig.kernel, want)] == ["SwapInner", "SwitchPolicies", "SettlePolicies"]
+    assert rig.kernel.read(want) == want
 
 
 def test_a_program_is_replaced_in_place(rig: Rig) -> None:

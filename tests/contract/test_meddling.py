@@ -106,7 +106,7 @@ HARM: dict[str, Callable[[], None]] = {
     "a backend is another": of_map("backends", altered, inner=True),
     "a list of backends is gone": of_map("backends", removed),
 }
-PUT_BACK = {"PutRows", "DeleteRows", "SwapInner"}
+PUT_BACK = {"PutRows", "DeleteRows", "SwapInner", "SwitchPolicies", "SettlePolicies"}
 
 
 @pytest.mark.parametrize("what", HARM)

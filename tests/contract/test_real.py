@@ -322,8 +322,8 @@ def test_many_rows_in_few_writes(real_rig: RealRig) -> None:
 
 def test_a_full_map_is_named(real_rig: RealRig) -> None:
     real_rig.kernel.prepare(ONE.programs)
-    rows = {(n,): (1, 1, 0, "", "") for n in range(1, 10_000)}
-    table = Table(("ifindex",), ("identity", "policy_revision", "flags", "workload_mac", "device_mac"), rows)
+    rows = {(n,): (1, 0, "", "") for n in range(1, 10_000)}
+    table = Table(("ifindex",), ("identity", "flags", "workload_mac", "device_mac"), rows)
     with pytest.raises(HostFailed, match="map endpoints is full: it holds 8192 entries"):
         real_rig.sandbox.run(Maps(Pins(), lambda: None).put_rows, "endpoints", table)
 

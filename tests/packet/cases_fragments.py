@@ -65,7 +65,7 @@ def fragment_cases(family: int) -> List[Case]:
         ("the allow of a first fragment is removed before the rest comes", (
             closed,
             local("a", "b", *first(), *both),
-            Policy("b", (), ("ingress", "egress"), 3),
+            Policy("b", (), ("ingress", "egress")),
             Send(FROM, f.ether(later()[0]), "shot", {"denied_by_default": 1}, "a", events=(
                 {"verdict": "default_deny", "rule_id": DEFAULT_DENY["ingress"], "direction": "ingress"},)),
         )),

@@ -25,9 +25,9 @@ FROM, TO = "from_underlay", "to_underlay"
 OTHER_DEVICE = "nobody"
 
 
-def only(*rules: Rule, revision: int = 2) -> Policy:
+def only(*rules: Rule) -> Policy:
     """A host that is closed both ways but for these rules."""
-    return Policy("host", rules, ("ingress", "egress"), revision)
+    return Policy("host", rules, ("ingress", "egress"))
 
 
 def came(packet: bytes, *events: Mapping[str, Any], kind: int = 0) -> Send:
@@ -98,8 +98,8 @@ def underlay_cases(family: int) -> List[Case]:
         ("a deny beats", (only(http_in, Rule("ingress", 76, 0, f.TCP, 80, "deny")), no_entry(f.tcp(world, me, PORTS), 76))),
         ("a policy that changes ends what it had allowed", (
             only(http_in), came(f.tcp(world, me, PORTS), allowed("ingress", 71)),
-            only(revision=3), no_entry(f.tcp(world, me, PORTS, f.ACK)), no_exit_of_reply(me, world),
-            only(http_in, revision=4), came(f.tcp(world, me, PORTS, f.ACK)), left(f.tcp(me, world, BACK, f.ACK)),
+            only(), no_entry(f.tcp(world, me, PORTS, f.ACK)), no_exit_of_reply(me, world),
+            only(http_in), came(f.tcp(world, me, PORTS, f.ACK)), left(f.tcp(me, world, BACK, f.ACK)),
         )),
         ("TCP in mid-stream is judged as new", (
             only(http_in), came(f.tcp(world, me, PORTS, f.ACK), allowed("ingress", 71)), left(f.tcp(me, world, BACK, f.ACK)),
@@ -135,7 +135,7 @@ def underlay_cases(family: int) -> List[Case]:
         )),
         ("multicast and broadcast are the host's", (
             CLOSED, no_entry(f.udp(world, group(family), (5353, 5353))), no_exit(f.udp(me, group(family), (5353, 5353))),
-            only(Rule("ingress", 78, 2, f.UDP, 5353), Rule("egress", 79, 2, f.UDP, 5353), revision=3),
+            only(Rule("ingress", 78, 2, f.UDP, 5353), Rule("egress", 79, 2, f.UDP, 5353)),
             came(f.udp(world, group(family), (5353, 5353)), allowed("ingress", 78)),
             left(f.udp(me, group(family), (5353, 5353)), allowed("egress", 79)),
         )),
@@ -189,14 +189,14 @@ def always_cases(family: int) -> List[Case]:
         )),
         ("a connection that was denied before its port became one", (
             only(Rule("ingress", 83, 2, f.TCP, 80)), came(f.tcp(world, me, ssh), told),
-            only(revision=3), came(f.tcp(world, me, ssh, f.ACK)),
+            only(), came(f.tcp(world, me, ssh, f.ACK)),
         )),
         ("a port that the host may always reach; only answers come back", (
             CLOSED,
             left(f.udp(me, world, (40000, 53))), came(f.udp(world, me, (53, 40000))),
             no_entry(f.udp(world, me, (53, 40001))), no_entry(f.udp(world, me, (40000, 53))),
             no_exit(f.tcp(me, world, (40000, 53))),
-            only(revision=3), came(f.udp(world, me, (53, 40000))), left(f.udp(me, world, (40000, 53))),
+            only(), came(f.udp(world, me, (53, 40000))), left(f.udp(me, world, (40000, 53))),
             came(f.unreachable(world, me, f.udp(me, world, (40000, 53)))),
         )),
         ("tunnel packets of members, their fragments, errors about them", (
@@ -225,7 +225,7 @@ def always_cases(family: int) -> List[Case]:
             left(f.udp(me, world, PORTS, more=True), allowed("egress", 84)),
             left(f.ip(me, world, f.UDP, b"x" * 16, fragment=1480)),
             shot(TO, "eth0", f.ip(me, world, f.UDP, b"x" * 16, fragment=1480, number=8), "fragment", direction="egress"),
-            only(Rule("egress", 85, 2, f.UDP), revision=3),
+            only(Rule("egress", 85, 2, f.UDP)),
             left(f.ip(me, world, f.UDP, b"x" * 16, fragment=1480, number=8)),
         )),
         ("what a failsafe port sends, and what is sent to one, may come in parts", (
@@ -297,7 +297,7 @@ def forwarded_cases(family: int) -> List[Case]:
         ("masqueraded as the host: answers pass, whatever the policy becomes, and nothing else does", (
             CLOSED, masqueraded, came(f.tcp(world, me, BACK, f.SYN | f.ACK)),
             left(f.tcp(me, world, PORTS, f.ACK), via=OTHER_DEVICE), came(f.tcp(world, me, BACK, f.ACK)),
-            only(revision=3), came(f.tcp(world, me, BACK, f.ACK)),
+            only(), came(f.tcp(world, me, BACK, f.ACK)),
             came(f.too_big(c_router(family), me, f.tcp(me, world, PORTS, f.ACK))),
             no_entry(f.tcp(world, me, (81, 40000), f.ACK)), no_entry(f.tcp(world, me, BACK)),
         )),
@@ -343,13 +343,13 @@ def endpoint_cases(family: int) -> List[Case]:
         ("the answer to the host by an address that nobody knows is for the host, also when all is judged anew", (
             only(to_a), from_stack("a", f.tcp(x["world"], a, PORTS), allowed("egress", 96), allowed("ingress")),
             to_stack("a", f.tcp(a, x["world"], BACK, f.SYN | f.ACK)),
-            only(revision=3), Policy("a", (), (), 3),
+            only(), Policy("a", (), ()),
             denied("from_endpoint", "a", f.tcp(a, x["world"], BACK, f.ACK), OUT, "egress"),
         )),
         ("an endpoint's SSH to the host is kept by failsafe, its own policy still counts", (
             CLOSED, to_stack("a", f.tcp(a, me, (50000, 22)), allowed("egress"), allowed("ingress", reason="failsafe")),
             from_stack("a", f.tcp(me, a, (22, 50000), f.SYN | f.ACK)),
-            Policy("a", (), ("egress",), 3), denied("from_endpoint", "a", f.tcp(a, me, (50001, 22)), OUT, "egress"),
+            Policy("a", (), ("egress",)), denied("from_endpoint", "a", f.tcp(a, me, (50001, 22)), OUT, "egress"),
         )),
         ("the host's error about an endpoint's traffic with the world", (
             CLOSED, to_stack("a", f.udp(a, x["world"], PORTS), allowed("egress")), from_stack("a", f.too_big(me, a, f.udp(a, x["world"], PORTS))),

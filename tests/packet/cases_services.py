@@ -204,13 +204,13 @@ def flow_cases(family: int) -> List[Case]:
             (f"{name}: judged anew, it stays translated", (
                 to(b),
                 local("a", "b", make(a, front, TO), make(a, b, TO_B, hops=63), allowed("egress"), allowed("ingress")),
-                Policy("a", (Rule("egress", 14),), ("egress", "ingress"), 3),
+                Policy("a", (Rule("egress", 14),), ("egress", "ingress")),
                 local("b", "a", make(b, a, FROM_B, *acked), make(front, a, FROM, *acked, hops=63)),
                 local("b", "a", make(b, a, FROM_B, *later), make(front, a, FROM, *later, hops=63)),
-                Policy("a", (), ("egress", "ingress"), 4),
+                Policy("a", (), ("egress", "ingress")),
                 denied("from_endpoint", "a", make(a, front, TO, *later), DEFAULT_DENY["egress"], "egress"),
                 Send("from_endpoint", f.ether(make(b, a, FROM_B, *later)), "shot", {"denied_by_default": 1}, "b", events=None),
-                Policy("a", (Rule("egress", 14),), ("egress", "ingress"), 5),
+                Policy("a", (Rule("egress", 14),), ("egress", "ingress")),
                 local("b", "a", make(b, a, FROM_B, *later), make(front, a, FROM, *later, hops=63)),
             )),
             (f"{name}: what the backend is sent directly, it answers itself", (
@@ -240,9 +240,9 @@ def flow_cases(family: int) -> List[Case]:
         ("what was denied as a frontend's and is allowed again as the backend's own is answered by that", (
             Frontend(front, PORT, f.UDP, ((b, BACKEND),)),
             local("a", "b", udp(a, front, TO), udp(a, b, TO_B, hops=63), allowed("egress"), allowed("ingress")),
-            Policy("a", (), ("egress",), 3),
+            Policy("a", (), ("egress",)),
             denied("from_endpoint", "a", udp(a, front, TO), DEFAULT_DENY["egress"], "egress"),
-            Policy("a", (), (), 4),
+            Policy("a", (), ()),
             local("a", "b", udp(a, b, TO_B), udp(a, b, TO_B, hops=63)),
             local("b", "a", udp(b, a, FROM_B), udp(b, a, FROM_B, hops=63)),
         )),
@@ -318,7 +318,7 @@ def error_cases(family: int) -> List[Case]:
             )),
             (f"{name}: of the client about an answer to nothing it sent", (
                 service, opened,
-                Policy("a", (Rule("egress", 13, IDENTITIES["b"]),), ("egress",), 3),
+                Policy("a", (Rule("egress", 13, IDENTITIES["b"]),), ("egress",)),
                 denied("from_endpoint", "a", error(a, make(front, a, (PORT, CLIENT + 1)), to=front), DEFAULT_DENY["egress"], "egress"),
                 local("a", "b", error(a, make(front, a, FROM), to=front), error(a, make(b, a, FROM_B), to=b, hops=63)),
             )),

@@ -55,8 +55,8 @@ def endpoint_cases(family: int) -> List[Case]:
         ("a reset ends it in 10 s", (*opened, back(f.RST), Wait(8), back(f.ACK), Wait(13), gone())),
         ("a SYN begins it anew", (*opened, there(f.RST), there(f.SYN, *new), back(f.SYN | f.ACK), Wait(5000), back(f.ACK))),
         ("one that is no longer allowed is known for 8000 s, ended or not", (
-            *opened, back(f.RST), Policy("b", (), ("ingress", "egress"), 3), denied("from_endpoint", "a", f.tcp(a, b, PORTS, f.ACK), DEFAULT_DENY["ingress"], "ingress"),
-            Wait(5000), Policy("b", (Rule("egress", 12),), ("ingress", "egress"), 4), denied("from_endpoint", "b", f.tcp(b, a, BACK, f.ACK), DEFAULT_DENY["ingress"], "ingress"),
+            *opened, back(f.RST), Policy("b", (), ("ingress", "egress")), denied("from_endpoint", "a", f.tcp(a, b, PORTS, f.ACK), DEFAULT_DENY["ingress"], "ingress"),
+            Wait(5000), Policy("b", (Rule("egress", 12),), ("ingress", "egress")), denied("from_endpoint", "b", f.tcp(b, a, BACK, f.ACK), DEFAULT_DENY["ingress"], "ingress"),
         )),
         ("a first fragment is known for 60 s", (open_to, first, Wait(54), later)),
         ("and no longer, so that a later one has no ports", (

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 import pytest
 
+from bpfleet.loader.apply import apply
+from bpfleet.loader.plan import plan
+from bpfleet.loader.real import RealKernel
+from bpfleet.model.state import NodeState
 from tests.packet import world
 from tests.packet.kernel import BUILD, Datapath, namespace
+from tests.packet.place import Place
 
 
 @pytest.fixture(scope="package")  # not session: the process is in the namespace until then, and other tests must not be
@@ -74,6 +80,18 @@ def make_devices() -> None:
     ]
     for command in commands:
         subprocess.run(["ip", *command.split()], check=True)
+
+
+@pytest.fixture
+def place(devices: None, tmp_path: Path) -> Iterator[Place]:
+    """A kernel with pins of its own, for changes by the real plan and apply."""
+    pins = f"/sys/fs/bpf/bpfleet-flips-{os.getpid()}"
+    output = subprocess.run(["ip", "-o", "link", "show", "dev-a"], capture_output=True, text=True, check=True).stdout
+    kernel = RealKernel(BUILD, pins, tmp_path / "logs")
+    yield Place(kernel, pins, int(output.partition(":")[0]))
+    empty = NodeState()
+    apply(kernel, plan(empty, kernel.read(empty)))
+    kernel.release()
 
 
 @pytest.fixture

@@ -231,6 +231,11 @@ class Datapath:
         """Swap in a new inner map."""
         self.set_inner("policies", {"identity": identity}, entries)
 
+    def next_generation(self) -> None:
+        """Have the programs judge every connection once more."""
+        word = self.maps["generation"].lookup({"index": 0})["word"]
+        self.maps["generation"].update({"index": 0}, {"word": (word + ENUMS["generation_word"]["step"]) % (1 << 32)})
+
     def set_inner(
         self,
         outer: str,

@@ -118,7 +118,7 @@ class Modelled:
         ends = self.node.ends
         if isinstance(change, world.Policy):
             self.listed.policies[change.name] = change
-            ends.policy_revisions[change.name] = change.revision
+            ends.generation += 1
         elif isinstance(change, Frontend):
             key = ipaddress.ip_address(change.address), change.port, change.protocol
             self.node.services.frontends[key] = tuple(

@@ -6,40 +6,31 @@ flow the reference judge says what A decides and what B does, by which rule; a t
 every part of a policy map (peers, CIDR classes, intervals, audit), with class and interval numbers that mean something
 else in the other.
 
-What is guaranteed is one end's judgement. Where both ends are endpoints of one node, each has its own map, and in the
-moment of the change one may already be judged by B while the other still is by A: so each event is held to its own end.
+Here each event is held to its own end; that both ends are judged by the same of the two is for test_generations.py.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import struct
-import subprocess
 import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 import pytest
 
-from bpfleet.compile.compiler import Compiler
 from bpfleet.loader import layout, syscall
-from bpfleet.loader.apply import apply
 from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.pins import Pins, open_pin
-from bpfleet.loader.plan import plan
-from bpfleet.loader.real import RealKernel
-from bpfleet.loader.steps import Step
-from bpfleet.model.document import Document, DocumentSet
-from bpfleet.model.state import Facts, NodeState, Table
+from bpfleet.model.document import Document
+from bpfleet.model.state import Table
 from bpfleet.observe.reader import Reader, open_slots
 from tests import fleet
 from tests.packet import frames as f
-from tests.packet.kernel import BUILD, run_program
+from tests.packet.kernel import run_program
+from tests.packet.place import Place, context_of, hammered, pinned_program, state_of
 from tests.reference.judge import Flow, Verdict, judge
 
 pytestmark = pytest.mark.root
@@ -51,7 +42,6 @@ OUTSIDE = ("198.51.100.7", "198.51.100.200", "203.0.113.9", "192.0.2.200", "8.8.
 PORTS = (1, 55, 80, 150, 443, 8080)
 FLIPS = 40
 BATCH = 60
-_SK_BUFF_SIZE, _IFINDEX = 192, 40
 
 
 def tcp(first: int, last: int) -> List[Dict[str, Any]]:
@@ -108,19 +98,6 @@ def documents(policies: Dict[str, Any], trial: Dict[str, Any]) -> List[Document]
 A, B = documents(FIRST, TRIAL[0]), documents(SECOND, TRIAL[1])
 
 
-def state_of(world: List[Document]) -> NodeState:
-    """What the compiler makes, without what is not of this namespace."""
-    facts = Facts("h1", dict.fromkeys(("eth0", "dev-a", "dev-b"), (1500, ())))
-    made = Compiler().compile(DocumentSet(world), facts).state
-    node = made.tables["node"]
-    tables = {
-        **made.tables,
-        "node": replace(node, rows={key: (row[0], "dev-vxlan", row[2]) for key, row in node.rows.items()}),
-    }
-    programs = {name: program for name, program in made.programs.items() if name == "from_endpoint"}
-    return replace(made, programs=programs, attachments={}, tables=tables, devices={}, routes={}, sysctls={})
-
-
 def question(direction: str, peer: str, port: int) -> Flow:
     return Flow(direction, "a" if direction == "egress" else "b", peer, "tcp", port)
 
@@ -152,16 +129,12 @@ class Report:
 
 
 def hammer(pins: str, ifindex: int, talk: Connection) -> None:
-    """In a process of its own: packets of new connections, one after the other, until it is told to stop."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    named = Pins(pins)
-    ((object_name, digest),) = named.list_programs()
-    program = syscall.get(str(named.program(object_name, digest)))
+    """Packets of new connections, one after the other, until it is told to stop."""
+    program = pinned_program(pins)
     slots = open_slots(pins)
     assert slots is not None
     reader = Reader(slots)
-    context = bytearray(_SK_BUFF_SIZE)
-    struct.pack_into("<I", context, _IFINDEX, ifindex)
+    context = context_of(ifindex)
     allowed = expected()
     targets = sorted({(address, port) for _, address, port in allowed})
     report = Report(0, Counter(), [], 0)
@@ -170,7 +143,7 @@ def hammer(pins: str, ifindex: int, talk: Connection) -> None:
         for number in range(report.packets, report.packets + BATCH):
             address, port = targets[number % len(targets)]
             frame = f.ether(f.tcp("10.77.1.1", address, (1024 + number % 60000, port)))
-            run_program(program, frame, bytes(context))
+            run_program(program, frame, context)
         report.packets += BATCH
         batch = reader.read()
         report.lost += batch.lost
@@ -185,70 +158,6 @@ def hammer(pins: str, ifindex: int, talk: Connection) -> None:
     slots.close()
 
 
-class Hammer:
-    """The hammer's process."""
-
-    def __init__(self, pins: str, ifindex: int) -> None:
-        forking = multiprocessing.get_context("fork")
-        self._talk, other = forking.Pipe()
-        self._process = forking.Process(target=hammer, args=(pins, ifindex, other), daemon=True)
-        self._process.start()
-        assert self._talk.poll(30) and self._talk.recv() == "ready"
-
-    def stop(self) -> Report:
-        """What it saw."""
-        self._talk.send("stop")
-        assert self._talk.poll(30)
-        report: Report = self._talk.recv()
-        self._process.join(30)
-        return report
-
-    def kill(self) -> None:
-        """If a test failed before it was stopped."""
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-
-@dataclass
-class Place:
-    """A kernel of its own pins, whose programs a hammer runs."""
-
-    kernel: RealKernel
-    pins: str
-    ifindex: int
-
-    def bring(self, want: NodeState) -> List[Step]:
-        """As the agent: stage, plan against what is there, apply."""
-        self.kernel.prepare(want.programs)
-        steps = plan(want, self.kernel.read(want))
-        apply(self.kernel, steps)
-        self.kernel.release()
-        return steps
-
-
-@pytest.fixture
-def place(devices: None, tmp_path: Path) -> Iterator[Place]:
-    pins = f"/sys/fs/bpf/bpfleet-flips-{os.getpid()}"
-    output = subprocess.run(["ip", "-o", "link", "show", "dev-a"], capture_output=True, text=True, check=True).stdout
-    kernel = RealKernel(BUILD, pins, tmp_path / "logs")
-    yield Place(kernel, pins, int(output.partition(":")[0]))
-    empty = NodeState()
-    apply(kernel, plan(empty, kernel.read(empty)))
-    kernel.release()
-
-
-def _hammered(place: Place, flip: Any, times: int) -> Report:
-    hammering = Hammer(place.pins, place.ifindex)
-    try:
-        for number in range(times):
-            flip(number)
-            time.sleep(0.005)
-        return hammering.stop()
-    finally:
-        hammering.kill()
-
-
 def test_no_packet_is_judged_by_a_mixture(place: Place) -> None:
     states = (state_of(A), state_of(B))
     place.bring(states[0])
@@ -258,9 +167,9 @@ def test_no_packet_is_judged_by_a_mixture(place: Place) -> None:
         steps = place.bring(states[1 - number % 2])
         kinds.update(step.describe().partition(":")[0].partition("(")[0].strip() for step in steps)
 
-    report = _hammered(place, flip, FLIPS)
+    report: Report = hammered(place, hammer, flip, FLIPS)
     # Identities, and the sets that only one of the two uses, change in every round.
-    assert kinds["swap 2 maps of policies"] == FLIPS and len(kinds) > 4, kinds
+    assert kinds["swap 2 maps of policies_staged"] == FLIPS and len(kinds) > 4, kinds
     assert report.mixtures == []
     # The case is worth its name: of each flow that A and B differ about, both answers were given, many times.
     for asked, verdicts in expected().items():
@@ -297,7 +206,7 @@ def test_a_mixture_would_be_seen(place: Place) -> None:
             syscall.map_update(inner, _key(key), _value(value))
 
     try:
-        assert _hammered(place, flip, FLIPS).mixtures != []
+        assert hammered(place, hammer, flip, FLIPS).mixtures != []
     finally:
         os.close(inner)
 

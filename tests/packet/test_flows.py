@@ -127,11 +127,11 @@ def test_a_changed_policy_leaves_what_was_as_it_was(datapath: Datapath) -> None:
     apply(datapath, Policy("a", (Rule("egress", 31),), ("egress",)))
     for packet in (syn, data, data):
         send(datapath, packet)
-    apply(datapath, Policy("a", (Rule("egress", 41, 0, f.TCP, 0, "deny"),), ("egress",), 3))
+    apply(datapath, Policy("a", (Rule("egress", 41, 0, f.TCP, 0, "deny"),), ("egress",)))
     for _ in range(4):
         (event,) = send(datapath, data)
         assert (event["verdict"], event["rule_id"]) == ("deny", 41)
-    apply(datapath, Policy("a", (Rule("egress", 32, 0, f.TCP),), ("egress",), 4))
+    apply(datapath, Policy("a", (Rule("egress", 32, 0, f.TCP),), ("egress",)))
     send(datapath, data)
     found = {key: counts[0] for key, counts in flows(datapath).items()}
     assert found == {flow(rule=31): 3, flow("deny", 41): 4, flow(rule=32): 1}
@@ -176,7 +176,7 @@ def test_a_denied_connection_without_a_slot_still_names_its_rule(datapath: Datap
         ("deny", (Rule("egress", 41, 0, f.TCP, 0, "deny"),), 41),
         ("default_deny", (), DEFAULT_DENY["egress"]),
     ):
-        apply(datapath, Policy("a", rules, ("egress",), rule))
+        apply(datapath, Policy("a", rules, ("egress",)))
         for _ in range(3):
             (event,) = send(datapath, data)
             assert (event["verdict"], event["rule_id"]) == (verdict, rule)

@@ -71,7 +71,7 @@ class Played:
     def __init__(self, datapath: Datapath, is_judged: bool, identity: str) -> None:
         self.datapath = datapath
         self.identities = {"a": "a", "b": "b", "t": identity}
-        self.revision = self.addresses_revision = 1
+        self.addresses_revision = 1
         datapath.reset()
         places = {}
         for family in ADDRESSES.values():
@@ -86,15 +86,10 @@ class Played:
                 places[ipaddress.ip_address(address)] = HELD[owner]
         self.model = Modelled(is_judged, places, self.identities)
         self.since, self.stood = _tick(), 0
-        self._write_revisions()
-
-    def _write_revisions(self) -> None:
-        maps = self.datapath.maps
-        for name, identity in self.identities.items():
-            record = {**world.endpoint_record(name, self.revision), "identity": NUMBERS[identity]}
-            maps["endpoints"].update({"ifindex": DEVICES[name]}, record)
-        node = world.node_record(policy_revision=self.revision, addresses_revision=self.addresses_revision)
-        maps["node"].update({"index": 0}, node)
+        for name in self.identities:
+            record = {**world.endpoint_record(name), "identity": NUMBERS[self.identities[name]]}
+            datapath.maps["endpoints"].update({"ifindex": DEVICES[name]}, record)
+        datapath.maps["node"].update({"index": 0}, world.node_record())
 
     def stand_still(self) -> None:
         """No time passes but what a step says: what did is taken back."""
@@ -104,7 +99,7 @@ class Played:
             self.stood = passed
 
     def change(self, documents: List[Document]) -> None:
-        """The policies of this node's ends as the compiler makes them: sets, maps, then revisions."""
+        """The policies of this node's ends as the compiler makes them: sets, maps, then the generation."""
         state = Compiler().compile(DocumentSet(documents), fleet.facts(1)).state
         here = {world.IDENTITIES[HOST], *(NUMBERS[identity] for identity in self.identities.values())}
         for name in ("prefix_sets", "port_sets", "policies"):
@@ -117,9 +112,8 @@ class Played:
         self.datapath.maps["failsafe"].clear()
         for record in rows(state.tables["failsafe"]):
             self.datapath.maps["failsafe"].update(*record)
-        self.revision += 1
-        self._write_revisions()
-        self.model.node.change(Declared(tuple(documents)), {*self.identities, HOST}, _failsafe(documents))
+        self.datapath.next_generation()
+        self.model.node.change(Declared(tuple(documents)), _failsafe(documents))
 
     def apply(self, step: Step) -> None:
         """Anything but a frame."""
@@ -127,7 +121,8 @@ class Played:
             self.change(step)
         elif isinstance(step, NewAddresses):
             self.addresses_revision += 1
-            self._write_revisions()
+            node = world.node_record(addresses_revision=self.addresses_revision)
+            self.datapath.maps["node"].update({"index": 0}, node)
             self.model.node.ends.addresses_revision += 1
         else:
             assert not isinstance(step, Sent)

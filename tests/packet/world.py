@@ -80,12 +80,11 @@ class Send:
 
 @dataclass(frozen=True)
 class Policy:
-    """A change of one name's policy; `selected` are the directions that deny by default, `revision` the new one."""
+    """A change of one name's policy; `selected` are the directions that deny by default."""
 
     name: str
     rules: Tuple[Rule, ...] = ()
     selected: Tuple[str, ...] = ()
-    revision: int = 2
 
 
 @dataclass(frozen=True)
@@ -149,12 +148,11 @@ def address_record(name: str) -> Dict[str, Any]:
     return {"identity": identity, "ifindex": DEVICES[name] if local else 0, "tunnel_endpoint": TUNNELS.get(name, "")}
 
 
-def endpoint_record(name: str, revision: int = 1) -> Dict[str, Any]:
+def endpoint_record(name: str) -> Dict[str, Any]:
     """What `endpoints` says about a name."""
     workload, device = MACS[name]
     return {
         "identity": IDENTITIES[name],
-        "policy_revision": revision,
         "workload_mac": "00:00:00:00:00:00" if name == "t" else workload,
         "device_mac": device,
         "flags": 0 if name == "t" else ENUMS["endpoint_flag"]["peer"],
@@ -163,7 +161,7 @@ def endpoint_record(name: str, revision: int = 1) -> Dict[str, Any]:
 
 def node_record(**changed: int) -> Dict[str, Any]:
     """What `node` says."""
-    return {"addresses_revision": 1, "tunnel_ifindex": DEVICES["vxlan"], "policy_revision": 1, **changed}
+    return {"addresses_revision": 1, "tunnel_ifindex": DEVICES["vxlan"], **changed}
 
 
 def build(datapath: Datapath) -> None:
@@ -215,7 +213,7 @@ def entries(rules: Tuple[Rule, ...], selected: Tuple[str, ...]) -> List[Tuple[Di
 
 
 def apply(datapath: Datapath, change: Change) -> None:
-    """Make a change, in the order the agent does."""
+    """Make a change, while no packet is under way."""
     if isinstance(change, Forget):
         datapath.maps[change.map].clear()
         return
@@ -234,10 +232,7 @@ def apply(datapath: Datapath, change: Change) -> None:
         datapath.maps[change.map].update(change.key, change.value)
         return
     datapath.set_policy(IDENTITIES[change.name], entries(change.rules, change.selected))
-    if change.name == "host":
-        datapath.maps["node"].update({"index": 0}, node_record(policy_revision=change.revision))
-        return
-    datapath.maps["endpoints"].update({"ifindex": DEVICES[change.name]}, endpoint_record(change.name, change.revision))
+    datapath.next_generation()
 
 
 def grow_older(datapath: Datapath, ticks: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +12,7 @@ from bpfleet.errors import HostFailed
 from bpfleet.loader.apply import apply
 from bpfleet.loader.fake import FakeKernel
 from bpfleet.loader.plan import plan
+from bpfleet.loader.staging import POLICIES
 from bpfleet.loader.steps import DeleteRows, PutRows, Step
 from bpfleet.model.state import NodeState
 from tests.contract.rigs import TAP, UNDERLAY, with_constants
@@ -120,6 +121,26 @@ def test_a_lost_device_is_got_over(before: NodeState, want: NodeState, data: st.
 
 @calm
 @given(states(), states())
+def test_at_every_step_the_policies_in_force_are_all_old_or_all_new(before: NodeState, want: NodeState) -> None:
+    """Of every identity that keeps endpoints; and who comes is judged by its policies at once."""
+    kernel = host()
+    bring(kernel, before)
+    stay = _identities(before) & _identities(want)
+    for step in plan(want, kernel.read(want)):
+        kernel.do(step)
+        there = kernel.read(want)
+        if POLICIES not in there.nested:
+            continue
+        old, new, have = (whole.nested.get(POLICIES, {}) for whole in (before, want, there))
+        assert any(all(have.get(one) == whole.get(one) for one in stay) for whole in (old, new)), step.describe()
+        for one in _identities(there) - _identities(before):
+            assert have.get(one) == new.get(one), step.describe()
+        for one in _identities(there) - _identities(want):
+            assert have.get(one) == old.get(one), step.describe()
+
+
+@calm
+@given(states(), states())
 def test_no_row_has_a_new_revision_with_old_contents(before: NodeState, want: NodeState) -> None:
     """Connections are stamped with the revisions: what an old map or table let through must never carry a new one."""
     kernel = host()
@@ -127,11 +148,6 @@ def test_no_row_has_a_new_revision_with_old_contents(before: NodeState, want: No
     for step in plan(want, kernel.read(want)):
         kernel.do(step)
         there = kernel.read(want)
-        for key, value in _rows(there, "endpoints").items():
-            wanted = _rows(want, "endpoints").get(key)
-            if wanted is not None and value[:2] == wanted[:2] != _rows(before, "endpoints").get(key, ())[:2]:
-                identity = value[0]
-                assert there.nested["policies"].get(identity) == want.nested["policies"].get(identity), step.describe()
         if _node(there) == _node(want) is not None and _node(before) != _node(want):
             assert _rows(there, "addresses") == _rows(want, "addresses"), step.describe()
 
@@ -176,6 +192,10 @@ def test_every_step_says_what_it_does(want: NodeState) -> None:
 
 def _rows(of: NodeState, table: str) -> Dict[Any, Tuple[Any, ...]]:
     return dict(of.tables[table].rows) if table in of.tables else {}
+
+
+def _identities(of: NodeState) -> Set[Any]:
+    return {value[0] for value in _rows(of, "endpoints").values()}
 
 
 def _node(of: NodeState) -> Any:

@@ -114,7 +114,7 @@ class Ends:
     places: Dict[Address, str]
     identities: Mapping[str, str]
     policies: Optional[Policies] = None
-    policy_revisions: Dict[str, int] = field(default_factory=dict)
+    generation: int = 1
     addresses_revision: int = 1
     now: int = 0
     records: Dict[Key, Record] = field(default_factory=dict)
@@ -127,9 +127,10 @@ class Ends:
         """Where an address is."""
         return self.places.get(address, WORLD)
 
-    def revision(self, me: str) -> Any:
-        """What changes with an end's policies, and with anybody's address."""
-        return self.policy_revisions.get(me, 1), self.addresses_revision
+    @property
+    def revision(self) -> Tuple[int, int]:
+        """What changes with any policy, and with anybody's address."""
+        return self.generation, self.addresses_revision
 
     def begin(self, at: str, packet: Reading) -> Reading:
         """A packet comes to a device. A later fragment has what its first one had there."""
@@ -173,7 +174,7 @@ class Ends:
 
     def is_current(self, me: str, found: Found) -> bool:
         """Whether what was judged is what would be judged now."""
-        return bool(found.record and found.record.revision == self.revision(me) and found.record.at == me)
+        return bool(found.record and found.record.revision == self.revision and found.record.at == me)
 
     def established(self, me: str, packet: Reading, found: Found) -> bool:
         """Whether a connection alone lets a packet pass. (An error about one is looked at more closely.)"""
@@ -222,7 +223,7 @@ class Ends:
         if packet.kind != "related":
             place = HOST if peer == HOST else place
             if record or opens:
-                self._record(found, Record(self.revision(me), me, place, answer, self.now), packet)
+                self._record(found, Record(self.revision, me, place, answer, self.now), packet)
         if answer.drops or not record or answer.verdict == AUDIT:
             self.hear(answer, direction)
         self.remember()

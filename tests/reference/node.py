@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field, replace
-from typing import Callable, FrozenSet, Mapping, Optional, Set, Tuple
+from typing import Callable, FrozenSet, Mapping, Optional, Tuple
 
 from tests.reference.ends import (
     EGRESS,
@@ -89,11 +89,10 @@ class Node:
         """As an end."""
         return Host(self.ends, self.tunnel_port, self.failsafe, self.takes_in)
 
-    def change(self, policies: Policies, subjects: Set[str], failsafe: FrozenSet[Tuple[str, int, str]]) -> None:
-        """Other policies of those ends, from the next packet on."""
+    def change(self, policies: Policies, failsafe: FrozenSet[Tuple[str, int, str]]) -> None:
+        """Other policies, from the next packet on."""
         self.ends.policies, self.failsafe = policies, failsafe
-        for subject in subjects:
-            self.ends.policy_revisions[subject] = self.ends.policy_revisions.get(subject, 1) + 1
+        self.ends.generation += 1
 
     def sends(self, name: str, frame: bytes) -> Fate:
         """A workload sends a frame."""

@@ -30,6 +30,7 @@ FIXED = {
     "event_cursor",
     "failsafe",
     "flow_cursors",
+    "generation",
     "node",
 }
 """Maps whose size no limit declares."""

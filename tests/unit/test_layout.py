@@ -73,12 +73,11 @@ def test_known_bytes() -> None:
     assert layout.encode("policy_entries", "value", entry).hex() == "0403020101020304"
     endpoint = {
         "identity": 1,
-        "policy_revision": 2,
         "workload_mac": "02:00:00:00:00:01",
         "device_mac": "02:00:00:00:00:02",
         "flags": 1,
     }
-    assert layout.encode("endpoints", "value", endpoint).hex() == ("010000000200000002000000000102000000000201000000")
+    assert layout.encode("endpoints", "value", endpoint).hex() == ("0100000002000000000102000000000201000000")
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1", "fd00::1", "2001:db8::ffff:1"])
@@ -111,7 +110,7 @@ def test_what_does_not_fit_is_named(name: str, part: str, record: Dict[str, Any]
 
 
 def test_wrong_mac_and_bits_are_named() -> None:
-    endpoint = {"identity": 1, "policy_revision": 1, "workload_mac": "02:00", "device_mac": "", "flags": 0}
+    endpoint = {"identity": 1, "workload_mac": "02:00", "device_mac": "", "flags": 0}
     with pytest.raises(InvalidInput) as caught:
         layout.encode("endpoints", "value", endpoint)
     assert caught.value.field == "endpoints.value.workload_mac"
@@ -123,7 +122,7 @@ def test_wrong_mac_and_bits_are_named() -> None:
 
 def test_too_few_bytes() -> None:
     with pytest.raises(InvalidInput):
-        layout.decode("endpoints", "value", bytes(23))
+        layout.decode("endpoints", "value", bytes(19))
 
 
 def test_constants() -> None:
@@ -182,7 +181,7 @@ def _as_generated() -> Dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (lambda d: d["maps"]["endpoints"]["value"]["fields"][1].update(offset=8), "endpoints.value.policy_revision"),
+        (lambda d: d["maps"]["endpoints"]["value"]["fields"][1].update(offset=8), "endpoints.value.workload_mac"),
         (lambda d: d["maps"]["endpoints"]["value"]["fields"].pop(), "endpoints.value.flags"),
         (lambda d: d["maps"]["endpoints"]["key"].update(size=8), "endpoints.key size"),
         (lambda d: d["maps"]["addresses"].update(flags=0), "addresses.flags"),

@@ -12,7 +12,7 @@ from bpfleet.loader.apply import apply
 from bpfleet.loader.fake import FakeKernel
 from bpfleet.loader.kernel import Found
 from bpfleet.loader.plan import plan
-from bpfleet.loader.steps import PutRows, Step, SwapInner
+from bpfleet.loader.steps import Step, SwapInner
 from bpfleet.model.state import TUNNEL_DEVICE, NodeState, Program, Table
 from tests.contract.rigs import UNDERLAY
 from tests.contract.states import EMPTY, MORE_NODES, ONE, OTHER_RULES, TWO, WEB, state, veth
@@ -63,7 +63,9 @@ def test_the_order_of_a_change() -> None:
         "SetDown",
         "EnsureDevice",  # a tap
         "PutRows addresses",
-        "SwapInner policies",
+        "SwapInner policies_staged",  # of an identity that stays
+        "SwitchPolicies",
+        "SettlePolicies",
         "PutRows endpoints",
         "Detach",
         "RemoveRoute",
@@ -84,15 +86,37 @@ def test_nothing_to_do() -> None:
 
 
 def test_only_the_changed_inner_map_is_swapped() -> None:
-    swap, put = plan(OTHER_RULES, TWO)
-    assert isinstance(swap, SwapInner) and list(swap.inners) == [65900]
-    assert isinstance(put, PutRows) and list(put.rows.rows) == [(veth(1).name,)]
+    steps = plan(OTHER_RULES, TWO)
+    assert kinds(steps) == ["SwapInner policies_staged", "SwitchPolicies", "SettlePolicies"]
+    assert isinstance(steps[0], SwapInner) and list(steps[0].inners) == [65900]
 
 
-def test_a_policy_that_goes_opens_its_endpoints_before_their_revision_says_so() -> None:
-    """Whoever is denied by the old map must not be stamped with the revision of none: it would stay denied."""
-    have = state({1: 65900}, {65900: WEB})
-    assert kinds(plan(state({1: 65900}), have)) == ["RemoveInner policies", "PutRows endpoints"]
+def test_a_policy_that_goes_is_switched_to_with_those_that_change() -> None:
+    """As an empty one: no packet sees it gone and the others unchanged."""
+    have = state({1: 65900, 2: 66000}, {65900: WEB, 66000: WEB})
+    steps = plan(state({1: 65900, 2: 66000}, {66000: [*WEB, (0, 0, 17, 53)]}), have)
+    assert kinds(steps) == ["SwapInner policies_staged", "SwitchPolicies", "SettlePolicies"]
+    assert isinstance(steps[0], SwapInner)
+    assert {subject: len(inner.rows) for subject, inner in steps[0].inners.items()} == {65900: 0, 66000: 3}
+
+
+def test_the_host_is_switched_with_its_endpoints() -> None:
+    """Also where no policy selected it, or none will: a program that judges it may be there."""
+    selected, open_host = state({1: 65900}, {1: WEB, 65900: WEB}), state({1: 65900})
+    for want, have in ((selected, open_host), (open_host, selected)):
+        steps = [step for step in plan(want, have) if isinstance(step, SwapInner)]
+        assert [(step.table, list(step.inners)) for step in steps] == [("policies_staged", [1, 65900])]
+
+
+def test_what_was_left_staged_is_settled_first() -> None:
+    left = dataclasses.replace(TWO, nested={**TWO.nested, "policies_staged": OTHER_RULES.nested["policies"]})
+    assert kinds(plan(TWO, left)) == ["SettlePolicies"]
+    assert kinds(plan(OTHER_RULES, left)) == [
+        "SettlePolicies",
+        "SwapInner policies_staged",
+        "SwitchPolicies",
+        "SettlePolicies",
+    ]
 
 
 def test_an_endpoint_that_goes_is_not_open_on_its_way() -> None:
@@ -147,8 +171,8 @@ def test_rows_of_other_fields_are_an_error_of_ours() -> None:
 
 
 def test_what_does_not_fit_is_refused_before_anything() -> None:
-    rows = {(f"bpf-{n:010x}",): (1, 1, 0, "", "") for n in range(8193)}
-    fields = ("identity", "policy_revision", "flags", "workload_mac", "device_mac")
+    rows = {(f"bpf-{n:010x}",): (1, 0, "", "") for n in range(8193)}
+    fields = ("identity", "flags", "workload_mac", "device_mac")
     want = NodeState(tables={"endpoints": Table(("ifindex",), fields, rows)})
     with pytest.raises(InvalidInput, match="endpoints has room for 8192 entries, 8193 are needed") as caught:
         plan(want, EMPTY)
@@ -170,7 +194,9 @@ def test_sets_are_there_before_policies_name_them_and_until_none_does() -> None:
     assert steps == [
         "SwapInner port_sets",
         "SwapInner prefix_sets",
-        "SwapInner policies",
+        "SwapInner policies_staged",
+        "SwitchPolicies",
+        "SettlePolicies",
         "RemoveInner port_sets",
         "RemoveInner prefix_sets",
     ]

@@ -12,7 +12,9 @@
 #include <bpfleet/base.h>
 #include <bpfleet/connection.h>
 #include <bpfleet/flow.h>
+#include <bpfleet/generation.h>
 #include <bpfleet/identity.h>
+#include <bpfleet/node.h>
 #include <bpfleet/outcome.h>
 #include <bpfleet/packet.h>
 #include <bpfleet/policy.h>
@@ -33,7 +35,18 @@ struct side {
 	__u32 policy_revision;
 	__u32 addresses_revision;
 	__u8 direction; /* of the packet, seen from the endpoint */
+	__u8 staged;	/* of the generation */
 };
+
+/* What is in force, read once and before anything that it stands for; see generation.h and connection.h. */
+static __always_inline void side_begin(struct side *side, const struct node *node)
+{
+	__u32 word = generation_read();
+
+	side->policy_revision = generation_revision(word);
+	side->staged = word & GENERATION_STAGED;
+	side->addresses_revision = *(const volatile __u32 *)&node->addresses_revision;
+}
 
 static __always_inline bool connection_probe(struct found *found, const struct connection_key *key)
 {
@@ -265,6 +278,7 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 	question.peer = side->peer.identity;
 	question.direction = side->direction;
 	question.protocol = packet->protocol;
+	question.staged = side->staged;
 	if (record) {
 		packet->direction = key->direction;
 		if (record->revisions == revisions_pack(side->policy_revision, side->addresses_revision) && record->ifindex == side->ifindex) {

@@ -6,14 +6,13 @@
  * connection under the reversed tuple and the other direction of the same endpoint. An ICMP echo is keyed by its
  * identifier as the source port of the request.
  *
- * A record is good while both revisions in it are current: that of its endpoint's policies (`endpoints`) and that of
+ * A record is good while both revisions in it are current: that of all policies (generation.h) and that of
  * all addresses (`node`), and while the packet uses the same endpoint. Otherwise its next packet is judged anew, in
  * the record's own direction, and the record is written again. One that is then denied stays, marked, so that neither
  * direction can revive the connection by posing as a new one.
  *
- * A writer swaps the inner policy map first and the endpoint's revision second; a program reads the revision first and
- * the map second. So nothing judged by the old map ever carries the new revision. The same for `addresses` and
- * node.addresses_revision.
+ * A writer changes `addresses` first and node.addresses_revision second; a program reads the revision first and the map
+ * second. So nothing judged by old addresses ever carries the new revision. For policies the generation sees to that.
  *
  * Key and record have 40 bytes each because the kernel's element header has 48: an element is two cache lines.
  */

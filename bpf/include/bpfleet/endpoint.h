@@ -1,9 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The endpoints of this node, by the index of their host-side device.
- *
- * policy_revision is the content-derived revision of the policies of this identity (see connection.h for how a change
- * is ordered).
- */
+/* The endpoints of this node, by the index of their host-side device. */
 #pragma once
 
 #include <bpfleet/base.h>
@@ -18,7 +14,6 @@ struct endpoint_key {
 
 struct endpoint {
 	__u32 identity;
-	__u32 policy_revision;
 	struct mac workload_mac; /* the workload's own; zero: not known, let the neighbour table resolve it */
 	struct mac device_mac;	 /* of the host-side device, which is the workload's gateway */
 	__u32 flags;

@@ -90,12 +90,9 @@ static __noinline bool is_for_host(struct __sk_buff *skb, const struct packet *p
 	return answer < 0 || answer == BPF_FIB_LKUP_RET_NOT_FWDED || answer == BPF_FIB_LKUP_RET_FWD_DISABLED;
 }
 
-/* Begin a judgement: the side, and the connection the packet belongs to. Revisions are read first, see connection.h. */
-static __always_inline void host_begin(struct packet *packet, struct found *found, struct side *side,
-				       const struct node *node, __u8 direction)
+/* Begin a judgement, after side_begin: the side, and the connection the packet belongs to. */
+static __always_inline void host_begin(struct packet *packet, struct found *found, struct side *side, __u8 direction)
 {
-	side->policy_revision = *(const volatile __u32 *)&node->policy_revision;
-	side->addresses_revision = *(const volatile __u32 *)&node->addresses_revision;
 	side->ifindex = HOST_IFINDEX;
 	side->identity = IDENTITY_HOST;
 	side->direction = direction;
@@ -177,15 +174,15 @@ static __always_inline bool host_is_router_error(const struct packet *packet, co
 	return !record || record->identity != IDENTITY_HOST;
 }
 
-/* What leaves this host's stack towards side->peer, its own or forwarded. As host_admit. */
+/* What leaves this host's stack towards side->peer, its own or forwarded, after side_begin. As host_admit. */
 static __always_inline int host_sends(struct __sk_buff *skb, struct packet *packet, struct found *found,
-				      struct side *side, const struct node *node)
+				      struct side *side)
 {
 	bool is_forwarded = skb->ingress_ifindex;
 
 	if (is_forwarded && packet->source_identity != IDENTITY_HOST)
 		return 0;
-	host_begin(packet, found, side, node, DIRECTION_EGRESS);
+	host_begin(packet, found, side, DIRECTION_EGRESS);
 	if (is_forwarded)
 		return host_record_unjudged(skb, packet, found);
 	if (host_is_router_error(packet, found))

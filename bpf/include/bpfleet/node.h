@@ -7,7 +7,6 @@
 struct node {
 	__u32 addresses_revision; /* of everything in `addresses`, bound interface indexes included */
 	__u32 tunnel_ifindex;	  /* of bpfleet_vxlan; 0: there is none, and nothing can be sent to other nodes */
-	__u32 policy_revision;	  /* of the policies that select this node, as in `endpoints` */
 };
 
 struct {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Policy: for each identity with an endpoint here, a map of its rules, replaced whole on a change.
+/* Policy: for each identity with an endpoint here, a map of its rules, replaced whole on a change, and all that a change
+ * replaces at once (generation.h).
  *
  * An entry is found under up to eight shapes of key: the peer exact or any, times a port, an interval of ports, a
  * protocol, or neither (the levels). Of the entries that match, a deny beats every allow; then the level names the rule,
@@ -25,6 +26,7 @@
 #include <linux/in6.h>
 
 #include <bpfleet/base.h>
+#include <bpfleet/generation.h>
 #include <bpfleet/identity.h>
 #include <bpfleet/port_set.h>
 #include <bpfleet/prefix_set.h>
@@ -110,6 +112,15 @@ struct {
 	__array(values, struct policy_entries);
 } policies SEC(".maps");
 
+/* What a change replaces, until it is in `policies`; otherwise empty. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct policy_subject);
+	__array(values, struct policy_entries);
+} policies_staged SEC(".maps");
+
 struct judgement {
 	__u32 rule_id;
 	__u8 verdict;
@@ -125,7 +136,8 @@ struct question {
 	__u16 port; /* host byte order; of ICMP type << 8 | code */
 	__u8 has_port; /* `port` is known */
 	__u8 state;    /* of the connection's record, as flow, once it is judged */
-	__u16 zero;
+	__u8 staged;   /* what was staged is in force, see generation.h */
+	__u8 zero;
 	__u32 flow;
 };
 
@@ -229,6 +241,16 @@ static __always_inline void policy_judge_part(void *entries, const struct questi
 	policy_level(&search, SHAPE_PEER, direction, 0, 0, judgement);
 }
 
+/* The entries of a subject in the generation that the program goes by, or NULL. */
+static __always_inline void *policy_find(const __u32 *subject, bool staged)
+{
+	void *entries = NULL;
+
+	if (staged)
+		entries = bpf_map_lookup_elem(&policies_staged, subject);
+	return entries ? entries : bpf_map_lookup_elem(&policies, subject);
+}
+
 /* The answer of `subject`'s policy in one direction about a peer at `address`, which counts only if that is the world.
  *
  * Not static: the verifier checks it once by itself, as packet_parse. */
@@ -245,7 +267,7 @@ __noinline int policy_judge(const struct question *question, const struct addres
 	judgement->has_ports = 0;
 	judgement->flags = 0;
 	subject = question->subject;
-	entries = bpf_map_lookup_elem(&policies, &subject);
+	entries = policy_find(&subject, question->staged);
 	if (!entries)
 		return 0;
 	/* A loop rather than two calls: inlined once, it needs half the stack. */

@@ -7,6 +7,7 @@
 #include <bpfleet/connection.h>
 #include <bpfleet/endpoint.h>
 #include <bpfleet/flow.h>
+#include <bpfleet/generation.h>
 #include <bpfleet/identity.h>
 #include <bpfleet/policy.h>
 #include <bpfleet/reasons.h>
@@ -28,6 +29,7 @@ struct vocabulary {
 	enum policy_shape policy_shape;
 	enum connection_state connection_state;
 	enum connection_time connection_time;
+	enum generation_word generation_word;
 	enum flow_slot flow_slot;
 	enum flow_time flow_time;
 	struct policy_key policy_entries_key;
