@@ -8,6 +8,7 @@ What `read` answers in a NodeState, beyond what was wanted, is how differences a
 - Tables that are not wanted are read only where nothing is wanted to be loaded, so that they can be removed; among
   them those that programs fill by themselves (connections, counters, events). A map of another layout is under its
   file's name, "addresses_v0123456789abcdef".
+- Policies are those in force, also in the middle of a change of them (staging.py); what is staged is beside them.
 - `sizes` are those of the maps that are there, as far as the wanted state has a size for them.
 - A field `ifindex` (or ending so) holds the device's name, or the bare number if no device has that index now.
 """

@@ -193,6 +193,116 @@ def age(datapath: Datapath, port: int, ticks: int) -> None:
     datapath.maps["flows"].update(slot, {**kept, "last_seen": (now - ticks) & 0xFFFFFFFF})
 
 
+def age_dropped(datapath: Datapath, ticks: int) -> None:
+    """Make all flows older that were dropped: when they began and when they were seen."""
+    for found in datapath.flows():
+        if found["slot"] >= SLOTS["first"] and found["verdict"] not in ("allow", "audit"):
+            slot = {"index": found["slot"]}
+            kept = datapath.maps["flows"].lookup(slot)
+            seen = (kept["last_seen"] - ticks) & 0xFFFFFFFF
+            began = (kept["first_seen"] - (ticks << TIMES["tick_shift"])) % (1 << 64)
+            datapath.maps["flows"].update(slot, {**kept, "last_seen": seen, "first_seen": began})
+
+
+def scan(datapath: Datapath, first: int, count: int) -> None:
+    """As many flows of the endpoint b that are dropped."""
+    for port in range(first, first + count):
+        send(datapath, f.tcp(X["b"], X["c"], (40000, port)), "b")
+
+
+def test_a_scan_is_soon_forgotten(datapath: Datapath) -> None:
+    """It takes all the room of what is dropped, and what is dropped later takes it back after a minute or so."""
+    fill(datapath, PASSED)
+    apply(datapath, Policy("b", (), ("egress",)))
+    scan(datapath, 1, DROPPED + 7)
+    assert did_not_fit(datapath, "dropped") == 7
+    age_dropped(datapath, TIMES["dropped_idle_ticks"] - 9)
+    scan(datapath, 1000, 3)
+    assert did_not_fit(datapath, "dropped") == 10
+    age_dropped(datapath, 18)
+    scan(datapath, 2000, DROPPED + 4)
+    found = flows(datapath)
+    assert {key[4] for key in found if key[5] == "default_deny"} == set(range(2000, 2000 + DROPPED))
+    assert {counts[0] for counts in found.values()} == {1}, "they start from nothing"
+    assert did_not_fit(datapath, "dropped") == 14
+    assert datapath.maps["flow_cursors"].lookup({"index": SLOTS["dropped"]})["retired"] == DROPPED
+    assert {key[4] for key in found if key[5] == "allow"} == set(range(1000, 1000 + PASSED))
+
+
+class Denied:
+    """A connection of the endpoint a to port 80 that the rule 41 denies."""
+
+    def __init__(self, datapath: Datapath) -> None:
+        self.datapath = datapath
+        send(datapath, f.tcp(X["a"], X["c"], (40000, 80)))
+        answer(datapath, f.tcp(X["c"], X["a"], (80, 40000), f.SYN | f.ACK))
+        apply(datapath, Policy("a", (Rule("egress", 41, 0, f.TCP, 0, "deny"),), ("egress",)))
+        self.says_so()
+
+    def says_so(self) -> None:
+        """Both ways, and again."""
+        for _ in range(2):
+            (sent,) = send(self.datapath, f.tcp(X["a"], X["c"], (40000, 80), f.ACK))
+            (answered,) = answer(self.datapath, f.tcp(X["c"], X["a"], (80, 40000), f.ACK))
+            assert [(event["verdict"], event["rule_id"]) for event in (sent, answered)] == [("deny", 41)] * 2
+
+    def be_silent(self, ticks: int) -> None:
+        """Everything that was dropped, and the connection, was last seen so much earlier."""
+        age_dropped(self.datapath, ticks)
+        connections = self.datapath.maps["connections"]
+        for key, kept in connections.items():
+            if key["destination_port"] == 80:
+                connections.update(key, {**kept, "last_seen": (kept["last_seen"] - ticks) & 0xFFFFFFFF})
+
+    def slot(self) -> int:
+        """Where its record says its flow is."""
+        (found,) = [
+            one["flow"] for key, one in self.datapath.maps["connections"].items() if key["destination_port"] == 80
+        ]
+        return int(found)
+
+
+def test_a_denied_connection_whose_slot_is_taken_names_its_own_rule(datapath: Datapath) -> None:
+    """It gets another slot when there is one, and leaves the flow that has its old one alone."""
+    apply(datapath, Policy("b", (), ("egress",)))
+    denied = Denied(datapath)
+    before = denied.slot()
+    denied.be_silent(TIMES["dropped_idle_ticks"] + 9)
+    scan(datapath, 1, DROPPED)
+    taken = flows(datapath)
+    assert flow("deny", 41) not in taken and len(taken) == 1 + DROPPED
+    denied.says_so()
+    assert denied.slot() == SLOTS["dropped"]
+    assert flows(datapath) == taken and did_not_fit(datapath, "dropped") == 2
+    age_dropped(datapath, TIMES["dropped_idle_ticks"] + 9)
+    denied.says_so()
+    assert denied.slot() >= SLOTS["first"] and flows(datapath)[flow("deny", 41)][0] == 2
+    assert before >= SLOTS["first"]
+
+
+def test_a_denied_connection_is_not_misled_by_a_flow_like_its_own(datapath: Datapath) -> None:
+    """Between the same ends, to the same port, by another rule: addresses of the world, for one, are one identity."""
+    denied = Denied(datapath)
+    for seen in (0, time.monotonic_ns() >> TIMES["tick_shift"]):  # while it changes hands, and after that
+        denied.be_silent(TIMES["dropped_idle_ticks"] + 9)
+        slot = {"index": denied.slot()}
+        datapath.maps["flow_slots"].clear()
+        changed = {**datapath.maps["flows"].lookup(slot), "rule_id": 42, "last_seen": seen}
+        changed["first_seen"] = time.monotonic_ns()
+        datapath.maps["flows"].update(slot, changed)
+        (event,) = send(datapath, f.tcp(X["a"], X["c"], (40000, 80), f.ACK))
+        assert (event["verdict"], event["rule_id"]) == ("deny", 41)
+        assert datapath.maps["flows"].lookup(slot) == changed
+
+
+def test_a_denied_connection_that_was_silent_keeps_a_slot_that_nobody_took(datapath: Datapath) -> None:
+    denied = Denied(datapath)
+    before = denied.slot()
+    denied.be_silent(TIMES["dropped_idle_ticks"] + 9)
+    denied.says_so()
+    assert denied.slot() == before and flows(datapath)[flow("deny", 41)][:1] == (4,)
+
+
 def test_an_idle_flow_gives_its_slot_to_a_new_one(datapath: Datapath) -> None:
     """But none that a record may still name; and one that comes again before that keeps it."""
     fill(datapath, PASSED)

@@ -130,7 +130,8 @@ static __always_inline void connection_touch(const struct packet *packet, const 
 		record->state = next;
 	if (record->last_seen != found->now) {
 		record->last_seen = found->now;
-		flow_touch(&record->flow, found->now);
+		if (!(state & CONNECTION_DENIED)) /* else the slot may be another's, see denied_again */
+			flow_touch(&record->flow, found->now);
 	}
 }
 
@@ -246,15 +247,16 @@ static __noinline __u32 flow_judged(const struct question *question, const struc
 	return flow_find(&key, now);
 }
 
-/* Why a record denies, in the packet: what its flow says. False if that flow did not fit: then policy is asked again. */
-static __always_inline bool denied_again(struct packet *packet, const struct connection *record)
+/* Why a record denies, in the packet: what its flow says. False if that flow did not fit, or its slot is another's by
+ * now: then policy is asked again. Before connection_touch. */
+static __always_inline bool denied_again(struct packet *packet, const struct connection *record, __u32 now)
 {
-	const struct flow *flow;
+	struct flow *flow;
 
 	if (record->flow < FLOW_FIRST)
 		return false;
 	flow = bpf_map_lookup_elem(&flows, &record->flow);
-	if (!flow)
+	if (!flow || !flow_is_since(flow, record->last_seen, now))
 		return false;
 	packet->verdict = flow->key.verdict;
 	packet->rule_id = flow->key.rule_id;
@@ -282,8 +284,8 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 	if (record) {
 		packet->direction = key->direction;
 		if (record->revisions == revisions_pack(side->policy_revision, side->addresses_revision) && record->ifindex == side->ifindex) {
-			connection_touch(packet, found);
-			if (!(record->state & CONNECTION_DENIED) || denied_again(packet, record)) {
+			if (!(record->state & CONNECTION_DENIED) || denied_again(packet, record, found->now)) {
+				connection_touch(packet, found);
 				flow_add(&record->flow, found->is_reply, skb->len);
 				if (record->state & CONNECTION_DENIED)
 					return judgement_reason(packet->verdict);

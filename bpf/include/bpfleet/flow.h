@@ -6,9 +6,11 @@
  * established packet pays for one array element of its own CPU. What a record says of its verdict stands in the slot.
  *
  * Flows that passed and flows that were dropped have slots of their own, so that who is dropped a lot displaces nothing
- * that passed. Where none is free, one that was idle for FLOW_IDLE_TICKS is taken: longer than any record lives that
- * nothing uses, so no live record ever names a slot that means something else by now. Where none is idle, the flow is
- * counted together with all others that did not fit.
+ * that passed. Where none is free, one that was idle is taken: of what passed after FLOW_IDLE_TICKS, longer than any
+ * record lives that nothing uses, so no live record that lets pass ever names a slot that means something else by now.
+ * Of what was dropped after FLOW_DROPPED_IDLE_TICKS, so that a port scan is soon forgotten; a record that denies looks
+ * whether its slot has another flow since (flow_is_since). Where none is idle, the flow is counted together with all
+ * others that did not fit.
  *
  * Taking a slot over: last_seen is exchanged for 0, then the slot is written, then last_seen. Who found it by its old key
  * sees the 0 or another key, and counts that packet as one that did not fit.
@@ -28,6 +30,7 @@ enum flow_slot {
 enum flow_time {
 	FLOW_TICK_SHIFT = 30,	/* as CONNECTION_TICK_SHIFT */
 	FLOW_IDLE_TICKS = 8192, /* 2.4 h; more than CONNECTION_TCP_TICKS */
+	FLOW_DROPPED_IDLE_TICKS = 64, /* 69 s */
 };
 
 #define FLOW_PROBES 4 /* slots that are looked at for an idle one */
@@ -145,6 +148,22 @@ static __always_inline bool flow_hold(struct flow *flow, const struct flow_key *
 	return flow_is(flow, key);
 }
 
+/* Whether a slot has had one owner since it was used at a time, the tick `seen`, and is not idle from here on. Another
+ * takes it over only when it was unused for FLOW_DROPPED_IDLE_TICKS, so half of that tells the two, however coarse the
+ * clocks. */
+static __always_inline bool flow_is_since(struct flow *flow, __u32 seen, __u32 now)
+{
+	__u32 last = *(volatile __u32 *)&flow->last_seen;
+	__u32 first = *(volatile __u64 *)&flow->first_seen >> FLOW_TICK_SHIFT;
+
+	if (!last || (__s32)(first - seen) > FLOW_DROPPED_IDLE_TICKS / 2)
+		return false;
+	if (last != now && __sync_val_compare_and_swap(&flow->last_seen, last, now) == 0)
+		return false;
+	first = *(volatile __u64 *)&flow->first_seen >> FLOW_TICK_SHIFT;
+	return (__s32)(first - seen) <= FLOW_DROPPED_IDLE_TICKS / 2;
+}
+
 static long flow_clear_cpu(__u32 cpu, void *slot)
 {
 	struct flow_count *count = bpf_map_lookup_percpu_elem(&flow_counts, slot, cpu);
@@ -164,6 +183,7 @@ static __always_inline __u32 flow_claim(__u32 kind, __u32 now)
 	struct flow_cursor *cursor = bpf_map_lookup_elem(&flow_cursors, &kind);
 	__u32 limit = kind == FLOW_DROPPED ? flows_dropped : flows_passed;
 	__u32 first = FLOW_FIRST + (kind == FLOW_DROPPED ? flows_passed : 0);
+	__s32 idle = kind == FLOW_DROPPED ? FLOW_DROPPED_IDLE_TICKS : FLOW_IDLE_TICKS;
 
 	if (!cursor || !limit)
 		return kind;
@@ -189,7 +209,7 @@ static __always_inline __u32 flow_claim(__u32 kind, __u32 now)
 		if (!flow)
 			return kind;
 		seen = *(volatile __u32 *)&flow->last_seen;
-		if (!seen || (__s32)(now - seen) <= FLOW_IDLE_TICKS ||
+		if (!seen || (__s32)(now - seen) <= idle ||
 		    __sync_val_compare_and_swap(&flow->last_seen, seen, 0) != seen)
 			continue;
 		bpf_map_delete_elem(&flow_slots, &flow->key);

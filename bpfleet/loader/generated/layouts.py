@@ -600,7 +600,7 @@ ENUMS: Dict[str, Dict[str, Any]] = {
     'connection_time': {'tick_shift': 30, 'tcp_ticks': 7451, 'other_ticks': 56, 'closing_ticks': 10},
     'generation_word': {'staged': 1, 'step': 2},
     'flow_slot': {'passed': 0, 'dropped': 1, 'first': 2, 'limit': 10242},
-    'flow_time': {'tick_shift': 30, 'idle_ticks': 8192},
+    'flow_time': {'tick_shift': 30, 'idle_ticks': 8192, 'dropped_idle_ticks': 64},
 }
 
 CONSTANTS: Dict[str, Dict[str, Any]] = {
