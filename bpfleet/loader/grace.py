@@ -15,11 +15,8 @@ from typing import Iterator, Sequence
 
 from bpfleet.loader import steps
 
-WAITS = (
-    *(steps.Attach, steps.EnsureDevice, steps.RemoveDevice, steps.Detach),
-    *(steps.SwapInner, steps.RemoveInner, steps.SettlePolicies),
-)
-"""Steps for which the kernel waits."""
+WAITS = (steps.Attach, steps.EnsureDevice, steps.RemoveDevice, steps.Detach, steps.SettlePolicies)
+"""Steps for which the kernel waits, beside those that write outer maps."""
 MANY = 8
 """So many waits are a tenth of a second: the least for which other CPUs are disturbed."""
 
@@ -34,7 +31,7 @@ def expedited(todo: Sequence[steps.Step], setting: Path = SETTING, mark: Path = 
     A process that dies leaves a mark beside the setting; whoever comes next, the watchdog at the latest, puts it back.
     Where somebody else has set it, or it cannot be set, nothing is changed.
     """
-    many = sum(isinstance(step, WAITS) for step in todo) >= MANY
+    many = sum(map(_waits, todo)) >= MANY
     ours = mark.exists()
     if many and not ours and _read(setting) == "0":
         mark.touch()
@@ -46,6 +43,15 @@ def expedited(todo: Sequence[steps.Step], setting: Path = SETTING, mark: Path = 
     finally:
         if ours and _write(setting, "0"):  # else the mark stays, for whoever comes next
             mark.unlink(missing_ok=True)
+
+
+def _waits(step: steps.Step) -> int:
+    """How often the kernel waits for a step. Until 6.8 it did for every inner map, since then for a batch of them."""
+    if isinstance(step, steps.SwapInner):
+        return len(step.inners)
+    if isinstance(step, steps.RemoveInner):
+        return len(step.keys)
+    return int(isinstance(step, WAITS))
 
 
 def _read(setting: Path) -> str:

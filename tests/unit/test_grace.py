@@ -8,7 +8,8 @@ from typing import Tuple
 import pytest
 
 from bpfleet.loader.grace import MANY, expedited
-from bpfleet.loader.steps import Detach, SetDown, Step
+from bpfleet.loader.steps import Detach, RemoveInner, SetDown, Step, SwapInner
+from bpfleet.model.state import Table
 
 
 @pytest.fixture
@@ -29,6 +30,19 @@ def test_only_while_there_are_many_waits(files: Tuple[Path, Path]) -> None:
     with expedited(waits(MANY), *files):
         assert setting.read_text() == "1"
     assert setting.read_text() == "0" and not mark.exists()
+
+
+def test_every_inner_map_is_a_wait(files: Tuple[Path, Path]) -> None:
+    setting, _ = files
+    maps = {number: Table((), ()) for number in range(MANY)}
+    for many, few in (
+        (SwapInner("policies_staged", maps), SwapInner("policies_staged", {1: maps[1]})),
+        (RemoveInner("policies", tuple(maps)), RemoveInner("policies", (1,))),
+    ):
+        with expedited([few], *files):
+            assert setting.read_text().strip() == "0"
+        with expedited([many], *files):
+            assert setting.read_text() == "1"
 
 
 def test_a_step_that_fails_leaves_it_off(files: Tuple[Path, Path]) -> None:
