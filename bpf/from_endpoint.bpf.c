@@ -9,7 +9,7 @@
  *   - another node's address is reached through the tunnel, with this endpoint's identity as VNI. That includes that
  *     node's underlay address (remote-node), as its answers come back through the tunnel too;
  *   - everything else, this host and the world, is the stack's; where a policy selects this node, the host's ingress
- *     policy judges what is for the host.
+ *     policy judges what is for the host, and what that is the stack says too (is_for_host).
  *
  * Fails closed: what is not understood is dropped.
  */
@@ -52,6 +52,9 @@ static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packe
 	if (!source || source->ifindex != skb->ifindex)
 		return REASON_SPOOFED_SOURCE;
 	address_place(&packet->destination, &side->peer);
+	/* An address that this host was given since is its own as well: it must not be a way around its policy. */
+	if (host_policy && side->peer.identity == IDENTITY_WORLD && is_for_host(skb, packet))
+		side->peer.identity = IDENTITY_HOST;
 	packet->destination_identity = side->peer.identity;
 	if (side->peer.route == ROUTE_LOCAL && !next_hop_ifindex(&side->peer.next_hop))
 		return REASON_NO_ENDPOINT;

@@ -7,6 +7,7 @@ from typing import Any, List, Mapping, Tuple
 
 from tests.packet import frames as f
 from tests.packet.cases_endpoint import BACK, PORTS, Step, allowed, denied, from_stack, shot, to_stack
+from tests.packet.modelled import LATE
 from tests.packet.world import (
     ADDRESSES,
     DEFAULT_DENY,
@@ -318,7 +319,7 @@ def forwarded_cases(family: int) -> List[Case]:
 def endpoint_cases(family: int) -> List[Case]:
     """Between this node's endpoints and its own stack: both ends judge."""
     x = ADDRESSES[family]
-    me, a, b, gateway = x["host"], x["a"], x["b"], x["gateway"]
+    me, a, b, gateway, late = x["host"], x["a"], x["b"], x["gateway"], LATE[family]
     from_a = Rule("ingress", 95, IDENTITIES["a"], f.TCP, 80)
     to_a = Rule("egress", 96, IDENTITIES["a"], f.TCP, 80)
     cases: List[Tuple[str, Tuple[Step, ...]]] = [
@@ -345,6 +346,14 @@ def endpoint_cases(family: int) -> List[Case]:
             to_stack("a", f.tcp(a, x["world"], BACK, f.SYN | f.ACK)),
             only(), Policy("a", (), ()),
             denied("from_endpoint", "a", f.tcp(a, x["world"], BACK, f.ACK), OUT, "egress"),
+        )),
+        ("an address that the host was given since is the host's to its endpoints as well; replies follow", (
+            only(from_a), to_stack("a", f.tcp(a, late, PORTS), allowed("egress", destination_identity=1), allowed("ingress", 95)),
+            from_stack("a", f.tcp(late, a, BACK, f.SYN | f.ACK)), to_stack("a", f.tcp(a, late, PORTS, f.ACK)),
+            Policy("a", (Rule("egress", 99, 1),), ("egress", "ingress")),
+            from_stack("a", f.tcp(late, a, BACK, f.ACK)), to_stack("a", f.tcp(a, late, PORTS, f.ACK)),
+            Send("from_endpoint", f.ether(f.tcp(a, late, (40000, 81))), "shot", {"denied_by_default": 1}, "a", events=(
+                allowed("egress", 99), {"verdict": "default_deny", "rule_id": IN, "direction": "ingress"})),
         )),
         ("an endpoint's SSH to the host is kept by failsafe, its own policy still counts", (
             CLOSED, to_stack("a", f.tcp(a, me, (50000, 22)), allowed("egress"), allowed("ingress", reason="failsafe")),

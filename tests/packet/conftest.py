@@ -13,7 +13,7 @@ from bpfleet.loader.apply import apply
 from bpfleet.loader.plan import plan
 from bpfleet.loader.real import RealKernel
 from bpfleet.model.state import NodeState
-from tests.packet import world
+from tests.packet import modelled, world
 from tests.packet.kernel import BUILD, Datapath, namespace
 from tests.packet.place import Place
 
@@ -71,6 +71,8 @@ def make_devices() -> None:
         f"link set dev-eth0 address {world.UNDERLAY_MAC}",
         f"addr add {world.UNDERLAY}/24 dev dev-eth0",
         "addr add 2001:db8::1/64 dev dev-eth0 nodad",
+        f"addr add {modelled.LATE[4]}/24 dev dev-eth0",
+        f"addr add {modelled.LATE[6]}/64 dev dev-eth0 nodad preferred_lft 0",
         f"neigh add {world.UNDERLAY_2} lladdr 02:00:00:00:00:99 dev dev-eth0",
         f"neigh add {world.UNDERLAY_6} lladdr 02:00:00:00:00:99 dev dev-eth0",
     ]
@@ -78,8 +80,12 @@ def make_devices() -> None:
         f"route add 10.2.0.0/24 dev dev-vxlan src {world.UNDERLAY}",
         "-6 route add fd00:2::/64 dev dev-vxlan src 2001:db8::1",
     ]
+    commands += [f"route add default via {world.UNDERLAY_2}", f"-6 route add default via {world.UNDERLAY_6}"]
     for command in commands:
         subprocess.run(["ip", *command.split()], check=True)
+    # As the agent leaves a host.
+    for sysctl in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        (Path("/proc/sys/net") / sysctl).write_text("1")
 
 
 @pytest.fixture

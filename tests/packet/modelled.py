@@ -36,6 +36,20 @@ def places() -> Dict[Address, str]:
     return {**found, ipaddress.ip_address(world.UNDERLAY_6): "remote-node"}
 
 
+LATE = {4: "192.0.2.70", 6: "2001:db8::70"}
+"""Addresses that the host was given after bpfleet was told of its others."""
+TAKEN = {ipaddress.ip_address(address) for address in (*LATE.values(), "192.0.2.0", "192.0.2.255", "2001:db8::")}
+
+
+def takes_in(source: Address, destination: Address) -> bool:
+    """Whether the stack takes in what goes to an address that is nobody's.
+
+    It forwards nothing of a link: RFC 4291 2.5.6.
+    """
+    is_of_link = source.is_link_local or destination.is_link_local
+    return destination in TAKEN or (destination.version == 6 and is_of_link)
+
+
 @dataclass
 class Listed:
     """The policies of a case, judged rule by rule."""
@@ -87,6 +101,7 @@ class Modelled:
             taps=frozenset({"t"}),
             is_judged=is_judged,
             failsafe=FAILSAFE,
+            takes_in=takes_in,
             services=Services(self._chosen),
         )
 

@@ -24,7 +24,7 @@ from tests import fleet
 from tests.packet import frames as f
 from tests.packet import world
 from tests.packet.kernel import Datapath
-from tests.packet.modelled import HELD, Modelled, readable
+from tests.packet.modelled import HELD, LATE, Modelled, readable
 from tests.packet.test_reference import NUMBERS, rows
 from tests.packet.world import DEVICES, Forget, Frontend, Wait
 from tests.reference import fleets, traffic
@@ -37,8 +37,8 @@ pytestmark = pytest.mark.root
 EXAMPLES = int(os.environ.get("BPFLEET_FUZZ_EXAMPLES", "40"))
 NAMES = ("a", "b", "t", "c", "u", "host", "gateway", "node2", "world")
 MORE = {
-    4: {"a2": "10.1.0.11", "front": "10.96.0.1", "link": "169.254.0.1"},
-    6: {"a2": "fd00:1::11", "front": "fd96::1", "link": "fe80::1"},
+    4: {"a2": "10.1.0.11", "front": "10.96.0.1", "link": "169.254.0.1", "late": LATE[4]},
+    6: {"a2": "fd00:1::11", "front": "fd96::1", "link": "fe80::1", "late": LATE[6]},
 }
 ADDRESSES = {
     number: {**{name: family[name] for name in NAMES}, **MORE[number]} for number, family in world.ADDRESSES.items()

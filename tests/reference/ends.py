@@ -199,8 +199,8 @@ class Ends:
             if packet.kind == "related" and direction == INGRESS:  # perhaps a router's: the connection's end is judged
                 peer = self.place(packet.ends[0])
             direction = found.key[5]
-            if direction == INGRESS and record.way == HOST and peer == WORLD:
-                peer = HOST  # who opened it from an address that nobody knows
+            if record.way == HOST and peer == WORLD:
+                peer = HOST  # by an address of its own that nobody told bpfleet of
             other, protocol, port = found.key[direction == EGRESS], found.key[4], _port_of(found.key)
         elif packet.kind == "reply_only":
             raise Dropped("no_connection")

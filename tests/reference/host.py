@@ -22,26 +22,26 @@ LINK_LOCAL = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe80
 @dataclass
 class Host:
     """failsafe: (protocol, port, direction) of ports that no policy closes. takes_in: whether the stack takes in, or
-    has no way on for, what goes to an address that nobody told bpfleet of.
+    has no way on for, what goes (source, destination) to an address that nobody told bpfleet of.
     """
 
     ends: Ends
     tunnel_port: int
     failsafe: FrozenSet[Tuple[str, int, str]]
-    takes_in: Callable[[Address], bool]
+    takes_in: Callable[[Address, Address], bool]
 
-    def is_for_host(self, address: Address) -> bool:
+    def is_for_host(self, source: Address, destination: Address) -> bool:
         """Whether the stack takes in what goes there."""
-        if address in self.ends.places:
-            return self.ends.places[address] == HOST
-        return is_multicast(address) or self.takes_in(address)
+        if destination in self.ends.places:
+            return self.ends.places[destination] == HOST
+        return is_multicast(destination) or self.takes_in(source, destination)
 
     def comes(self, packet: Reading) -> None:
         """A packet of the network, no tunnel packet and no workload's. Raises Dropped."""
         if is_discovery(packet) or _is_listener_report(packet) or is_dhcp(packet, SERVER_PORTS):
             return
         found = self.ends.find(INGRESS, packet)
-        if self._established(packet, found) or not self.is_for_host(packet.destination):
+        if self._established(packet, found) or not self.is_for_host(packet.source, packet.destination):
             return
         if self._is_tunnel(packet, self._beyond(packet.ends[0])):
             return

@@ -66,7 +66,7 @@ def _any(packet: Reading, backends: Tuple[Tuple[Address, int], ...]) -> Tuple[Ad
     return backends[0]
 
 
-def _everything(address: Address) -> bool:
+def _everything(source: Address, destination: Address) -> bool:
     return True
 
 
@@ -80,7 +80,7 @@ class Node:
     taps: FrozenSet[str] = frozenset()
     is_judged: bool = False
     failsafe: FrozenSet[Tuple[str, int, str]] = frozenset()
-    takes_in: Callable[[Address], bool] = _everything
+    takes_in: Callable[[Address, Address], bool] = _everything
     tunnel: bool = True
     services: Services = field(default_factory=lambda: Services(_any))
 
@@ -181,6 +181,8 @@ class Node:
         if self.ends.place(packet.source) != name:
             raise Dropped("spoofed_source")
         to = self.ends.place(packet.destination)
+        if to == WORLD and self.is_judged and self.takes_in(packet.source, packet.destination):
+            return HOST
         if to == UNATTACHED:
             raise Dropped("no_endpoint")
         if packet.protocol == UDP and packet.ports[1] == self.tunnel_port and to in (HOST, REMOTE_NODE):
@@ -275,7 +277,7 @@ class Node:
         except (Unreadable, Dropped) as broken:
             ends = broken.ends if isinstance(broken, Unreadable) else read(frame).ends
             # What is not understood is dropped if it is the host's, or nobody can say whose it is.
-            if self.is_judged and str(broken) != "unsupported" and (not ends or self.host.is_for_host(ends[1])):
+            if self.is_judged and str(broken) != "unsupported" and (not ends or self.host.is_for_host(*ends)):
                 raise
             return "underlay", None
         place = self.ends.place(packet.source)

@@ -2,7 +2,8 @@
 one another, cut off, damaged. A number names a frame, so that long lists of them are drawn cheaply.
 
 Names of addresses: a and a2 are of one endpoint here, b and t of others; c and node2 are behind the tunnel; host,
-gateway and link (on each link) are this node's; world; u is not attached; front is a frontend's.
+gateway, link (on each link) and late (nobody told of it) are this node's; world; u is not attached; front is a
+frontend's.
 """
 
 from __future__ import annotations
@@ -31,12 +32,28 @@ VIA = {
     "host": "",
     "gateway": "",
     "link": "",
+    "late": "",
     "front": "eth0",
     "u": "eth0",
 }
 """Where the stack got what a peer that is not here sends."""
-INITIATORS = ("a", "a", "a2", "b", "t", "host", "host", "world", "world", "link", "c", "node2")
-RESPONDERS = ("a", "a2", "b", "b", "t", "c", "host", "host", "gateway", "link", "world", "node2", *("front",) * 5)
+INITIATORS = ("a", "a", "a2", "b", "t", "host", "host", "world", "world", "link", "late", "c", "node2")
+RESPONDERS = (
+    "a",
+    "a2",
+    "b",
+    "b",
+    "t",
+    "c",
+    "host",
+    "host",
+    "gateway",
+    "link",
+    "late",
+    "world",
+    "node2",
+    *("front",) * 5,
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +136,7 @@ def _hook(dice: random.Random, sender: str, receiver: str) -> Tuple[str, str, st
         return "from_endpoint", HERE[sender], ""
     if receiver in HERE and (VIA[sender] != "eth0" or dice.random() < 0.7):
         return "to_endpoint", HERE[receiver], VIA[sender] if dice.random() < 0.9 else dice.choice(("", "eth0", "vxlan"))
-    if sender in ("host", "gateway") or (sender == "link" and dice.random() < 0.5):
+    if sender in ("host", "gateway", "late") or (sender == "link" and dice.random() < 0.5):
         if receiver == "c" or (receiver == "node2" and dice.random() < 0.5):
             return "to_tunnel", "vxlan", ""
         return "to_underlay", "eth0", "a" if dice.random() < 0.2 else ""

@@ -303,9 +303,8 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 
 			question.peer = peer ? peer->identity : IDENTITY_WORLD;
 		}
-		/* The host may have opened it from an address that is not in `addresses`. */
-		if (question.direction == DIRECTION_INGRESS && record->peer == IDENTITY_HOST &&
-		    question.peer == IDENTITY_WORLD) {
+		/* The host's end of it may have an address that is not in `addresses`. */
+		if (record->peer == IDENTITY_HOST && question.peer == IDENTITY_WORLD) {
 			question.peer = IDENTITY_HOST;
 			if (side->direction == DIRECTION_EGRESS)
 				packet->destination_identity = IDENTITY_HOST;
