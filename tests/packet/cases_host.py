@@ -355,6 +355,9 @@ def endpoint_cases(family: int) -> List[Case]:
             Send("from_endpoint", f.ether(f.tcp(a, late, (40000, 81))), "shot", {"denied_by_default": 1}, "a", events=(
                 allowed("egress", 99), {"verdict": "default_deny", "rule_id": IN, "direction": "ingress"})),
         )),
+        ("the tunnel's port of such an address is closed as well", (
+            only(from_a), shot("from_endpoint", "a", f.udp(a, late, (40000, TUNNEL_PORT)), "own_tunnel"),
+        )),
         ("an endpoint's SSH to the host is kept by failsafe, its own policy still counts", (
             CLOSED, to_stack("a", f.tcp(a, me, (50000, 22)), allowed("egress"), allowed("ingress", reason="failsafe")),
             from_stack("a", f.tcp(me, a, (22, 50000), f.SYN | f.ACK)),

@@ -53,6 +53,10 @@ def endpoint_cases(family: int) -> List[Case]:
         ("both end a connection in 10 s", (*opened, there(f.FIN | f.ACK), back(f.FIN | f.ACK), Wait(8), there(f.ACK), Wait(8), back(f.ACK), Wait(13), gone())),
         ("two FINs of one side are one", (*opened, there(f.FIN | f.ACK), there(f.FIN | f.ACK), Wait(5000), back(f.ACK))),
         ("a reset ends it in 10 s", (*opened, back(f.RST), Wait(8), back(f.ACK), Wait(13), gone())),
+        ("what ends it is not forgotten when it is judged anew", (
+            *opened, there(f.FIN | f.ACK), Policy("a"), back(f.FIN | f.ACK), Policy("a"), there(f.ACK), Wait(13), gone(),
+        )),
+        ("nor is a reset", (*opened, back(f.RST), Policy("a"), back(f.ACK), Wait(13), gone())),
         ("a SYN begins it anew", (*opened, there(f.RST), there(f.SYN, *new), back(f.SYN | f.ACK), Wait(5000), back(f.ACK))),
         ("one that is no longer allowed is known for 8000 s, ended or not", (
             *opened, back(f.RST), Policy("b", (), ("ingress", "egress")), denied("from_endpoint", "a", f.tcp(a, b, PORTS, f.ACK), DEFAULT_DENY["ingress"], "ingress"),
@@ -75,6 +79,7 @@ def host_cases(family: int) -> List[Case]:
     masqueraded = left(f.tcp(me, world, PORTS), via="nobody")
     cases: List[Tuple[str, Tuple[Step, ...]]] = [
         ("the answer to a failsafe port may come for 60 s", (CLOSED, question, Wait(54), answer, Wait(54), answer)),
+        ("from the latest question on", (CLOSED, question, Wait(54), question, Wait(54), answer)),
         ("and no longer", (CLOSED, question, Wait(59), no_entry(f.udp(world, me, (53, 40000))))),
         ("a masqueraded connection that was answered counts for 8000 s", (
             CLOSED, masqueraded, came(f.tcp(world, me, BACK, f.SYN | f.ACK)), Wait(7448), came(f.tcp(world, me, BACK, f.ACK)),

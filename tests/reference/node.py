@@ -182,7 +182,7 @@ class Node:
             raise Dropped("spoofed_source")
         to = self.ends.place(packet.destination)
         if to == WORLD and self.is_judged and self.takes_in(packet.source, packet.destination):
-            return HOST
+            to = HOST
         if to == UNATTACHED:
             raise Dropped("no_endpoint")
         if packet.protocol == UDP and packet.ports[1] == self.tunnel_port and to in (HOST, REMOTE_NODE):
