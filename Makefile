@@ -34,7 +34,8 @@ test: objects lint ## every test
 	@tools/test.sh
 
 fuzz: objects ## many conversations through the programs and the model; EXAMPLES=n, MINUTES=n at most
-	@BPFLEET_FUZZ_EXAMPLES=$(EXAMPLES) timeout $(MINUTES)m .venv/bin/pytest -q -x -s tests/packet/test_node.py
+	@BPFLEET_FUZZ_EXAMPLES=$(EXAMPLES) timeout $(MINUTES)m .venv/bin/pytest -q -x -s tests/packet/test_node.py tests/packet/test_tunnel_dice.py \
+		tests/packet/test_sockets_dice.py
 
 kills: objects ## agent, watchdog and both killed at every step of a change, each at each
 	@BPFLEET_KILLS=all .venv/bin/pytest -q tests/e2e/test_kills.py

@@ -48,7 +48,7 @@ class Sandbox:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
-        self.cgroup = _new_cgroup()
+        self.cgroup = new_cgroup()
         self.run(self._enter)
 
     def _enter(self) -> None:
@@ -79,10 +79,10 @@ class Sandbox:
         """End the thread, and with it the namespaces."""
         self._pool.shutdown()
         if self.cgroup is not None:
-            _remove(self.cgroup)
+            remove_cgroup(self.cgroup)
 
 
-def _remove(group: Path) -> None:
+def remove_cgroup(group: Path) -> None:
     """Remove a cgroup as soon as it is empty: a watchdog that has just been told to end may still be in it."""
     until = time.monotonic() + 30
     while True:
@@ -95,7 +95,7 @@ def _remove(group: Path) -> None:
         time.sleep(0.05)
 
 
-def _new_cgroup() -> Optional[Path]:
+def new_cgroup() -> Optional[Path]:
     """An empty cgroup that the sandbox takes for the root, so that no socket of this machine is hooked."""
     top = cgroup.root()
     if top is None:

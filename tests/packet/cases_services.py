@@ -191,6 +191,14 @@ def flow_cases(family: int) -> List[Case]:
                 local("a", "b", make(a, front, TO, *later), make(a, b, TO_B, *later, hops=63)),
                 local("b", "a", make(b, a, FROM_B, *later), make(front, a, FROM, *later, hops=63)),
             )),
+            (f"{name}: two frontends with one backend, by turns: answers come from where the latest packet was sent", (
+                to(b), Frontend(front, PORT + 1, protocol, ((b, BACKEND),)),
+                local("a", "b", make(a, front, TO), make(a, b, TO_B, hops=63), allowed("egress"), allowed("ingress")),
+                *(step for port in (PORT, PORT + 1, PORT, PORT, PORT + 1) for step in (
+                    local("a", "b", make(a, front, (CLIENT, port), *later), make(a, b, TO_B, *later, hops=63)),
+                    local("b", "a", make(b, a, FROM_B, *later), make(front, a, (port, CLIENT), *later, hops=63)),
+                )),
+            )),
             (f"{name}: a backend that is still listed is kept, one that is not loses its flows", (
                 to(b),
                 local("a", "b", make(a, front, TO), make(a, b, TO_B, hops=63), allowed("egress"), allowed("ingress")),

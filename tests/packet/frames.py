@@ -58,6 +58,14 @@ def ip(
     return struct.pack("!IHBB", 6 << 28, len(body), types[0], hops) + first + last + body
 
 
+def vxlan(source: str, destination: str, port: int, vni: int, frame: bytes) -> bytes:
+    """A packet with a frame in VXLAN (RFC 7348), with a UDP checksum where there must be one."""
+    payload = struct.pack("!II", 0x08 << 24, vni << 8) + frame
+    datagram = struct.pack("!HHHH", 50000, port, 8 + len(payload), 0) + payload
+    packet = ip(source, destination, UDP, datagram)
+    return summed(packet) if is_v6(source) else packet
+
+
 def ether(packet: bytes, source: str = WORKLOAD_MAC, destination: str = HOST_MAC, kind: int = 0) -> bytes:
     """A frame around a packet; its type is the packet's unless given."""
     number = kind or (0x86DD if packet[:1] and packet[0] >> 4 == 6 else 0x0800)

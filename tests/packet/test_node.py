@@ -136,7 +136,7 @@ class Played:
         have: Dict[str, Any] = {
             "counters": result.counters,
             "passes": result.action != "shot",
-            "events": [_heard(event) for event in result.events],
+            "events": [heard(event) for event in result.events],
         }
         want: Dict[str, Any] = {
             "counters": fate.counters,
@@ -165,7 +165,8 @@ def _failsafe(documents: List[Document]) -> FrozenSet[Tuple[str, int, str]]:
     return frozenset((one["protocol"], one["port"], one["direction"]) for one in ports)
 
 
-def _heard(event: Dict[str, Any]) -> Tuple[str, int, str]:
+def heard(event: Dict[str, Any]) -> Tuple[str, int, str]:
+    """What the model says of an event too."""
     drop = event["verdict"] == "drop"
     return event["verdict"], event["rule_id"], "" if drop else event["direction"]
 

@@ -39,12 +39,7 @@ class Wire(NamedTuple):
 
     def receive(self, outer: str, vni: int, inner: bytes, local: str = UNDERLAY) -> Result:
         """A VXLAN packet from the network."""
-        header = struct.pack("!II", 0x08 << 24, vni << 8)
-        payload = header + f.ether(inner)
-        datagram = struct.pack("!HHHH", 50000, world.TUNNEL_PORT, 8 + len(payload), 0) + payload
-        if f.is_v6(outer):
-            datagram = _with_checksum(outer, local, datagram)
-        return self.receive_bare(f.ip(outer, local, f.UDP, datagram))
+        return self.receive_bare(f.vxlan(outer, local, world.TUNNEL_PORT, vni, f.ether(inner)))
 
     def receive_bare(self, packet: bytes) -> Result:
         """Any packet from the network."""
@@ -67,12 +62,6 @@ class Outer(NamedTuple):
     destination: str
     vni: int
     inner: bytes
-
-
-def _with_checksum(source: str, destination: str, datagram: bytes) -> bytes:
-    pseudo = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
-    pseudo += struct.pack("!II", len(datagram), f.UDP)
-    return datagram[:6] + struct.pack("!H", f.checksum(pseudo + datagram)) + datagram[8:]
 
 
 def _drain(network: socket.socket) -> List[Outer]:

@@ -96,26 +96,27 @@ class Node:
 
     def sends(self, name: str, frame: bytes) -> Fate:
         """A workload sends a frame."""
-        return self._fate(lambda: self._sends(name, frame))
+        return self.fate(lambda: self._sends(name, frame))
 
     def receives(self, name: str, frame: bytes, via: str) -> Fate:
         """The stack, or another device, sends a frame to a workload; it came in by that device, or is the host's own
         ("")."""
-        return self._fate(lambda: self._receives(name, frame, via))
+        return self.fate(lambda: self._receives(name, frame, via))
 
     def comes(self, device: str, frame: bytes) -> Fate:
         """The network sends a frame."""
-        return self._fate(lambda: self._comes(device, frame))
+        return self.fate(lambda: self._comes(device, frame))
 
     def leaves(self, device: str, frame: bytes, via: str) -> Fate:
         """The stack sends a frame to the network; via: see receives."""
-        return self._fate(lambda: self._leaves(device, frame, via))
+        return self.fate(lambda: self._leaves(device, frame, via))
 
     def enters_tunnel(self, frame: bytes, via: str) -> Fate:
         """The stack sends a frame to workloads of other nodes; via: see receives."""
-        return self._fate(lambda: self._enters_tunnel(frame, via))
+        return self.fate(lambda: self._enters_tunnel(frame, via))
 
-    def _fate(self, way: Callable[[], On]) -> Fate:
+    def fate(self, way: Callable[[], On]) -> Fate:
+        """What becomes of a packet that goes that way."""
         self.ends.events, self.ends.audited = [], 0
         try:
             (reason, left), passes = way(), True
@@ -169,7 +170,7 @@ class Node:
         if to in self.taps:
             return "", left
         if to in self.ends.identities:
-            return "to_endpoint", self._answered(packet, left, found)
+            return "to_endpoint", self.answered(packet, left, found)
         if not self.tunnel:
             raise Dropped("no_tunnel_device")
         return "to_tunnel", left
@@ -208,7 +209,7 @@ class Node:
             raise Refused(refusal(packet))
         return backend
 
-    def _answered(self, packet: Reading, left: Reading, found: Found) -> Reading:
+    def answered(self, packet: Reading, left: Reading, found: Found) -> Reading:
         """As a client gets it: an answer of a backend comes from the frontend."""
         if not (found.is_reply and found.translated):
             return left
@@ -234,7 +235,7 @@ class Node:
         is_from_there = found.record and self._fits(found.record.way, via)
         if not (is_from_there and self.ends.established(name, packet, found)):
             self.ends.admit(name, INGRESS, packet, self._sender(name, packet, via, found), found)
-        return "to_endpoint", self._answered(packet, left, found)
+        return "to_endpoint", self.answered(packet, left, found)
 
     def _sender(self, name: str, packet: Reading, via: str, found: Found) -> str:
         """Who sent a packet for a workload, if it may be from there."""

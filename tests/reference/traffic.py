@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import struct
 from dataclasses import dataclass
-from typing import Dict, Mapping, Tuple
+from typing import Callable, Dict, Mapping, Tuple
 
 from tests.packet import frames as f
 
@@ -94,7 +94,19 @@ def talk(number: int) -> Talk:
 def sent(number: int, talks: Tuple[Talk, ...], addresses: Mapping[int, Mapping[str, str]]) -> Sent:
     """A frame. addresses: by family and name."""
     dice = random.Random(number)
-    one = dice.choice(talks) if dice.random() < 0.85 else talk(dice.getrandbits(32))
+    one, frame = of_talks(dice, talks, addresses)
+    program, at, via = _hook(dice, *one.ends)
+    return Sent(program, at, frame, via)
+
+
+def of_talks(
+    dice: random.Random,
+    talks: Tuple[Talk, ...],
+    addresses: Mapping[int, Mapping[str, str]],
+    other: Callable[[int], Talk] = talk,
+) -> Tuple[Talk, bytes]:
+    """A frame of one of the conversations, or of another one, and that as its sender sees it."""
+    one = dice.choice(talks) if dice.random() < 0.85 else other(dice.getrandbits(32))
     is_answer = dice.random() < 0.4
     one = one.turned() if is_answer else one
     if is_answer and one.ends[0] == "front":  # a backend answers
@@ -112,9 +124,7 @@ def sent(number: int, talks: Tuple[Talk, ...], addresses: Mapping[int, Mapping[s
         packet = _error(dice, one, source, destination, x)
     else:
         packet = _packet(dice, one, source, destination, is_answer)
-    frame = _spoilt(dice, f.ether(packet), 14 + (40 if one.v6 else 20))
-    program, at, via = _hook(dice, sender, receiver)
-    return Sent(program, at, frame, via)
+    return one, _spoilt(dice, f.ether(packet), 14 + (40 if one.v6 else 20))
 
 
 def _hook(dice: random.Random, sender: str, receiver: str) -> Tuple[str, str, str]:
@@ -201,4 +211,6 @@ def _spoilt(dice: random.Random, frame: bytes, least: int) -> bytes:
         return bytes(spoilt)
     if chance < 0.14:
         return frame[:12] + dice.choice((b"\x08\x06", b"\x81\x00", b"\x88\xcc")) + frame[14:]
+    if chance < 0.15:  # tagged as of a VLAN, or with a priority only
+        return frame[:12] + b"\x81\x00" + dice.choice((b"\x00\x05", b"\x20\x00")) + frame[12:]
     return frame

@@ -224,7 +224,7 @@ static __always_inline int service_choose(const struct connection_key *flow, con
 static __noinline int service_translate(const struct connection_key *flow, const struct service *service, __u32 hash,
 					__u32 client, struct service_work *work)
 {
-	const struct translation *known = bpf_map_lookup_elem(&translations, flow);
+	const struct translation *known = bpf_map_lookup_elem(&translations, flow), *shown;
 	__u32 id = service->backends;
 	void *list = NULL;
 	int reason;
@@ -233,8 +233,12 @@ static __noinline int service_translate(const struct connection_key *flow, const
 		work->to = *known;
 		if (work->to.backends == id) {
 			translation_back(&work->back, flow, &work->to.address, work->to.port);
-			/* Looking keeps it from being evicted first. */
-			return bpf_map_lookup_elem(&translations, &work->back) ? 0 : translation_write_back(flow, work);
+			/* Looking keeps it from being evicted first. The client may have used another frontend since. */
+			shown = bpf_map_lookup_elem(&translations, &work->back);
+			if (shown && shown->port == flow->destination_port &&
+			    address_equal(&shown->address, &flow->destination))
+				return 0;
+			return translation_write_back(flow, work);
 		}
 		list = bpf_map_lookup_elem(&backends, &id);
 	}

@@ -1,0 +1,201 @@
+"""The tunnel's program does with real VXLAN packets, one after the other, what the model says: fate, counters, verdicts
+and rules of each. In between workloads and the host send, policies and services change, time passes, and addresses move
+from node to node.
+
+`make fuzz` does it for longer: by BPFLEET_FUZZ_EXAMPLES.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+import socket
+import time
+from dataclasses import dataclass
+from typing import Iterator, List, Tuple, Union
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.packet import frames as f
+from tests.packet import test_node as node
+from tests.packet import world
+from tests.packet.kernel import Datapath, Result
+from tests.packet.test_reference import NUMBERS
+from tests.packet.world import DEVICES, IDENTITIES, UNDERLAY_2, UNDERLAY_6, UNDERLAY_MAC, Forget, Wait
+from tests.reference import fleets, tunnelled
+from tests.reference.ends import WAITING
+from tests.reference.traffic import Sent
+from tests.reference.tunnel import Tunnel
+from tests.reference.tunnelled import Arrived
+
+pytestmark = pytest.mark.root
+
+STEPS = 80
+"""Of a story: more than Hypothesis makes elsewhere, as its own choices take the most time, so of fewer stories."""
+EXAMPLES = int(os.environ.get("BPFLEET_FUZZ_EXAMPLES", "40")) // 2
+ADDRESSES = {
+    number: {**family, **{name: world.ADDRESSES[number][name] for name in ("d", "q")}}
+    for number, family in node.ADDRESSES.items()
+}
+NODES = tunnelled.Nodes(
+    {"c": UNDERLAY_2, "d": UNDERLAY_6, "node2": UNDERLAY_2},
+    {"c": NUMBERS["c"], "d": NUMBERS["b"], "node2": IDENTITIES["node2"]},
+    ("192.0.2.66", "2001:db8::66", "10.1.0.2", "2001:db8::2"),
+)
+"""An endpoint elsewhere may be of an identity that is here as well."""
+PLACES = {"c": "tunnel/c", "d": "tunnel/b", "node2": "remote-node"}
+RESERVED = frozenset({0, 1, 2, 5})
+PATIENCE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Every address of somebody beyond the tunnel is that node's from now on."""
+
+    name: str
+    outer: str
+
+
+Step = Union[node.Step, Arrived, Moved]
+
+
+class Wire:
+    """The network's end of a node's device, with the program at its tunnel device."""
+
+    def __init__(self, datapath: Datapath, is_judged: bool) -> None:
+        self.datapath, self.is_judged = datapath, is_judged
+        self._link = datapath.attach("from_tunnel", DEVICES["vxlan"])
+        self._network = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        self._network.bind(("wire", 0))
+
+    def close(self) -> None:
+        """Take the program off."""
+        self._network.close()
+        os.close(self._link)
+
+    def send(self, arrived: Arrived, is_counted: bool) -> Result:
+        """What came of a tunnel packet. is_counted: surely."""
+        local = world.ADDRESSES[6 if f.is_v6(arrived.outer) else 4]["host"]
+        packet = f.vxlan(arrived.outer, local, world.TUNNEL_PORT, arrived.number, arrived.frame)
+        with self.datapath.watch() as seen:
+            self._network.send(f.ether(packet, destination=UNDERLAY_MAC))
+        until = time.monotonic() + PATIENCE_SECONDS
+        while is_counted and not set(seen[0].counters) - {"audited"} and time.monotonic() < until:
+            seen = [_and_then(self.datapath, seen[0])]  # the kernel has put it off
+        return seen[0]
+
+
+def _and_then(datapath: Datapath, result: Result) -> Result:
+    with datapath.watch() as more:
+        time.sleep(0.001)
+    counters = {
+        name: result.counters.get(name, 0) + more[0].counters.get(name, 0)
+        for name in {*result.counters, *more[0].counters}
+    }
+    return Result("", b"", counters, result.events + more[0].events)
+
+
+@pytest.fixture(params=["open host", "judged host"])
+def wire(request: pytest.FixtureRequest) -> Iterator[Wire]:
+    """Of a node that no policy selects, and of one that policies may select."""
+    is_judged = request.param == "judged host"
+    one = Wire(request.getfixturevalue("host_datapath" if is_judged else "datapath"), is_judged)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+class Played(node.Played):
+    """A node with a tunnel, in the kernel and in the model."""
+
+    def __init__(self, wire: Wire, identity: str) -> None:
+        super().__init__(wire.datapath, wire.is_judged, identity)
+        self.wire, ends = wire, self.model.node.ends
+        ends.identities = {**ends.identities, "q": WAITING}
+        datapath, outer = wire.datapath, ipaddress.ip_address(UNDERLAY_6)
+        datapath.maps["endpoints"].update({"ifindex": DEVICES["q"]}, world.endpoint_record("q"))
+        record = {"identity": IDENTITIES["node2"], "ifindex": 0, "tunnel_endpoint": UNDERLAY_6}
+        datapath.maps["addresses"].update({"address": UNDERLAY_6}, record)
+        ends.places[outer] = "remote-node"
+        numbers = {PLACES[name]: number for name, number in NODES.numbers.items()}
+        self.tunnel = Tunnel(self.model.node, {outer: outer}, numbers, RESERVED)
+        for family in ADDRESSES.values():
+            datapath.maps["addresses"].update({"address": family["q"]}, world.address_record("q"))
+            ends.places[ipaddress.ip_address(family["q"])] = "q"
+            for name, place in PLACES.items():
+                ends.places[ipaddress.ip_address(family[name])] = place
+        for name, member in NODES.members.items():
+            self.move(Moved(name, member))
+
+    def move(self, moved: Moved) -> None:
+        """The agent writes addresses, then the revision."""
+        record = {"identity": NODES.numbers[moved.name], "ifindex": 0, "tunnel_endpoint": moved.outer}
+        for family in ADDRESSES.values():
+            self.datapath.maps["addresses"].update({"address": family[moved.name]}, record)
+            self.tunnel.members[ipaddress.ip_address(family[moved.name])] = ipaddress.ip_address(moved.outer)
+        self.apply(node.NewAddresses())
+
+    def arrive(self, step: Arrived, told: str) -> None:
+        """A frame by the tunnel, and compare all that comes of it."""
+        fate = self.tunnel.arrives(ipaddress.ip_address(step.outer), step.number, step.frame)
+        result = self.wire.send(step, bool(fate.reason))
+        have = (result.counters, [(*node.heard(event), event["hook"]) for event in result.events])
+        want = (fate.counters, [(*event, "from_tunnel") for event in fate.events])
+        assert have == want, f"{told}: from {step.outer} as {step.number}: {step.frame[12:].hex()}"
+        if fate.passes and not fate.reason:  # only transmitted to a device
+            self.send(Sent("to_endpoint", "t", step.frame, "vxlan"), f"{told}, delivered")
+
+    def take(self, step: Step, told: str) -> None:
+        """Any step."""
+        self.stand_still()
+        if isinstance(step, Arrived):
+            self.arrive(step, told)
+        elif isinstance(step, Moved):
+            self.move(step)
+        elif isinstance(step, Sent):
+            self.send(step, told)
+        else:
+            self.apply(step)
+
+
+@st.composite
+def stories(draw: st.DrawFn, of_node: bool) -> Tuple[str, List[Step]]:
+    """The identity of the endpoint t. Policies, then packets of a few conversations, with changes in between."""
+    policies = draw(st.lists(fleets.clusters(NUMBERS, of_node), min_size=1, max_size=3))
+    dice = random.Random(f"{draw(st.integers(0, 2**64 - 1))} {policies}")
+    talks = tuple(tunnelled.talk(dice.getrandbits(32)) for _ in range(dice.randint(1, 4)))
+    steps: List[Step] = [policies[0]]
+    steps += [node.frontend(dice.getrandbits(32)) for _ in range(dice.randint(0, 8))]
+    for _ in range(STEPS):
+        chance = dice.random()
+        if chance < 0.05:
+            steps.append(dice.choice(policies))
+        elif chance < 0.07:
+            steps.append(node.frontend(dice.getrandbits(32)))
+        elif chance < 0.09:
+            steps.append(Wait(dice.choice(node.WAITS)))
+        elif chance < 0.10:
+            steps.append(dice.choice((node.NewAddresses(), Forget("translations"), Forget("connections"))))
+        elif chance < 0.12:
+            steps.append(Moved("c", dice.choice((UNDERLAY_2, UNDERLAY_6))))
+        else:
+            steps.append(tunnelled.sent(dice.getrandbits(32), talks, ADDRESSES, NODES))
+    return draw(st.sampled_from(("a", "c"))), steps
+
+
+@settings(
+    max_examples=EXAMPLES,
+    phases=[Phase.explicit, Phase.generate],  # making an example smaller takes minutes, and a step says enough
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(st.data())
+def test_the_tunnel_is_the_model(wire: Wire, data: st.DataObject) -> None:
+    identity, steps = data.draw(stories(wire.is_judged))
+    played = Played(wire, identity)
+    for number, step in enumerate(steps):
+        played.take(step, f"step {number}")
