@@ -29,7 +29,7 @@ ACTIONS = {TC_ACT_UNSPEC: "pass", TC_ACT_SHOT: "shot", TC_ACT_REDIRECT: "redirec
 MAP_UPDATE = 2
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN = 0, 1, MAP_UPDATE, 3, 4, 10
 _LOOKUP_BATCH = 24
-_LINK_CREATE, _TCX_INGRESS, _TCX_EGRESS = 28, 46, 47
+_LINK_CREATE, _LINK_DETACH, _TCX_INGRESS, _TCX_EGRESS = 28, 34, 46, 47
 _INNER_TYPES = {"hash": 1, "array": 2, "lpm_trie": 11}
 _SYSCALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 _SK_BUFF_SIZE, _INGRESS_IFINDEX, _IFINDEX = 192, 36, 40
@@ -78,6 +78,14 @@ def pointer(data: Any) -> int:
 def buffer(data: bytes) -> Any:
     """Bytes where the kernel can reach them."""
     return ctypes.create_string_buffer(data, max(len(data), 1))
+
+
+def detach(link: int) -> None:
+    """At once; closing alone is not enough while somebody lists links, and so holds this one for a moment."""
+    try:
+        bpf(_LINK_DETACH, struct.pack("<I", link))
+    finally:
+        os.close(link)
 
 
 class Map:
@@ -219,7 +227,7 @@ class Datapath:
         self.programs[name] = lib.bpf_program__fd(program)
 
     def attach(self, program: str, ifindex: int, egress: bool = False) -> int:
-        """Attach a program by a tcx link; closing the descriptor detaches it. Needs kernel 6.6."""
+        """Attach a program by a tcx link, for detach() to take away. Needs kernel 6.6."""
         kind = _TCX_EGRESS if egress else _TCX_INGRESS
         return bpf(_LINK_CREATE, struct.pack("<IIII", self.programs[program], ifindex, kind, 0))[0]
 

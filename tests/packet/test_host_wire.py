@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 
 from tests.packet import frames as f
 from tests.packet import world
-from tests.packet.kernel import Datapath
+from tests.packet.kernel import Datapath, detach
 from tests.packet.world import ADDRESSES, UNDERLAY_MAC, Policy, Rule
 
 pytestmark = pytest.mark.root
@@ -42,7 +41,7 @@ def network(host_datapath: Datapath) -> Iterator[Any]:
         try:
             yield receive
         finally:
-            os.close(link)
+            detach(link)
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -23,7 +23,7 @@ from bpfleet.loader import cgroup, syscall
 from bpfleet.model.document import Document, DocumentSet
 from tests import fleet
 from tests.contract.sandbox import new_cgroup, remove_cgroup
-from tests.packet.kernel import Datapath, Result
+from tests.packet.kernel import Datapath, Result, detach
 from tests.packet.test_reference import rows
 from tests.reference.sockets import NOT_CONNECTED, Expected, Socket, Sockets, Target, frontends_of
 
@@ -172,8 +172,9 @@ def rig(datapath: Datapath) -> Iterator[Rig]:
         finally:
             process.close()
     finally:
-        for one in (*links, place):
-            os.close(one)
+        for link in links:
+            detach(link)
+        os.close(place)
         remove_cgroup(group)
 
 

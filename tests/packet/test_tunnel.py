@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
@@ -11,7 +10,7 @@ import pytest
 
 from tests.packet import frames as f
 from tests.packet import world
-from tests.packet.kernel import Datapath, Result
+from tests.packet.kernel import Datapath, Result, detach
 from tests.packet.world import (
     ADDRESSES,
     DEFAULT_DENY,
@@ -104,7 +103,7 @@ def wire(datapath: Datapath) -> Iterator[Wire]:
         network.close()
         workload.close()
         for link in links:
-            os.close(link)
+            detach(link)
 
 
 def _inner(family: int, source: str = "c", destination: str = "a", flags: int = f.SYN) -> bytes:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.packet import frames as f
 from tests.packet import test_node as node
 from tests.packet import world
-from tests.packet.kernel import Datapath, Result
+from tests.packet.kernel import Datapath, Result, detach
 from tests.packet.test_reference import NUMBERS
 from tests.packet.world import DEVICES, IDENTITIES, UNDERLAY_2, UNDERLAY_6, UNDERLAY_MAC, Forget, Wait
 from tests.reference import fleets, tunnelled
@@ -74,7 +74,7 @@ class Wire:
     def close(self) -> None:
         """Take the program off."""
         self._network.close()
-        os.close(self._link)
+        detach(self._link)
 
     def send(self, arrived: Arrived, is_counted: bool) -> Result:
         """What came of a tunnel packet. is_counted: surely."""
