@@ -102,7 +102,8 @@ class Node:
         """How many the change has."""
         with self.agent() as call:
             found: dict[str, int] = call("stage", **self.forth)["steps"]
-        assert {"EnsureDevice", "RemoveDevice", "LoadProgram", "PutRows", "SwapInner", "Attach", "Detach"} <= set(found)
+        assert {"EnsureDevice", "RemoveDevice", "LoadProgram", "PutRows", "Attach", "Detach"} <= set(found)
+        assert {"SwapInner", "SwitchPolicies", "SettlePolicies"} <= set(found)
         return sum(found.values())
 
     def pending(self) -> Any:
