@@ -16,7 +16,7 @@ from tests.reference.reading import Address, Reading, Unreadable, read
 from tests.reference.services import Services, Target
 
 HELD = {
-    "a": "a", "b": "b", "q": "q", "t": "t", "u": "unattached", "c": "tunnel/c", "d": "tunnel/d",
+    "a": "a", "b": "b", "q": "q", "t": "t", "u": "unattached/u", "c": "tunnel/c", "d": "tunnel/d",
     "host": "host", "gateway": "host", "node2": "remote-node",
 }  # fmt: skip
 """Where the names of the world are; what is not here is the world at large."""

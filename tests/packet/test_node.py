@@ -50,6 +50,10 @@ FAILSAFE = [{"protocol": "tcp", "port": 22, "direction": "ingress"}]
 BACKENDS_AND_CLIENT = (*BACKENDS, "a")
 
 
+UNATTACHED = "b"
+"""The identity of u."""
+
+
 class NewAddresses:
     """Some address changed: every connection is judged once more."""
 
@@ -68,9 +72,9 @@ class Story:
 class Played:
     """A node in the kernel and in the model, to which the same happens."""
 
-    def __init__(self, datapath: Datapath, is_judged: bool, identity: str) -> None:
+    def __init__(self, datapath: Datapath, is_judged: bool, of_tap: str) -> None:
         self.datapath = datapath
-        self.identities = {"a": "a", "b": "b", "t": identity}
+        self.identities = {"a": "a", "b": "b", "t": of_tap}
         self.addresses_revision = 1
         datapath.reset()
         places = {}
@@ -80,10 +84,11 @@ class Played:
                 if owner not in HELD:
                     continue
                 record = world.address_record(owner)
-                if owner in self.identities:
-                    record["identity"] = NUMBERS[self.identities[owner]]
+                identity = UNATTACHED if owner == "u" else self.identities.get(owner)
+                if identity:
+                    record["identity"] = NUMBERS[identity]
                 datapath.maps["addresses"].update({"address": address}, record)
-                places[ipaddress.ip_address(address)] = HELD[owner]
+                places[ipaddress.ip_address(address)] = f"unattached/{identity}" if owner == "u" else HELD[owner]
         self.model = Modelled(is_judged, places, self.identities)
         self.since, self.stood = _tick(), 0
         for name in self.identities:
@@ -180,8 +185,9 @@ def frontend(number: int) -> Frontend:
     return Frontend(x["front"], 80, protocol, tuple((x[name], BACKEND_PORT) for name in names), listed)
 
 
-WAITS = (6, 6, 48, 48, 3000)
-"""Ticks. No sum of a few comes within one of the ends of a life: 10, 56 and 7451."""
+WAITS = (7, 7, 48, 48, 3000)
+"""Ticks. No sum of a few comes near the ends of a life, which are at 10, 56 and 7451."""
+WAITS_AT_MOST = 7
 
 
 @st.composite
@@ -200,7 +206,7 @@ def stories(draw: st.DrawFn, of_node: bool) -> Story:
             steps.append(dice.choice(policies))
         elif chance < 0.10:
             steps.append(frontend(dice.getrandbits(32)))
-        elif chance < 0.14:
+        elif chance < 0.14 and sum(isinstance(step, Wait) for step in steps) < WAITS_AT_MOST:
             steps.append(Wait(dice.choice(WAITS)))
         elif chance < 0.16:
             steps.append(dice.choice((NewAddresses(), Forget("translations"), Forget("connections"))))

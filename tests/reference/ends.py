@@ -1,7 +1,7 @@
 """Ends of connections: what the policy of one end makes of a packet, and what is kept of that.
 
 An end is an endpoint of this node by its name, or the node itself ("host"). A place is where an address is: an end, an
-endpoint elsewhere ("tunnel/<identity>"), "remote-node", "unattached", or the world.
+endpoint elsewhere ("tunnel/<identity>") or not attached yet ("unattached/<identity>"), "remote-node", or the world.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ class Node:
         to = self.ends.place(packet.destination)
         if to == WORLD and self.is_judged and self.takes_in(packet.source, packet.destination):
             to = HOST
-        if to == UNATTACHED:
+        if to.startswith(f"{UNATTACHED}/"):
             raise Dropped("no_endpoint")
         if packet.protocol == UDP and packet.ports[1] == self.tunnel_port and to in (HOST, REMOTE_NODE):
             raise Dropped("own_tunnel")
