@@ -15,6 +15,7 @@ from bpfleet.errors import HostUnfit, InvalidInput
 
 if TYPE_CHECKING:
     from bpfleet.agent.journal import Head
+    from bpfleet.model.document import DocumentSet
     from bpfleet.model.state import NodeState, RuleName
     from bpfleet.observe.names import Names
 
@@ -148,15 +149,15 @@ def _notice(oldest: Optional[float]) -> Dict[str, Any]:
     return {"clock": now, "time": now} if oldest is None else {"clock": now, "time": now, "kept_from": oldest}
 
 
-def _filter(params: Mapping[str, Any], history: bool = False) -> Callable[[Mapping[str, Any]], bool]:
+def _filter(params: Mapping[str, Any], of_history: Optional[DocumentSet] = None) -> Callable[[Mapping[str, Any]], bool]:
     from bpfleet.observe.filters import Filter, check_for_history, matcher
 
     filters = [Filter.from_json(one) for one in params.get("filters", ())]
-    if history:
-        check_for_history(filters)
+    if of_history is not None:
+        check_for_history(filters, of_history)
     matches = matcher(filters)
     since, until = params.get("since"), params.get("until")
-    first, final = ("last_seen", "first_seen") if history else ("time", "time")
+    first, final = ("last_seen", "first_seen") if of_history is not None else ("time", "time")
 
     def keep(event: Mapping[str, Any]) -> bool:
         if (since is not None and event[first] < since) or (until is not None and event[final] > until):
@@ -170,7 +171,7 @@ def flows(agent: Agent, params: Mapping[str, Any], emit: Callable[[Mapping[str, 
     """Stream wire.Flow: the history, those seen last at the end; then one line of what it does not hold."""
     from bpfleet.observe.history import read_history
 
-    keep = _filter(params, history=True)
+    keep = _filter(params, agent.store.load(agent.journal().confirmed).documents)
     last = int(params.get("last", -1))
     if agent.pins is None:
         return {"flows": 0}

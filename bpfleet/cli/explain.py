@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bpfleet.cli.reach import add_arguments, colour, targets
+from bpfleet.cli.reach import add_arguments, colour, targets, visible
 from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
 from bpfleet.observe.filters import PORT_HELP, parse_port
 
@@ -55,6 +55,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def render(answer: Mapping[str, Any]) -> str:
     """The answer for people."""
+    answer = visible(answer)
     verdict = answer["verdict"]
     port = f"/{answer['port']}" if "port" in answer else ""
     if "type" in answer:

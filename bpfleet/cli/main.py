@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from bpfleet import __version__
+from bpfleet.cli.reach import visible
 from bpfleet.errors import BpfleetError, InvalidInput
 
 COMMANDS = ("lab", "status", "repair", "observe", "explain")
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BpfleetError as error:
-        print(f"bpfleet: {error}", file=sys.stderr)
+        print(f"bpfleet: {_lines(error)}", file=sys.stderr)
         return 2 if isinstance(error, InvalidInput) else 1
     except BrokenPipeError:  # whoever reads us, such as head, has seen enough; the last flush must not complain either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _lines(error: BpfleetError) -> str:
+    """Its text, which may be several lines (such as the kernel's words on a program), harmless to a terminal."""
+    return "\n".join(visible(line) for line in str(error).split("\n"))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from bpfleet.cli.negation import AddFilter, AddNode, Not, refuse_negation
 from bpfleet.cli.observed import OUTPUTS, Printer, lost
-from bpfleet.cli.reach import add_arguments, targets
+from bpfleet.cli.reach import add_arguments, targets, visible
 from bpfleet.errors import BpfleetError, InvalidInput
 from bpfleet.observe.filters import (
     ENDS,
@@ -28,6 +29,7 @@ from bpfleet.observe.filters import (
 )
 
 if TYPE_CHECKING:
+    from bpfleet.model.document import DocumentSet
     from bpfleet.transport.fleet import Fleet
     from bpfleet.transport.target import Target
 
@@ -41,8 +43,8 @@ _SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _EPILOG = """\
 filters:
   Of one kind they are alternatives, of different kinds all must match, and --not
-  turns the next one around. Names are those of the declared resources; one that
-  does not exist is said.
+  turns the next one, or the next --node, around. Names are those of the declared
+  resources; one that does not exist is said.
 
 examples:
   bpfleet observe --lab -f                              what happens now, everywhere
@@ -68,6 +70,7 @@ def register(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    refuse_negation(parser)
     add_arguments(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new ones until interrupted")
     parser.add_argument(
@@ -84,37 +87,19 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--until", type=_moment, metavar="WHEN", help="not newer")
     parser.add_argument("--input-file", metavar="FILE", help="look at what -o json wrote (- for stdin), not at nodes")
     parser.add_argument("-o", "--output", choices=OUTPUTS, help="(table on a terminal, compact elsewhere)")
-    parser.add_argument("--node", action="append", default=[], metavar="NAME", help="only of this node; repeatable")
+    parser.add_argument(
+        "--node", action=AddNode, default=[], metavar="NAME", help="only what this node judged; repeatable"
+    )
     group = parser.add_argument_group("filters, each repeatable")
-    group.add_argument("--not", dest="negate", action=_Not, nargs=0, help="turn the next filter around")
+    group.add_argument("--not", dest="negate", action=Not, nargs=0, help="turn the next filter, or --node, around")
     _add_filters(group)
-    parser.set_defaults(run=_run, filters=[])
-
-
-class _Not(argparse.Action):
-    """Notes that the next filter is negated."""
-
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        namespace.negate = True
-
-
-class _AddFilter(argparse.Action):
-    """Appends a Filter with the key that `dest` holds."""
-
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        key = self.dest.partition(":")[2]
-        namespace.filters = [*namespace.filters, Filter(key, str(values), bool(namespace.negate))]
-        namespace.negate = None
+    parser.set_defaults(run=_run, filters=[], other_nodes=[])
 
 
 def _add_filters(group: Any) -> None:
     def add(option: str, key: str, metavar: str | None, text: str | None, choices: Any = None) -> None:
         group.add_argument(
-            option, dest=f"filter:{key}", action=_AddFilter, metavar=metavar, help=text, choices=choices,
+            option, dest=f"filter:{key}", action=AddFilter, metavar=metavar, help=text, choices=choices,
             default=argparse.SUPPRESS,
         )  # fmt: skip
 
@@ -195,12 +180,16 @@ def _ask(options: argparse.Namespace, params: dict[str, Any], printer: Printer) 
 
     with Fleet() as fleet:
         chosen = targets(options, fleet)
-        for name in options.node:
+        for name in (*options.node, *options.other_nodes):
             if name not in chosen:
                 raise InvalidInput(f"there is no node {name}", field="node", remedy=f"Nodes: {', '.join(chosen)}.")
-        for warning in names_nobody_has(fleet, chosen, options.filters):
-            print(f"bpfleet: {warning}", file=sys.stderr)
-        nodes = [target for name, target in chosen.items() if not options.node or name in options.node]
+        documents = documents_for(fleet, chosen, options.filters)
+        if documents is not None:
+            if options.history:
+                check_for_history(options.filters, documents)
+            for warning in unknown_names(documents, options.filters):
+                print(f"bpfleet: {visible(warning)}", file=sys.stderr)
+        nodes = [target for name, target in chosen.items() if _is_of(options, name)]
         streams = Streams(fleet, nodes, "flows" if options.history else "events")
         try:
             if options.follow:
@@ -214,6 +203,11 @@ def _ask(options: argparse.Namespace, params: dict[str, Any], printer: Printer) 
     for warning in streams.said(options.since):
         print(f"bpfleet: {warning}", file=sys.stderr)
     return 1 if streams.failures else 0
+
+
+def _is_of(options: argparse.Namespace, node: Any) -> bool:
+    """Whether the options want what this node judged."""
+    return (not options.node or node in options.node) and node not in options.other_nodes
 
 
 def _replay(options: argparse.Namespace, last: int, printer: Printer) -> int:
@@ -233,8 +227,12 @@ def _replay(options: argparse.Namespace, last: int, printer: Printer) -> int:
         lines = list(read_lines(file, options.input_file))
     if options.history:
         lines = [line for line in lines if "verdict" not in line or "packets" in line]
-    for line in replayed(lines, options.filters, options.node, options.since, options.until, last):
+    lines = [line for line in lines if _is_of(options, line.get("node"))]
+    for line in replayed(lines, options.filters, options.since, options.until, last):
         printer.show(line)
+    for line in lines:
+        for warning in unkept(str(line.get("node", "a node")), line):
+            print(f"bpfleet: {visible(warning)}", file=sys.stderr)
     if not printer.shown:
         told = sum("verdict" in line for line in lines)
         print(f"bpfleet: none of the {told} lines of {options.input_file} matches", file=sys.stderr)
@@ -265,19 +263,16 @@ def read_lines(file: Any, name: str) -> Iterator[dict[str, Any]]:
 def replayed(
     lines: list[dict[str, Any]],
     filters: list[Filter],
-    nodes: list[str],
     since: float | None,
     until: float | None,
     last: int,
 ) -> list[dict[str, Any]]:
-    """What of recorded lines the options let through, in order of time. Lines about losses stay."""
+    """What of recorded lines the options let through, in order of time, with those about what is missing."""
     keep = matcher(filters)
 
     def is_wanted(line: Mapping[str, Any]) -> bool:
-        if nodes and line.get("node") not in nodes:
-            return False
         if "verdict" not in line:
-            return "lost" in line
+            return "lost" in line or "kept" in line
         first, final = ("last_seen", "first_seen") if "packets" in line else ("time", "time")
         if (since is not None and line[first] < since) or (until is not None and line[final] > until):
             return False
@@ -299,21 +294,34 @@ def newest(lines: list[dict[str, Any]], last: int) -> list[dict[str, Any]]:
     return [line for line in lines if "verdict" not in line or id(line) in chosen]
 
 
-def names_nobody_has(fleet: Fleet, nodes: Mapping[str, Target], filters: list[Filter]) -> list[str]:
-    """What the filters name and no document has. Worth a word and no more: it may come while following, and verdicts of
-    a policy that is gone are kept."""
+def documents_for(fleet: Fleet, nodes: Mapping[str, Target], filters: list[Filter]) -> DocumentSet | None:
+    """What the names in filters may be of; None if no node answers, or there are no filters. What they name and no
+    document has is worth a word and no more: it may come while following, and verdicts of a policy that is gone are
+    kept."""
     from bpfleet.model.document import Document, DocumentSet
 
     if not filters:
-        return []
+        return None
     for target in nodes.values():
         # Every member holds all documents; a node that does not answer is told of by its stream.
         with contextlib.suppress(BpfleetError):
             items = [item["document"] for item in fleet.call(target, "documents")["items"]]
-            return unknown_names(
-                DocumentSet(Document(item["kind"], item["name"], item["spec"]) for item in items), filters
+            return DocumentSet(Document(item["kind"], item["name"], item["spec"]) for item in items)
+    return None
+
+
+def unkept(node: str, notice: Mapping[str, Any]) -> Iterator[str]:
+    """What the line that ends a node's history says it does not hold."""
+    for kind, counts in notice.get("did_not_fit", {}).items():
+        packets, size = (counts[name] + counts[f"answer_{name}"] for name in ("packets", "bytes"))
+        if packets:
+            yield (
+                f"{node}: {packets} packets ({size} bytes) that were {kind} are in no flow above: they did not fit "
+                f"among the {notice['limit']} that the history keeps"
             )
-    return []
+    for kind, count in notice.get("retired", {}).items():
+        if count:
+            yield f"{node}: {count} idle flows that were {kind} gave their place to new ones"
 
 
 class Streams:
@@ -344,21 +352,8 @@ class Streams:
             if since is not None and kept_from is not None and kept_from > since:
                 clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept_from))
                 found.append(f"{node} keeps no events from before {clock}: see --history for what it counted")
-            found.extend(self._unkept(node, notice))
+            found.extend(unkept(node, notice))
         return found
-
-    @staticmethod
-    def _unkept(node: str, notice: Mapping[str, Any]) -> Iterator[str]:
-        for kind, counts in notice.get("did_not_fit", {}).items():
-            packets, size = (counts[name] + counts[f"answer_{name}"] for name in ("packets", "bytes"))
-            if packets:
-                yield (
-                    f"{node}: {packets} packets ({size} bytes) that were {kind} are in no flow above: they did not fit "
-                    f"among the {notice['limit']} that the history keeps"
-                )
-        for kind, count in notice.get("retired", {}).items():
-            if count:
-                yield f"{node}: {count} idle flows that were {kind} gave their place to new ones"
 
     def _failed(self, name: str, error: BpfleetError) -> None:
         if not self._stopping.is_set():

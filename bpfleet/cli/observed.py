@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from bpfleet.cli.reach import colour
+from bpfleet.cli.reach import colour, visible
 from bpfleet.observe.names import short_end
 
 OUTPUTS = ("table", "compact", "dict", "json")
@@ -34,7 +34,9 @@ class Printer:
         self.shown += is_said
         if self._output == "json":
             print(json.dumps(line, sort_keys=True), flush=True)
-        elif not is_said:
+            return
+        line = visible(line)
+        if not is_said:
             if "lost" in line:
                 print(f"bpfleet: {lost(line)}", file=sys.stderr)
         elif self._output == "table":

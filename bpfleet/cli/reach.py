@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
+from bpfleet.model.schema import CONTROL
 
 if TYPE_CHECKING:
     from bpfleet.transport.fleet import Fleet
@@ -121,3 +122,13 @@ def colour(text: str, code: str) -> str:
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\033[{code}m{text}\033[0m"
+
+
+def visible(value: Any) -> Any:
+    """Plain data with each control character in its texts written out. No document may hold any, but older ones, and
+    recordings, do: what they say must stay within its line and leave the terminal alone."""
+    if isinstance(value, str):
+        return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+    if isinstance(value, Mapping):
+        return {visible(key): visible(item) for key, item in value.items()}
+    return [visible(item) for item in value] if isinstance(value, (list, tuple)) else value

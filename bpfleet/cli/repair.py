@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bpfleet.cli.reach import add_arguments, targets
+from bpfleet.cli.reach import add_arguments, targets, visible
 from bpfleet.errors import BpfleetError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
             # A change of no documents: what there is to do is the difference.
             for name, outcome in fleet.transact(drifted, Changes()).items():
                 report[name].update(_told(outcome))
-    print(json.dumps(report, indent=2, sort_keys=True) if options.output == "json" else render(report))
+    print(json.dumps(report, indent=2, sort_keys=True) if options.output == "json" else render(visible(report)))
     bad = [found for found in report.values() if "error" in found or (found["drift"] and not found.get("repaired"))]
     return 1 if bad else 0
 

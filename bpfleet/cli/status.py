@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bpfleet.cli.reach import add_arguments, colour, table, targets
+from bpfleet.cli.reach import add_arguments, colour, table, targets, visible
 from bpfleet.errors import BpfleetError
 from bpfleet.model.resources import RESOURCES
 
@@ -43,7 +43,8 @@ def _run(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         found = fleet.each(targets(options, fleet).values(), lambda target: _of_node(fleet, target))
     report = summarise(found)
-    text = render(report) + (f"\n\n{gauges(report)}" if options.maps else "")
+    shown = visible(report)
+    text = render(shown) + (f"\n\n{gauges(shown)}" if options.maps else "")
     print(json.dumps(report, indent=2, sort_keys=True) if options.output == "json" else text)
     return 0 if report["healthy"] else 1
 

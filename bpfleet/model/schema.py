@@ -25,9 +25,14 @@ UNKNOWN = _Unknown()
 """Stands for a value that a preview does not know yet."""
 
 
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What no text holds: characters that move a terminal's cursor, end a line, turn the direction of writing, or are none
+at all. With them one line could pass itself off as another."""
+
+
 @dataclass(frozen=True)
 class Text:
-    """A string; `pattern` must match all of it and `rule` says in words what it may hold."""
+    """A string of one line; `pattern` must match all of it and `rule` says in words what it may hold."""
 
     pattern: str = ""
     rule: str = ""
@@ -224,12 +229,21 @@ def _check_alternatives(
 
 
 def _check_text(kind: Text, value: Any, path: str, problems: List[Problem]) -> Any:
+    control = CONTROL.search(value) if isinstance(value, str) else None
     if not isinstance(value, str):
         problems.append(
             Problem(
                 path,
                 f"must be a string, not {_kind_of(value)}",
                 "Write it as text; quote it if it looks like a number.",
+            )
+        )
+    elif control is not None:
+        problems.append(
+            Problem(
+                path,
+                f"{value!r} has the control character {control[0]!r} at position {control.start()}",
+                "Write it as one line without escape codes; in YAML, >- leaves no line break at the end.",
             )
         )
     elif kind.choices and value not in kind.choices:

@@ -35,11 +35,12 @@ KEYS = (
     "direction",
 )
 _NOT_IN_HISTORY = {
-    "ip": "addresses: filter by --identity or --label",
-    "endpoint": "endpoints: filter by --identity or --label",
-    "node": "the nodes of both ends: --node chooses the nodes that are asked",
-    "from-port": "the ports of senders",
+    "ip": ("addresses", "Filter by --identity or --label."),
+    "endpoint": ("endpoints", "Filter by --identity or --label."),
+    "node": ("the nodes of both ends", "--node chooses the nodes that are asked."),
+    "from-port": ("the ports of senders", "Filter by --to-port."),
 }
+_OPTIONS = {"any": "with", "from-any": "from", "to-any": "to"}
 _MESSAGES = ("icmp", "icmpv6")
 DROP_REASONS = tuple(name for name, number in ENUMS["reason"].items() if number >= FIRST_DROP and name != "limit")
 
@@ -82,12 +83,29 @@ def matcher(filters: Iterable[Filter]) -> Test:
     return keep
 
 
-def check_for_history(filters: Iterable[Filter]) -> None:
-    """InvalidInput for a filter by what the history does not keep."""
+def check_for_history(filters: Iterable[Filter], documents: Optional[DocumentSet] = None) -> None:
+    """InvalidInput for a filter by what the history does not keep. Whether "any" means an endpoint or a node is known
+    only with the documents."""
     for one in filters:
         kind = one.key if one.key in _NOT_IN_HISTORY else one.key.rpartition("-")[2]
+        if kind == "any":
+            kind = _meant(one.value, documents)
         if kind in _NOT_IN_HISTORY:
-            raise InvalidInput(f"the history does not keep {_NOT_IN_HISTORY[kind]}", field=one.key)
+            what, remedy = _NOT_IN_HISTORY[kind]
+            raise InvalidInput(
+                f"the history does not keep {what} such as {one.value}",
+                field=_OPTIONS.get(one.key, one.key),
+                remedy=remedy,
+            )
+
+
+def _meant(value: str, documents: Optional[DocumentSet]) -> str:
+    """Which of _NOT_IN_HISTORY the value of a filter "any" is; "any" if it may be something that the history keeps."""
+    if as_address(value) is not None:
+        return "ip"
+    if documents is None or value in documents.of_kind("identity") or value in RESERVED_NAMES.values():
+        return "any"
+    return next((kind for kind in ("endpoint", "node") if value in documents.of_kind(kind)), "any")
 
 
 def _test(one: Filter) -> Test:
@@ -116,11 +134,15 @@ def _ip_test(value: str) -> Test:
         raise InvalidInput(
             f"{value!r} is no address and no CIDR", field="ip", remedy="Write it as 10.0.0.7 or fd00::/64."
         ) from None
-    return lambda end: bool(end.get("address")) and _address(end["address"]) in network
+    return lambda end: bool(end.get("address")) and ipaddress.ip_address(end["address"]) in network
 
 
-def _address(text: str) -> Union[ipaddress.IPv4Address, ipaddress.IPv6Address]:
-    return ipaddress.ip_address(text)
+def as_address(text: str) -> Optional[Union[ipaddress.IPv4Address, ipaddress.IPv6Address]]:
+    """The address that a text is, however it is written; None if it is none."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
 
 
 def _label_test(value: str) -> Test:
@@ -138,11 +160,12 @@ def _identity_test(value: str) -> Test:
 
 
 def _any_test(value: str) -> Test:
-    label = _label_test(value)
-    return lambda end: (
-        value in (end.get("address"), end.get("endpoint"), end.get("identity_name"), end.get("node"))
-        or ("=" in value and label(end))
-    )
+    address = as_address(value)
+    if address is not None:
+        return lambda end: bool(end.get("address")) and ipaddress.ip_address(end["address"]) == address
+    if "=" in value:
+        return _label_test(value)
+    return lambda end: value in (end.get("endpoint"), end.get("identity_name"), end.get("node"))
 
 
 _END_TESTS: Dict[str, Callable[[str], Test]] = {
@@ -285,11 +308,7 @@ def _unknown_name(documents: DocumentSet, one: Filter) -> Optional[str]:
 
 def unknown_end(documents: DocumentSet, name: str) -> Optional[str]:
     """What is wrong with a name of an end, as the filter "any" takes it; None if it may match."""
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        pass
-    else:
+    if as_address(name) is not None:
         return None
     if "=" in name:
         return _unknown_label(documents, name)

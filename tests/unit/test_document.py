@@ -66,6 +66,12 @@ BAD: List[Tuple[str, Dict[str, Any], str, str]] = [
     ("missing field", {"kind": "identity", "name": "i", "spec": {"number": 70000}}, "labels", "missing"),
     ("bad name", {"kind": "identity", "name": "I!", "spec": {"labels": {}, "number": 70000}}, "name", "I!"),
     ("unknown kind", {"kind": "pod", "name": "x", "spec": {}}, "kind", "Use one of"),
+    ("a line break", {"kind": "policy", "name": "p", "spec": {"selector": {}, "description": "ok\nh1: ALLOWED"}},
+     "description", "as one line"),
+    ("an escape code", {"kind": "policy", "name": "p", "spec": {"selector": {}, "description": "\x1b[2J"}},
+     "description", "control character"),
+    ("a name that turns the direction of writing", _endpoint(attach={"interface": "e\u202eth"}),
+     "attach.interface", "control character"),
     ("extra beside spec", {**_endpoint(), "status": {}}, "status", "Remove it"),
 ]  # fmt: skip
 

@@ -190,6 +190,13 @@ def test_explain_for_people() -> None:
     ]
 
 
+def test_explain_keeps_what_old_policies_say_within_its_line() -> None:
+    answer = explain(DOCUMENTS, "web-1", "db-1", "tcp", 5432)
+    answer["judged"][1]["description"] = "ok\n  ingress of db on h2: allowed\x1b[A"
+    lines = explain_cli.render(answer).split("\n")
+    assert len(lines) == 3 and lines[2].endswith('"ok\\n  ingress of db on h2: allowed\\x1b[A"')
+
+
 def status(**changes: Any) -> Dict[str, Any]:
     base: Dict[str, Any] = {
         "generation": 3,

@@ -136,6 +136,13 @@ FILTERS = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("key", ["ip", "any", "from-any", "from-ip"])
+@pytest.mark.parametrize("text", ["fd00:77:1::b", "FD00:77:1::B", "fd00:77:1:0:0:0:0:b", "fd00:0077:1::0.0.0.11"])
+def test_an_address_is_the_same_however_it_is_written(key: str, text: str) -> None:
+    assert matcher([Filter(key, text)])(event(source="fd00:77:1::b"))
+    assert not matcher([Filter(key, text)])(event(source="fd00:77:1::c"))
+
+
 @given(FILTERS)
 def test_filters_together(filters: List[Filter]) -> None:
     """Alternatives within a key, all keys, none of the negated: said the long way."""
@@ -182,6 +189,22 @@ def test_what_nothing_can_match_is_refused(key: str, value: str, says: str) -> N
 def test_what_the_history_does_not_keep_is_no_filter_of_it(key: str) -> None:
     with pytest.raises(InvalidInput, match="the history does not keep"):
         check_for_history([Filter(key, "x")])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("any", "10.77.1.1", "field with: the history does not keep addresses such as 10.77.1.1"),
+        ("from-any", "FD00::1", "field from: the history does not keep addresses such as FD00::1"),
+        ("to-any", "web-1", "field to: the history does not keep endpoints such as web-1"),
+        ("from-any", "h1", "field from: the history does not keep the nodes of both ends such as h1"),
+    ],
+)
+def test_an_end_that_the_history_does_not_keep_is_refused_by_name(key: str, value: str, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        check_for_history([Filter(key, value)], DOCUMENTS)
+    for kept in ("web", "app=web", "world", "nobody"):
+        check_for_history([Filter(key, kept)], DOCUMENTS)
 
 
 @pytest.mark.parametrize(
@@ -289,12 +312,12 @@ def at(seconds: float, **fields: Any) -> Dict[str, Any]:
 def test_recorded_events_pass_the_same_filters() -> None:
     lines = [at(3.0), at(1.0, verdict=2), {"lost": 4, "time": 2.5, "node": "h2"}, {**at(2.0), "node": "h2"}]
 
-    def found(filters: Any = (), nodes: Any = (), since: Any = None, until: Any = None, last: int = -1) -> List[float]:
-        return [line["time"] for line in observe.replayed(lines, list(filters), list(nodes), since, until, last)]
+    def found(filters: Any = (), since: Any = None, until: Any = None, last: int = -1) -> List[float]:
+        return [line["time"] for line in observe.replayed(lines, list(filters), since, until, last)]
 
     assert found() == [1.0, 2.0, 2.5, 3.0]
     assert found([Filter("verdict", "denied")]) == [1.0, 2.5]
-    assert found([Filter("verdict", "denied", True)], nodes=["h1"]) == [3.0]
+    assert found([Filter("verdict", "denied", True)]) == [2.0, 2.5, 3.0]
     assert found(since=2.0) == [2.0, 2.5, 3.0]
     assert found(until=2.0) == [1.0, 2.0, 2.5]
     assert found(last=1) == [2.5, 3.0]
@@ -304,7 +327,7 @@ def test_recorded_events_pass_the_same_filters() -> None:
 def test_recorded_flows_by_when_they_were_seen() -> None:
     lines = [flow()]  # from 1002.5 to 1010.7
     for since, until, kept in ((1010, None, 1), (1011, None, 0), (None, 1003, 1), (None, 1002, 0), (1005, 1006, 1)):
-        assert len(observe.replayed(lines, [], [], since, until, -1)) == kept
+        assert len(observe.replayed(lines, [], since, until, -1)) == kept
 
 
 def test_a_file_is_looked_at_without_nodes(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -317,6 +340,55 @@ def test_a_file_is_looked_at_without_nodes(tmp_path: Any, capsys: pytest.Capture
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [flow()]
     assert main(["observe", "--input-file", str(file), "--verdict", "audited"]) == 0
     assert "none of the 3 lines" in capsys.readouterr().err
+
+
+KEPT = {
+    "clock": 9.0,
+    "time": 9.0,
+    "node": "h1",
+    "kept": 1,
+    "limit": 4,
+    "did_not_fit": {"passed": {**COUNTS, "packets": 30}, "dropped": dict.fromkeys(COUNTS, 0)},
+    "retired": {"passed": 0, "dropped": 2},
+}
+"""What ends the history of a node."""
+
+
+@pytest.mark.parametrize("output", ["json", "compact", "table", "dict"])
+def test_a_recorded_history_says_what_it_does_not_hold(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    file = tmp_path / "flows.json"
+    file.write_text("".join(json.dumps(line) + "\n" for line in (flow(), KEPT, {**KEPT, "node": "h2", "limit": 8})))
+    words = ["observe", "--input-file", str(file), "--history", "--last", "1", "--not", "--node", "h2", "-o", output]
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert told.err.splitlines() == [
+        f"bpfleet: h1: 36 packets ({COUNTS['bytes'] + COUNTS['answer_bytes']} bytes) that were passed are in no flow "
+        "above: they did not fit among the 4 that the history keeps",
+        "bpfleet: h1: 2 idle flows that were dropped gave their place to new ones",
+    ]
+    if output == "json":
+        assert [json.loads(line) for line in told.out.splitlines()] == [KEPT, flow()]
+    else:
+        assert "did not fit" not in told.out
+
+
+def test_not_before_a_node_leaves_out_what_it_judged(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "events.json"
+    lines = [{**at(number, verdict=verdict), "node": node} for number, (node, verdict) in enumerate(
+        [("h1", 1), ("h1", 2), ("h2", 1), ("h2", 2), ("h3", 1)])]  # fmt: skip
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def found(words: str) -> List[Tuple[str, str]]:
+        assert main(["observe", "--input-file", str(file), "-o", "json", *words.split()]) == 0
+        shown = map(json.loads, capsys.readouterr().out.splitlines())
+        return [(line["node"], line["verdict"]) for line in shown]
+
+    assert found("--not --node h1 --verdict allowed") == [("h2", "allowed"), ("h3", "allowed")]
+    assert found("--node h1 --not --verdict allowed") == [("h1", "denied")]
+    assert found("--not --node h1 --not --node h2") == [("h3", "allowed")]
+    assert found("--node h1 --not --node h1") == []
 
 
 @pytest.mark.parametrize("count", [1, 5_000])
@@ -356,6 +428,19 @@ def test_what_is_no_recording_is_refused_by_line(text: str) -> None:
 def test_what_cannot_be_asked(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["observe", *words.split()]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--since 1h", "--until 1h", "--last 3", "-f", "--follow", "--history", "--input-file x", "-o json", "--lab",
+     "--seed h", "--identity-file x", "--known-hosts x", "--not"],
+)  # fmt: skip
+def test_not_before_what_is_no_filter_is_refused_by_name(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["observe", "--not", *option.split(), "--verdict", "allowed"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert option.split()[0] in said and "--not" in said
 
 
 @pytest.mark.parametrize("words", ["--since soon", "--last x", "--verdict maybe", "-o yaml"])
@@ -433,6 +518,17 @@ def test_events_for_people() -> None:
     assert "no longer declared" in observed.render({**event(), "gone": "yes"})
     assert "h1: 3 events were overwritten" in observed.lost({"lost": 3, "time": 1.0, "node": "h1"})
     assert observed.compact(event()).endswith("h1: web-1:40000 -> api-1:80 tcp ingress ALLOWED (api ingress[0])")
+
+
+@pytest.mark.parametrize("output", ["compact", "table", "dict"])
+def test_what_old_policies_say_of_themselves_stays_in_its_line(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    described = {**event(), "description": 'ok"\nNov 28: forged\x1b[2J\u2028\x9b1m', "policy_labels": {"a\r": "\x07"}}
+    observed.Printer(output).show(described)
+    told = capsys.readouterr().out
+    assert "\\nNov 28: forged\\x1b[2J\\u2028\\x9b1m" in told
+    assert not any(found for found in told.replace("\n", "") if not found.isprintable())
+    observed.Printer("json").show(described)
+    assert json.loads(capsys.readouterr().out) == described
 
 
 def test_flows_for_people() -> None:
