@@ -178,8 +178,8 @@ def test_a_nodes_life(node: Node) -> None:
     after = connection.call("status")
     held = {entry["map"]: entry for entry in after["maps"]}["connections"]
     assert (held["limit"], held["used"]) == (4096, maps["connections"]["used"]) and after["drift"] == []
-    assert [text.split(":")[0] for text in after["warnings"] if text.startswith("map ")] == [
-        "map connections has room for 4096 entries, 8192 are declared (limits.connections)"
+    assert [text.partition(": it keeps")[0] for text in after["warnings"] if "has room for" in text] == [
+        "cluster/fleet, limits.connections: map connections has room for 4096 entries, 8192 are declared"
     ]
 
     # Once the policy is gone, its events and flows keep their names, and the pings pass.

@@ -115,9 +115,9 @@ def test_an_overfull_plan_is_refused_at_its_document_before_anything(host: Host)
     assert error.remedy == "Declare fewer frontends; or raise limits.frontends of the cluster."
     raised = fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], limits={"frontends": 32})
     staged = connection.call("stage", node="h1", owner="pulumi:p/s", puts=items([raised]))
-    assert [text.split(":")[0] for text in staged["warnings"]] == [
-        "map backends has room for 32 entries, 64 are declared (limits.frontends)",
-        "map services has room for 16 entries, 32 are declared (limits.frontends)",
+    assert [text.partition(": it keeps")[0] for text in staged["warnings"]] == [
+        "cluster/fleet, limits.frontends: map backends has room for 32 entries, 64 are declared",
+        "cluster/fleet, limits.frontends: map services has room for 16 entries, 32 are declared",
     ]
     connection.close()
     assert host.digests() == before
