@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* tc ingress of an endpoint's host-side device: what a workload sends.
  *
- *   - ARP, neighbour discovery and DHCP between the workload and its gateway always pass, to the stack;
+ *   - ARP, neighbour discovery and DHCP between the workload and its gateway always pass, to the stack; what routers say
+ *     (advertisements, redirects) does not;
  *   - a source that is not the endpoint's own address is dropped;
  *   - a service's frontend becomes one of its backends, for all that follows; without a backend the sender is told so;
  *   - egress policy judges; for an endpoint of this node its ingress policy judges right here too, and the packet goes
  *     straight to it;
  *   - another node's address is reached through the tunnel, with this endpoint's identity as VNI. That includes that
  *     node's underlay address (remote-node), as its answers come back through the tunnel too;
- *   - everything else, this host and the world, is the stack's; where a policy selects this node, the host's ingress
- *     policy judges what is for the host, and what that is the stack says too (is_for_host).
+ *   - everything else, this host and the world, is the stack's. The host is whatever address the stack says it takes in;
+ *     where a policy selects this node, the host's ingress policy judges that. Nothing goes there by the tunnel's port.
  *
  * Fails closed: what is not understood is dropped.
  */
@@ -21,16 +22,40 @@
 #include <bpfleet/refuse.h>
 #include <bpfleet/vocabulary.h>
 
+static __always_inline bool is_own(const struct __sk_buff *skb, const struct address *address)
+{
+	const struct address_record *record = address_find(address);
+
+	return record && record->ifindex == skb->ifindex;
+}
+
+/* Neighbour discovery, but for what only routers say: that would give this host routes and addresses. */
+static __always_inline bool is_discovery(const struct packet *packet)
+{
+	return packet_is_neighbour(packet) && packet->icmp_type != ICMPV6_ROUTER_ADVERTISEMENT &&
+	       packet->icmp_type != ICMPV6_REDIRECT;
+}
+
+/* From a client that has no address yet, or its own. */
+static __always_inline bool is_dhcp_request(const struct __sk_buff *skb, const struct packet *packet)
+{
+	if (!packet_is_dhcp(packet, true))
+		return false;
+	if (packet->is_v6 ? address_is_link_local_v6(&packet->source) : !packet->source.words[3])
+		return true;
+	return is_own(skb, &packet->source);
+}
+
 /* Traffic with the gateway that is no connection. Neighbour discovery counts only towards the link, where the stack
  * consumes it: to any other address it would be a way around policy. */
-static __always_inline bool is_for_gateway(const struct packet *packet)
+static __always_inline bool is_for_gateway(const struct __sk_buff *skb, const struct packet *packet)
 {
 	struct address_record *record;
 
-	if (packet_is_neighbour(packet)) {
+	if (is_discovery(packet)) {
 		if (address_is_link_local_v6(&packet->destination))
 			return true;
-	} else if (packet_is_dhcp(packet, true)) {
+	} else if (is_dhcp_request(skb, packet)) {
 		if (packet->is_v6 ? address_is_link_local_v6(&packet->destination) :
 				    packet->destination.words[3] == 0xffffffff)
 			return true;
@@ -44,22 +69,20 @@ static __always_inline bool is_for_gateway(const struct packet *packet)
 /* Both ends of a packet without a good record. Returns 0 or the reason to drop. */
 static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packet, struct side *side)
 {
-	struct address_record *source;
-
 	if (address_is_multicast(&packet->destination))
 		return REASON_MULTICAST;
-	source = address_find(&packet->source);
-	if (!source || source->ifindex != skb->ifindex)
+	if (!is_own(skb, &packet->source))
 		return REASON_SPOOFED_SOURCE;
 	address_place(&packet->destination, &side->peer);
-	/* An address that this host was given since is its own as well: it must not be a way around its policy. */
-	if (host_policy && side->peer.identity == IDENTITY_WORLD && is_for_host(skb, packet))
+	if (side->peer.identity == IDENTITY_WORLD && stack_keeps(skb, packet))
 		side->peer.identity = IDENTITY_HOST;
 	packet->destination_identity = side->peer.identity;
 	if (side->peer.route == ROUTE_LOCAL && !next_hop_ifindex(&side->peer.next_hop))
 		return REASON_NO_ENDPOINT;
+	/* To any address that is no workload's: a member may have more than `addresses` knows, and this host may masquerade
+	 * what leaves it as its own. */
 	if (packet->protocol == IPPROTO_UDP && packet->flow.destination_port == bpf_htons(tunnel_port) &&
-	    (side->peer.identity == IDENTITY_HOST || side->peer.identity == IDENTITY_REMOTE_NODE))
+	    (side->peer.route == ROUTE_STACK || side->peer.identity == IDENTITY_REMOTE_NODE))
 		return REASON_OWN_TUNNEL;
 	return 0;
 }
@@ -114,7 +137,7 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	reason = packet_parse(skb, packet);
 	if (reason)
 		return drop(skb, packet, reason);
-	if (is_for_gateway(packet))
+	if (is_for_gateway(skb, packet))
 		return pass(skb, REASON_NEIGHBOUR);
 	if (packet->source_identity == IDENTITY_WAITING)
 		return drop(skb, packet, REASON_WAITING);

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Tuple, Union
 
 from tests.packet import frames as f
+from tests.packet.modelled import LATE
 from tests.packet.world import (
     ADDRESSES,
     DEFAULT_DENY,
@@ -359,6 +360,16 @@ def outward_cases(family: int) -> List[Case]:
          (shot("from_endpoint", "a", f.udp(a, x["host"], (40000, TUNNEL_PORT)), "own_tunnel"),)),
         ("a workload's own tunnel packet to another member",
          (shot("from_endpoint", "a", f.udp(a, x["node2"], (40000, TUNNEL_PORT)), "own_tunnel"),)),
+        ("a workload's own tunnel packet to anybody else, who may be a member as well", (
+            shot("from_endpoint", "a", f.udp(a, x["world"], (40000, TUNNEL_PORT)), "own_tunnel"),
+            shot("from_endpoint", "a", f.udp(a, LATE[family], (40000, TUNNEL_PORT)), "own_tunnel"),
+        )),
+        ("an address of this host that nobody told of is the host", (
+            Policy("a", (Rule("egress", 61, 1, action="deny"), Rule("egress", 62)), ("egress",)),
+            *(denied("from_endpoint", "a", f.udp(a, to, PORTS), 61, "egress")
+              for to in ((LATE[4], "192.0.2.255") if family == 4 else (LATE[6], "2001:db8::"))),
+            to_stack("a", f.udp(a, x["world"], PORTS), allowed("egress", 62)),
+        )),
         ("the tunnel's port towards a workload is nothing special", (tunnelled(
             "a", f.udp(a, c, (40000, TUNNEL_PORT)), f.udp(a, c, (40000, TUNNEL_PORT), hops=63), allowed("egress")),)),
         ("from the host's stack", (

@@ -30,6 +30,8 @@ from tests.reference.reading import RST, TCP, UDP, Address, Reading, Unreadable,
 from tests.reference.services import Services, exchanged, refusal
 
 ARP = b"\x08\x06"
+ROUTERS_ONLY = (134, 137)
+"""Router advertisement and redirect: RFC 4861 4.2, 4.5."""
 TUNNEL = "vxlan"
 """The device by which the stack gets what came out of the tunnel."""
 On = Tuple[str, Optional[Reading]]
@@ -135,7 +137,7 @@ class Node:
             return "neighbour", None
         left = read(frame)
         packet = self.ends.begin(name, left)
-        if self._is_for_gateway(packet):
+        if self._is_for_gateway(name, packet):
             return "neighbour", None
         if self.ends.identities[name] == WAITING:
             raise Dropped("waiting")
@@ -182,11 +184,11 @@ class Node:
         if self.ends.place(packet.source) != name:
             raise Dropped("spoofed_source")
         to = self.ends.place(packet.destination)
-        if to == WORLD and self.is_judged and self.takes_in(packet.source, packet.destination):
-            to = HOST
         if to.startswith(f"{UNATTACHED}/"):
             raise Dropped("no_endpoint")
-        if packet.protocol == UDP and packet.ports[1] == self.tunnel_port and to in (HOST, REMOTE_NODE):
+        if to == WORLD and self.takes_in(packet.source, packet.destination):
+            to = HOST
+        if packet.protocol == UDP and packet.ports[1] == self.tunnel_port and to in (HOST, REMOTE_NODE, WORLD):
             raise Dropped("own_tunnel")
         return to
 
@@ -266,9 +268,12 @@ class Node:
             and self.services.backends(replace(packet, ends=packet.ends[::-1], ports=packet.ports[::-1])) is not None
         )
 
-    def _is_for_gateway(self, packet: Reading) -> bool:
-        """What a workload and its gateway say to each other, whatever policy says."""
-        if not (is_discovery(packet) or is_dhcp(packet, CLIENT_PORTS)):
+    def _is_for_gateway(self, name: str, packet: Reading) -> bool:
+        """What a workload and its gateway say to each other, whatever policy says; not what only routers say."""
+        if is_dhcp(packet, CLIENT_PORTS):
+            if not (_has_none(packet.source) or self.ends.place(packet.source) == name):
+                return False
+        elif not is_discovery(packet) or packet.message[0] in ROUTERS_ONLY:
             return False
         return _is_of_link(packet.destination) or self.ends.place(packet.destination) == HOST
 
@@ -319,6 +324,11 @@ class Node:
 def is_beyond_tunnel(place: str) -> bool:
     """Another node, or an endpoint there."""
     return place == REMOTE_NODE or place.startswith("tunnel/")
+
+
+def _has_none(source: Address) -> bool:
+    """Of a client that has no address yet (RFC 2131 4.1), or only that of its link (RFC 8415 13.1)."""
+    return source in ipaddress.ip_network("fe80::/10") if source.version == 6 else not int(source)
 
 
 def _is_of_link(address: Address) -> bool:

@@ -65,18 +65,12 @@ static __always_inline bool host_is_tunnel(const struct packet *packet, __u32 pe
 	       (packet->kind == PACKET_RELATED && packet->flow.source_port == port);
 }
 
-/* Whether the stack will take the packet in. Its own word counts where `addresses` does not know: an address that was
- * added since must not be a way around policy. */
-static __noinline bool is_for_host(struct __sk_buff *skb, const struct packet *packet)
+/* Whether the stack takes in what goes to the destination, or has no way on for it, by its own word. */
+static __noinline bool stack_keeps(struct __sk_buff *skb, const struct packet *packet)
 {
-	const struct address_record *record = address_find(&packet->destination);
 	struct bpf_fib_lookup route = { .ifindex = skb->ifindex };
 	long answer;
 
-	if (record)
-		return record->identity == IDENTITY_HOST;
-	if (address_is_multicast(&packet->destination))
-		return true;
 	if (packet->is_v6) {
 		route.family = 10; /* AF_INET6 */
 		__builtin_memcpy(route.ipv6_src, &packet->source, sizeof(route.ipv6_src));
@@ -88,6 +82,17 @@ static __noinline bool is_for_host(struct __sk_buff *skb, const struct packet *p
 	}
 	answer = bpf_fib_lookup(skb, &route, sizeof(route), 0);
 	return answer < 0 || answer == BPF_FIB_LKUP_RET_NOT_FWDED || answer == BPF_FIB_LKUP_RET_FWD_DISABLED;
+}
+
+/* Whether the stack will take the packet in. Its own word counts where `addresses` does not know: an address that was
+ * added since, a broadcast or an anycast address must not be a way around policy. */
+static __always_inline bool is_for_host(struct __sk_buff *skb, const struct packet *packet)
+{
+	const struct address_record *record = address_find(&packet->destination);
+
+	if (record)
+		return record->identity == IDENTITY_HOST;
+	return address_is_multicast(&packet->destination) || stack_keeps(skb, packet);
 }
 
 /* Begin a judgement, after side_begin: the side, and the connection the packet belongs to. */
