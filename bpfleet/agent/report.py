@@ -12,14 +12,21 @@ from bpfleet import __version__
 from bpfleet.agent.node import DESCRIBED_STEPS, Agent
 from bpfleet.agent.pending import in_force, pending
 from bpfleet.errors import HostUnfit, InvalidInput
+from bpfleet.model.json_text import compact_json
 
 if TYPE_CHECKING:
     from bpfleet.agent.journal import Head
+    from bpfleet.agent.serve import Emit
     from bpfleet.model.document import DocumentSet
     from bpfleet.model.state import NodeState, RuleName
+    from bpfleet.observe.filters import Filter
     from bpfleet.observe.names import Names
+    from bpfleet.observe.reader import Batch
+    from bpfleet.observe.sifting import Found, Sifter
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _SOON_SECONDS = 0.1, 0.01
+_AT_ONCE = 512
+"""How many lines are written together: sshd makes a packet of each write."""
 _CLOCK_MOVED_SECONDS = 0.001
 DEFAULT_LAST = 20
 
@@ -109,13 +116,14 @@ def explain(agent: Agent, params: Mapping[str, Any]) -> Dict[str, Any]:
 def events(
     agent: Agent,
     params: Mapping[str, Any],
-    emit: Callable[[Mapping[str, Any]], bool],
+    emit: Emit,
     interrupted: Callable[[float], bool],
 ) -> Dict[str, Any]:
     """Stream wire.VerdictEvent: the last of those that are kept, then, if following, new ones as they come."""
-    from bpfleet.observe.reader import Reader, open_slots
+    from bpfleet.observe.reader import Reader, field_of_all, open_slots
+    from bpfleet.observe.sifting import Sifter, event_time
 
-    keep = _filter(params)
+    sifter = Sifter(_filters(params), params.get("since"), params.get("until"))
     last, follow = int(params.get("last", DEFAULT_LAST)), bool(params.get("follow"))
     totals = {"events": 0, "lost": 0}
     slots = open_slots(agent.pins) if agent.pins is not None else None
@@ -127,16 +135,14 @@ def events(
         reader = Reader(slots)
         book = _Book(agent)
         batch = reader.read()
-        kept = [book.event(record) for record in batch.events]
-        chosen = [event for event in kept if keep(event)]
-        if last >= 0:
-            chosen = chosen[-last:] if last else []
-        going = _send(chosen, batch.lost, emit, totals)
+        going = _send(book, book.sift(sifter, batch), batch.lost, emit, totals, last)
         if params.get("notices"):
-            going = emit(_notice(kept[0]["time"] if kept and reader.overwrote else None)) and going
-        while follow and going and not interrupted(_POLL_SECONDS):
+            kept_from = min(field_of_all(batch, "time_ns"), default=None) if reader.overwrote else None
+            notice = _notice(None if kept_from is None else event_time(kept_from, book.boot_offset))
+            going = emit([compact_json(notice)]) and going
+        while follow and going and not interrupted(_SOON_SECONDS if reader.crowded(batch) else _POLL_SECONDS):
             batch = reader.read()
-            going = _send([event for event in map(book.event, batch.events) if keep(event)], batch.lost, emit, totals)
+            going = _send(book, book.sift(sifter, batch), batch.lost, emit, totals)
     finally:
         slots.close()
     return totals
@@ -149,29 +155,33 @@ def _notice(oldest: Optional[float]) -> Dict[str, Any]:
     return {"clock": now, "time": now} if oldest is None else {"clock": now, "time": now, "kept_from": oldest}
 
 
-def _filter(params: Mapping[str, Any], of_history: Optional[DocumentSet] = None) -> Callable[[Mapping[str, Any]], bool]:
-    from bpfleet.observe.filters import Filter, check_for_history, matcher
+def _filters(params: Mapping[str, Any]) -> List[Filter]:
+    from bpfleet.observe.filters import Filter
 
-    filters = [Filter.from_json(one) for one in params.get("filters", ())]
-    if of_history is not None:
-        check_for_history(filters, of_history)
+    return [Filter.from_json(one) for one in params.get("filters", ())]
+
+
+def _history_filter(params: Mapping[str, Any], documents: DocumentSet) -> Callable[[Mapping[str, Any]], bool]:
+    from bpfleet.observe.filters import check_for_history, matcher
+
+    filters = _filters(params)
+    check_for_history(filters, documents)
     matches = matcher(filters)
     since, until = params.get("since"), params.get("until")
-    first, final = ("last_seen", "first_seen") if of_history is not None else ("time", "time")
 
-    def keep(event: Mapping[str, Any]) -> bool:
-        if (since is not None and event[first] < since) or (until is not None and event[final] > until):
+    def keep(flow: Mapping[str, Any]) -> bool:
+        if (since is not None and flow["last_seen"] < since) or (until is not None and flow["first_seen"] > until):
             return False
-        return matches(event)
+        return matches(flow)
 
     return keep
 
 
-def flows(agent: Agent, params: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], bool]) -> Dict[str, Any]:
+def flows(agent: Agent, params: Mapping[str, Any], emit: Emit) -> Dict[str, Any]:
     """Stream wire.Flow: the history, those seen last at the end; then one line of what it does not hold."""
     from bpfleet.observe.history import read_history
 
-    keep = _filter(params, agent.store.load(agent.journal().confirmed).documents)
+    keep = _history_filter(params, agent.store.load(agent.journal().confirmed).documents)
     last = int(params.get("last", -1))
     if agent.pins is None:
         return {"flows": 0}
@@ -181,31 +191,34 @@ def flows(agent: Agent, params: Mapping[str, Any], emit: Callable[[Mapping[str, 
     chosen.sort(key=lambda flow: float(flow["last_seen"]))
     if last >= 0:
         chosen = chosen[-last:] if last else []
-    for flow in chosen:
-        if not emit(flow):
+    for start in range(0, len(chosen), _AT_ONCE):
+        if not emit(list(map(compact_json, chosen[start : start + _AT_ONCE]))):
             return {"flows": len(chosen)}
-    emit(
-        {
-            **_notice(None),
-            "kept": len(history.flows),
-            "limit": history.limit,
-            "did_not_fit": history.did_not_fit,
-            "retired": history.retired,
-        }
-    )
+    told = {
+        **_notice(None),
+        "kept": len(history.flows),
+        "limit": history.limit,
+        "did_not_fit": history.did_not_fit,
+        "retired": history.retired,
+    }
+    emit([compact_json(told)])
     return {"flows": len(chosen)}
 
 
-def _send(
-    chosen: List[Dict[str, Any]], lost: int, emit: Callable[[Mapping[str, Any]], bool], totals: Dict[str, int]
-) -> bool:
+def _send(book: _Book, found: List[Found], lost: int, emit: Emit, totals: Dict[str, int], last: int = -1) -> bool:
+    """Send what was lost and what was found, of which the last ones only if `last` is not negative."""
+    from bpfleet.observe.sifting import event_json
+
     going = True
     if lost:
         totals["lost"] += lost
-        going = emit({"lost": lost, "time": round(time.time(), 6)})
-    for event in chosen:
-        totals["events"] += 1
-        going = emit(event) and going
+        going = emit([compact_json({"lost": lost, "time": round(time.time(), 6)})])
+    if last >= 0:
+        found = found[-last:] if last else []
+    for start in range(0, len(found), _AT_ONCE):
+        chosen = [event_json(one, book.boot_offset) for one in found[start : start + _AT_ONCE]]
+        totals["events"] += len(chosen)
+        going = emit(chosen) and going
     return going
 
 
@@ -224,24 +237,32 @@ class _Book:
         self._name_of = name_of
         self._revision = -1
         self._names: Optional[Names] = None
+        self._sifted_by: Optional[Names] = None
         self._older: Optional[List[Mapping[int, RuleName]]] = None
         self._gone: Optional[Mapping[int, RuleName]] = None
-        self._boot_offset = _boot_offset()
+        self.boot_offset = _boot_offset()
 
-    def event(self, record: Mapping[str, Any]) -> Dict[str, Any]:
-        """The named event of one record."""
+    def sift(self, sifter: Sifter, batch: Batch) -> List[Found]:
+        """The events of a batch that match. Their names are those of now, which is after they happened."""
         from bpfleet.observe.events import event_of
 
         names = self._current()
-        return event_of(record, names, self._name_of, self._boot_offset, self._older_than(names, record["rule_id"]))
+        if names is not self._sifted_by:
+            sifter.forget()
+            self._sifted_by = names
+
+        def named(record: Mapping[str, Any]) -> Dict[str, Any]:
+            return event_of(record, names, self._name_of, self.boot_offset, self._older_than(names, record["rule_id"]))
+
+        return sifter.sift(batch, named, self.boot_offset)
 
     def flow(self, record: Mapping[str, Any], counts: Mapping[str, int]) -> Dict[str, Any]:
         """The named flow of one slot of the history."""
         from bpfleet.observe.events import flow_of
 
-        names = self._current()
+        names = self._names or self._current()
         older = self._older_than(names, record["rule_id"])
-        return flow_of(record, counts, names, self._name_of, self._boot_offset, older)
+        return flow_of(record, counts, names, self._name_of, self.boot_offset, older)
 
     def _older_than(self, names: Names, rule_id: int) -> List[Mapping[int, RuleName]]:
         if not rule_id or rule_id in names.rules:
@@ -254,8 +275,8 @@ class _Book:
         from bpfleet.observe.names import Names
 
         offset = _boot_offset()
-        if abs(offset - self._boot_offset) > _CLOCK_MOVED_SECONDS:  # less is in the asking, and would swap events
-            self._boot_offset = offset
+        if abs(offset - self.boot_offset) > _CLOCK_MOVED_SECONDS:  # less is in the asking, and would swap events
+            self.boot_offset = offset
         journal = self._agent.journal()
         if self._names is None or journal.revision != self._revision:
             head = in_force(journal)

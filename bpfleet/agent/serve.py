@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Mapping, Optional
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence
 
 from bpfleet import __version__
 from bpfleet.agent import wire
@@ -20,8 +20,8 @@ from bpfleet.errors import BpfleetError, InvalidInput, ProtocolFailed
 _READ_BYTES = 1 << 20
 _LOG_BYTES = 1 << 20
 
-Emit = Callable[[Mapping[str, Any]], bool]
-"""Sends one event of a stream; False when the other end wants no more."""
+Emit = Callable[[Sequence[str]], bool]
+"""Sends events of a stream, each as JSON, by one write; False when the other end wants no more."""
 
 
 class Log:
@@ -85,7 +85,11 @@ class Channel:
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Write one message whole."""
-        view = memoryview(wire.encode(message))
+        self.write(wire.encode(message))
+
+    def write(self, lines: bytes) -> None:
+        """Write messages that are lines already."""
+        view = memoryview(lines)
         while view:
             view = view[os.write(self._target, view) :]
 
@@ -151,8 +155,8 @@ class Server:
                     details={"methods": sorted(_HANDLERS)},
                 )
 
-            def emit(event: Mapping[str, Any]) -> bool:
-                self._channel.send({"id": number, "event": event})
+            def emit(events: Sequence[str]) -> bool:
+                self._channel.write(wire.event_lines(number, events))
                 return not self._channel.interrupted(0)
 
             return {"id": number, "result": handler(self, params, emit)}

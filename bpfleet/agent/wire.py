@@ -15,9 +15,10 @@ All payloads are plain JSON. The TypedDicts below are their shapes, for both end
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, TypedDict
+from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, TypedDict
 
 from bpfleet.errors import BpfleetError, ProtocolFailed
+from bpfleet.model.json_text import compact_json
 
 PROTOCOL = 1
 """Raised when an old peer could misunderstand a message; both ends refuse a different number (`hello.protocol`)."""
@@ -411,10 +412,16 @@ METHODS: FrozenSet[str] = frozenset(
 def encode(message: Mapping[str, Any]) -> bytes:
     """One message as a line, newline included. Raises ProtocolFailed for what is not JSON data."""
     try:
-        text = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = compact_json(message)
     except (TypeError, ValueError) as error:
         raise ProtocolFailed(f"a message cannot be sent as JSON: {error}") from error
     return text.encode() + b"\n"
+
+
+def event_lines(number: Any, events: Iterable[str]) -> bytes:
+    """Events of a stream, each as JSON already, as the lines in which they are sent."""
+    start = f'{{"id":{compact_json(number)},"event":'
+    return "".join([f"{start}{event}}}\n" for event in events]).encode()
 
 
 def decode(line: bytes) -> Dict[str, Any]:

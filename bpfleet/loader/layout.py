@@ -98,6 +98,7 @@ class Layout:
         self._bits: Dict[str, List[Tuple[str, int, int]]] = {}
         self._fields: List[Tuple[str, Optional[Callable[[Any], Any]], Optional[Callable[[Any], Any]]]] = []
         self.names: List[str] = []
+        self._placed: Dict[str, Tuple[int, int, str]] = {}
         layout, at = "<", 0
         for field in fields:
             if field["name"] == "zero":
@@ -115,6 +116,7 @@ class Layout:
                 form, pack, unpack = _of_kind(field)
             layout += "x" * (field["offset"] - at) + form
             at = field["offset"] + field["size"]
+            self._placed[name] = (field["offset"], at, form)
             self._fields.append((name, pack, unpack))
         self._struct = struct.Struct(layout + "x" * (size - at))
         self._known = frozenset(self.names)
@@ -163,6 +165,14 @@ class Layout:
         """The records that lie `stride` bytes apart (default: one after the other)."""
         step = stride or self.size
         return [self._named(self._struct.unpack_from(data, at)) for at in range(0, len(data) - self.size + 1, step)]
+
+    def only(self, *names: str) -> struct.Struct:
+        """These fields alone, given in the order in which they lie, as they lie: addresses are bytes."""
+        form, at = "<", 0
+        for name in names:
+            offset, end, kind = self._placed[name]
+            form, at = form + "x" * (offset - at) + kind, end
+        return struct.Struct(form + "x" * (self.size - at))
 
     def _named(self, values: Tuple[Any, ...]) -> Dict[str, Any]:
         record = {}

@@ -13,7 +13,8 @@ from typing import Dict, List, Optional, Tuple
 
 from bpfleet.errors import HostFailed, ObjectRejected
 from bpfleet.loader import layout, syscall
-from bpfleet.loader.generated.layouts import ENUMS
+from bpfleet.loader.cpus import event_slots, new_event_slots, possible_cpus
+from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.libbpf import Libbpf, Object
 from bpfleet.loader.pins import Pins, open_pin
 from bpfleet.model.document import canonical_json
@@ -90,8 +91,11 @@ class Objects:
             )
         maps = opened.maps()
         # One that is there keeps its contents, and so its size: what was declared since is for the next new map.
-        sizes = {name: _entries(self._pins.map(name)) or program.sizes.get(name, 0) for name in maps}
+        declared = {**_event_entries(), **program.sizes}
+        sizes = {name: _entries(self._pins.map(name)) or declared.get(name, 0) for name in maps}
         constants = {**program.constants, **history_shares(sizes.get("flows", 0))}
+        if "events" in sizes:
+            constants["events_slots_mask"] = event_slots(sizes["events"], sizes["event_cursor"]) - 1
         if constants:
             opened.write_constants(layout.encode_constants(program.object, constants, opened.read_constants()))
         for name, item in maps.items():
@@ -165,6 +169,12 @@ def history_shares(slots: int) -> Dict[str, int]:
         return {}
     dropped = (slots - ENUMS["flow_slot"]["first"]) // 5
     return {"flows_passed": slots - ENUMS["flow_slot"]["first"] - dropped, "flows_dropped": dropped}
+
+
+def _event_entries() -> Dict[str, int]:
+    """Sizes of new arrays of events: as large as this host's CPUs need them."""
+    cpus = possible_cpus()
+    return {"events": cpus * new_event_slots(cpus, MAPS["events"]["value"]["size"]), "event_cursor": cpus}
 
 
 def _entries(path: Path) -> int:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Set, Tuple
 
 from bpfleet.loader import syscall
+from bpfleet.loader.cpus import possible_cpus
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.layout import decode, decode_many
 from bpfleet.loader.maps import dump
 from bpfleet.loader.pins import Pins, open_pin
-from bpfleet.observe.usage import possible_cpus
 
 KINDS = ("passed", "dropped")
 _FIRST = ENUMS["flow_slot"]["first"]

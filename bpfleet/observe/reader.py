@@ -9,33 +9,42 @@ from __future__ import annotations
 import mmap
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Protocol, Set, Tuple
+from typing import Any, Dict, List, Optional, Protocol, Set
+
+_FULL = 4
+"""A reader that finds this part of a CPU's slots new, or more, is to come back soon."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Events in order of time (CLOCK_MONOTONIC) as records of field values, and how many were lost before them."""
+    """Whole slots, one after the other, by CPU in order of their numbers; and how many events were lost before them."""
 
-    events: List[Dict[str, Any]]
+    data: bytes
     lost: int
+
+    @property
+    def events(self) -> List[Dict[str, Any]]:
+        """The events in order of time (CLOCK_MONOTONIC) as records of field values."""
+        from bpfleet.loader.layout import decode_many
+
+        return sorted(decode_many("events", "value", self.data), key=lambda event: int(event["time_ns"]))
 
 
 class Slots(Protocol):
-    """What a reader needs of the two arrays: sizes in bytes."""
+    """What a reader needs of the two arrays. `slots`: of each CPU."""
 
     slot_size: int
-    cursor_size: int
     slots: int
     cpus: int
 
     def written(self, cpu: int) -> int:
         """Number of the newest event of a CPU; 0 if there was none."""
 
-    def sequence(self, index: int) -> int:
-        """The sequence number in a slot now."""
+    def sequences(self, index: int, count: int) -> List[int]:
+        """The sequence numbers in `count` slots now."""
 
-    def copy(self, index: int) -> bytes:
-        """A copy of a slot."""
+    def copy(self, index: int, count: int) -> bytes:
+        """A copy of `count` slots."""
 
 
 class MappedSlots:
@@ -43,12 +52,13 @@ class MappedSlots:
 
     def __init__(self, events_fd: int, cursor_fd: int) -> None:
         from bpfleet.loader import syscall
+        from bpfleet.loader.cpus import event_slots
 
         events, cursors = syscall.map_info(events_fd), syscall.map_info(cursor_fd)
         self.slot_size = events.value_size
-        self.cursor_size = cursors.value_size
+        self._cursor_size = cursors.value_size
         self.cpus = cursors.max_entries
-        self.slots = events.max_entries // cursors.max_entries
+        self.slots = event_slots(events.max_entries, cursors.max_entries)
         self._events = _map(events_fd, events.max_entries * events.value_size)
         self._cursors = _map(cursor_fd, cursors.max_entries * cursors.value_size)
         # Eight aligned bytes at a time: that is one load, which the writer's store cannot tear.
@@ -57,16 +67,16 @@ class MappedSlots:
 
     def written(self, cpu: int) -> int:
         """See Slots."""
-        return self._cursor_words[cpu * self.cursor_size // 8]
+        return self._cursor_words[cpu * self._cursor_size // 8]
 
-    def sequence(self, index: int) -> int:
+    def sequences(self, index: int, count: int) -> List[int]:
         """See Slots."""
-        return self._event_words[index * self.slot_size // 8]
+        step = self.slot_size // 8
+        return self._event_words[index * step : (index + count) * step : step].tolist()
 
-    def copy(self, index: int) -> bytes:
+    def copy(self, index: int, count: int) -> bytes:
         """See Slots."""
-        start = index * self.slot_size
-        return self._events[start : start + self.slot_size]
+        return self._events[index * self.slot_size : (index + count) * self.slot_size]
 
     def close(self) -> None:
         """Let go of the mappings."""
@@ -92,41 +102,54 @@ class Reader:
 
     def read(self) -> Batch:
         """All events that are complete and not read yet."""
-        from bpfleet.loader.layout import decode
+        found: List[bytes] = []
+        lost = sum(self._read_cpu(cpu, found) for cpu in range(self._slots.cpus))
+        return Batch(b"".join(found), lost)
 
-        found: List[Tuple[int, bytes]] = []
-        lost = 0
-        for cpu in range(self._slots.cpus):
-            lost += self._read_cpu(cpu, found)
-        events = [decode("events", "value", data) for _, data in found]
-        events.sort(key=lambda event: int(event["time_ns"]))
-        return Batch(events, lost)
+    def crowded(self, batch: Batch) -> bool:
+        """Whether events come so fast that the next ones should be read soon."""
+        return batch.lost > 0 or len(batch.data) > self._slots.slots * self._slots.slot_size // _FULL
 
-    def _read_cpu(self, cpu: int, found: List[Tuple[int, bytes]]) -> int:
+    def _read_cpu(self, cpu: int, found: List[bytes]) -> int:
         slots = self._slots
         newest = slots.written(cpu)
         oldest = newest - slots.slots + 1
         lost = max(0, oldest - self._next[cpu])
         number = max(self._next[cpu], oldest)
         while number <= newest:
-            data = self._slot(cpu, number)
-            if data is not None:
-                found.append((number, data))
-            elif slots.written(cpu) >= number + slots.slots:
-                lost += 1  # overwritten while we looked
-            else:
-                break  # being written: next time
-            number += 1
+            index = (number - 1) % slots.slots
+            count = min(newest - number + 1, slots.slots - index)  # as far as they lie one after the other
+            taken = self._piece(cpu * slots.slots + index, number, count, found)
+            number += taken
+            if taken < count:
+                if slots.written(cpu) < number + slots.slots:
+                    break  # being written: next time
+                lost, number = lost + 1, number + 1  # overwritten while we looked
         self._next[cpu] = number
         return lost
 
-    def _slot(self, cpu: int, number: int) -> Optional[bytes]:
+    def _piece(self, index: int, number: int, count: int, found: List[bytes]) -> int:
+        """Take the events from `number` on that are whole, up to `count`; how many those are."""
         slots = self._slots
-        index = cpu * slots.slots + (number - 1) % slots.slots
-        if slots.sequence(index) != number:
-            return None
-        data = slots.copy(index)
-        return data if slots.sequence(index) == number else None
+        wanted = list(range(number, number + count))
+        before = slots.sequences(index, count)
+        data = slots.copy(index, count)
+        if before == wanted and slots.sequences(index, count) == wanted:
+            found.append(data)
+            return count
+        after = slots.sequences(index, count)
+        whole = 0
+        while whole < count and before[whole] == after[whole] == wanted[whole]:
+            whole += 1
+        found.append(data[: whole * slots.slot_size])
+        return whole
+
+
+def field_of_all(batch: Batch, name: str) -> List[int]:
+    """One plain number of every event: a fraction of what decoding them takes."""
+    from bpfleet.loader.layout import layout
+
+    return [value for (value,) in layout("events", "value").only(name).iter_unpack(batch.data)]
 
 
 def rules_of_events(pins: str) -> Set[int]:
@@ -135,7 +158,7 @@ def rules_of_events(pins: str) -> Set[int]:
     if slots is None:
         return set()
     try:
-        return {int(event["rule_id"]) for event in Reader(slots).read().events} - {0}
+        return set(field_of_all(Reader(slots).read(), "rule_id")) - {0}
     finally:
         slots.close()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional
 
 from bpfleet.loader import syscall
 from bpfleet.loader.capacity import LIMITS, Usage
+from bpfleet.loader.cpus import possible_cpus
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.layout import decode_many
 from bpfleet.loader.pins import Pins, open_pin
@@ -95,9 +95,3 @@ def _count(handle: int, info: syscall.MapInfo) -> int:
     while key is not None:
         count, key = count + 1, syscall.map_next_key(handle, key, info.key_size)
     return count
-
-
-def possible_cpus() -> int:
-    """How many values a per-CPU map has: the kernel counts possible CPUs, from 0 to the last in this list."""
-    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip()
-    return int(text.split(",")[-1].split("-")[-1]) + 1

@@ -7,7 +7,7 @@ import threading
 from typing import Any, Callable, Dict, List, Optional
 
 from bpfleet.loader.layout import encode, layout
-from bpfleet.observe.reader import Reader
+from bpfleet.observe.reader import Reader, field_of_all
 
 SIZE = layout("events", "value").size
 BLANK: Dict[str, Any] = dict.fromkeys(layout("events", "value").names, 0)
@@ -18,7 +18,6 @@ class Memory:
 
     def __init__(self, cpus: int = 1, slots: int = 8) -> None:
         self.slot_size = SIZE
-        self.cursor_size = 64
         self.cpus = cpus
         self.slots = slots
         self._data = bytearray(cpus * slots * SIZE)
@@ -28,14 +27,14 @@ class Memory:
     def written(self, cpu: int) -> int:
         return self._written[cpu]
 
-    def sequence(self, index: int) -> int:
-        return int(struct.unpack_from("<Q", self._data, index * SIZE)[0])
+    def sequences(self, index: int, count: int) -> List[int]:
+        return [int(struct.unpack_from("<Q", self._data, at * SIZE)[0]) for at in range(index, index + count)]
 
-    def copy(self, index: int) -> bytes:
+    def copy(self, index: int, count: int) -> bytes:
         if self.before_copy is not None:
             hook, self.before_copy = self.before_copy, None
             hook()
-        return bytes(self._data[index * SIZE : (index + 1) * SIZE])
+        return bytes(self._data[index * SIZE : (index + count) * SIZE])
 
     def begin(self, cpu: int) -> int:
         """Take a number and mark its slot."""
@@ -125,6 +124,36 @@ def test_an_event_that_is_overwritten_while_it_is_copied_is_lost_not_torn() -> N
     assert numbers(batch.events) == [2, 3, 4, 5, 6, 7, 8]
     assert batch.lost == 1
     assert numbers(reader.read().events) == [9]
+
+
+def test_events_that_lie_across_the_end_of_the_slots_are_one_batch() -> None:
+    memory = Memory(cpus=2)
+    reader = Reader(memory)
+    for cpu in range(2):
+        memory.write(5, cpu)
+    reader.read()
+    for cpu in range(2):
+        memory.write(7, cpu)
+    assert numbers(reader.read().events) == sorted([*range(6, 13)] * 2)
+
+
+def test_a_reader_says_when_it_should_come_back_soon() -> None:
+    memory = Memory(slots=16)
+    reader = Reader(memory)
+    memory.write(2)
+    assert not reader.crowded(reader.read())
+    memory.write(9)
+    assert reader.crowded(reader.read())
+    memory.write(17)
+    assert reader.crowded(reader.read())
+
+
+def test_one_number_of_every_event_needs_no_decoding() -> None:
+    memory = Memory(cpus=2)
+    memory.write(3)
+    memory.write(2, 1)
+    batch = Reader(memory).read()
+    assert field_of_all(batch, "rule_id") == field_of_all(batch, "time_ns") == [1, 2, 3, 1, 2]
 
 
 def test_cpus_are_merged_in_order_of_time() -> None:

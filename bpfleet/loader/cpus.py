@@ -1,0 +1,30 @@
+"""What depends on how many CPUs there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_MOST_SLOTS, _LEAST_SLOTS = 4096, 256
+_MOST_BYTES = 16 << 20
+
+
+def possible_cpus() -> int:
+    """How many values a per-CPU map has: the kernel counts possible CPUs, from 0 to the last in this list."""
+    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip()
+    return int(text.split(",")[-1].split("-")[-1]) + 1
+
+
+def new_event_slots(cpus: int, slot_bytes: int) -> int:
+    """How many events of each CPU are kept, a power of two.
+
+    The more, the longer a reader may be held up. At 50,000 events a second, 4096 are those of 80 ms.
+    """
+    slots = _MOST_SLOTS
+    while slots > _LEAST_SLOTS and slots * cpus * slot_bytes > _MOST_BYTES:
+        slots //= 2
+    return slots
+
+
+def event_slots(entries: int, cpus: int) -> int:
+    """How many slots each CPU has in an array of so many entries, by which both sides find a slot."""
+    return 1 << (entries // cpus).bit_length() - 1
