@@ -42,7 +42,7 @@ class Tunnel:
             if node.is_judged:
                 node.host.takes(packet, sender)
             return "to_stack", None
-        if to == UNATTACHED:
+        if to.startswith(f"{UNATTACHED}/"):
             raise Dropped("no_endpoint")
         if to not in ends.identities:
             raise Dropped("unknown_destination")
