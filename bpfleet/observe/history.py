@@ -45,13 +45,13 @@ def read_history(pins: str) -> History:
         cpus = possible_cpus()
         slots = dump(handles["flows"], "flows")
         before = {slot: slots[slot] for slot in sorted(slots) if _is_used(slots[slot])}
-        counts = {slot: _counts(handles["flow_counts"], slot, cpus) for slot in before}
+        carried = dump(handles["flow_counts"], "flow_counts", cpus)
         after = dump(handles["flows"], "flows")
         # A slot that another flow took meanwhile: its counts are of neither.
         kept = [slot for slot in before if _who(before[slot]) == _who(after[slot])]
         return History(
-            [(decode("flows", "value", after[slot]), counts[slot]) for slot in kept],
-            {kind: _counts(handles["flow_counts"], _slot(ENUMS["flow_slot"][kind]), cpus) for kind in KINDS},
+            [(decode("flows", "value", after[slot]), _summed(carried[slot])) for slot in kept],
+            {kind: _summed(carried[_slot(ENUMS["flow_slot"][kind])]) for kind in KINDS},
             {kind: _cursor(handles["flow_cursors"], kind)["retired"] for kind in KINDS},
             len(slots) - _FIRST,
         )
@@ -83,10 +83,10 @@ def _who(data: bytes) -> bytes:
     return data[: _AT["last_seen"]] + data[_AT["last_seen"] + 4 :]
 
 
-def _counts(handle: int, slot: bytes, cpus: int) -> Dict[str, int]:
-    data = syscall.map_lookup(handle, slot, MAPS["flow_counts"]["value"]["size"] * cpus)
-    values = decode_many("flow_counts", "value", data or b"")
-    return {name: sum(value[name] for value in values) for name in _COUNTS}
+def _summed(values: bytes) -> Dict[str, int]:
+    """What all CPUs counted in one slot."""
+    counted = decode_many("flow_counts", "value", values)
+    return {name: sum(value[name] for value in counted) for name in _COUNTS}
 
 
 def _cursor(handle: int, kind: str) -> Dict[str, Any]:

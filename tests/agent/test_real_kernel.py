@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -12,6 +13,11 @@ import pytest
 from bpfleet.agent import artefact, wire
 from bpfleet.agent.install import install_command, launch_command
 from bpfleet.errors import InvalidInput
+from bpfleet.loader import syscall
+from bpfleet.loader.cpus import possible_cpus
+from bpfleet.loader.generated.layouts import ENUMS
+from bpfleet.loader.layout import encode, layout
+from bpfleet.loader.pins import DEFAULT, Pins, open_pin
 from tests import fleet
 from tests.agent.conftest import Connection, items
 from tests.agent.pythons import INTERPRETERS, interpreter
@@ -197,6 +203,45 @@ def test_a_nodes_life(node: Node) -> None:
     assert sorted(path.name for path in node.root.iterdir()) == ["agent", "boot", "lock"]
     left = node.sandbox.command("sh", "-c", "ls -A /sys/fs/bpf; ip -o link; ip route; ip -6 route")
     assert "bpf" not in left
+
+
+def fill_history(flows: int) -> None:
+    """As many flows as there is room for, each with its number counted by each CPU; run inside."""
+    pins, cpus = Pins(DEFAULT), possible_cpus()
+    first = ENUMS["flow_slot"]["first"]
+    now = time.monotonic_ns() >> ENUMS["flow_time"]["tick_shift"]
+    blank: Dict[str, Any] = dict.fromkeys(layout("flows", "value").names, 0)
+    records, counts, keys = [], [], []
+    for number in range(flows):
+        keys.append((first + number).to_bytes(4, "little"))
+        flow = {"source_identity": 65536 + number, "destination_identity": 2, "port": 80, "protocol": 6, "verdict": 1}
+        records.append(encode("flows", "value", {**blank, **flow, "last_seen": now, "first_seen": 1 + number}))
+        one = dict(zip(("packets", "bytes", "answer_packets", "answer_bytes"), (number, 60 * number, 1, 60)))
+        counts.append(encode("flow_counts", "value", one) * cpus)
+    for name, values in (("flows", records), ("flow_counts", counts)):
+        handle = open_pin(pins.map(name))
+        assert handle is not None
+        try:
+            assert syscall.update_batch(handle, b"".join(keys), b"".join(values), flows) == flows
+        finally:
+            os.close(handle)
+
+
+def test_a_full_history_is_read_whole(node: Node) -> None:
+    documents = [one for one in DOCUMENTS if one.kind != "cluster"]
+    cluster = fleet.document("cluster", "fleet", id=1, members=["h1"])
+    node.commit(node="h1", owner="test", puts=items([cluster, *documents], "test"))
+    room = 10240
+    node.sandbox.run(fill_history, room)
+    *flows, rest = node.told("flows")
+    assert len(flows) == rest["kept"] == rest["limit"] == room
+    cpus = possible_cpus()
+    found = {
+        flow["source"]["identity"] - 65536: (flow["packets"], flow["bytes"], flow["answer_packets"]) for flow in flows
+    }
+    assert found == {number: (cpus * number, 60 * cpus * number, cpus) for number in range(room)}
+    few = node.told("flows", filters=[{"key": "identity", "value": "65543"}], last=5)
+    assert [flow["packets"] for flow in few[:-1]] == [7 * cpus] and few[-1]["kept"] == room
 
 
 def test_following_sees_what_happens_and_ends_with_the_next_request(node: Node) -> None:
