@@ -67,6 +67,8 @@ def parse_document(data: Mapping[str, Any]) -> Document:
 
 def problems_of(data: Mapping[str, Any]) -> List[InvalidInput]:
     """Everything wrong with one document by itself, each naming resource, field and remedy."""
+    if not isinstance(data, Mapping):
+        return [InvalidInput("a document must be a mapping", remedy="Give kind, name and spec.")]
     kind, name = data.get("kind"), data.get("name")
     if not isinstance(kind, str) or kind not in RESOURCES:
         kinds = ", ".join(RESOURCES)
@@ -83,10 +85,27 @@ def problems_of(data: Mapping[str, Any]) -> List[InvalidInput]:
     else:
         shape = RESOURCES[kind]
         _, spec_problems = check(shape.spec_fields, spec, shape.exactly_one, shape.checks)
+        known = {problem.path for problem in spec_problems}
+        spec_problems += [problem for problem in _empty_fields(spec, "") if problem.path not in known]
     for problem in [*name_problems, *spec_problems]:
         error = UnknownField if problem.unknown_field else InvalidInput
         found.append(error(problem.what, resource=resource, field=problem.path, remedy=problem.remedy))
     return found
+
+
+def _empty_fields(value: Any, path: str) -> Iterator[Problem]:
+    """Fields that are written down and have no value. Left out, `peers` means any peer; written without its items, it
+    must not."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            where = f"{path}.{key}" if path else str(key)
+            if item is None:
+                yield Problem(where, "is given without a value", "Give a value, or leave the field out.")
+            else:
+                yield from _empty_fields(item, where)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _empty_fields(item, f"{path}[{index}]")
 
 
 class DocumentSet:

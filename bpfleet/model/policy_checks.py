@@ -13,6 +13,7 @@ from bpfleet.model.schema import Check, Problem, contains_unknown
 
 IN, NOT_IN, EXISTS, DOES_NOT_EXIST = OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 
+_DIRECTIONS = ("ingress", "egress")
 _FAMILY_OF = {"icmp": 4, "icmpv6": 6}
 
 
@@ -110,21 +111,40 @@ def families(spec: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def says_something(spec: Mapping[str, Any]) -> Iterator[Problem]:
-    """A policy has rules, be it an empty list of them, or closes a direction."""
-    if "ingress" in spec or "egress" in spec:
-        return
+    """A policy has rules, or closes a direction, as an empty list of them does unless default_deny says otherwise."""
     switch = spec.get("default_deny", {})
-    if contains_unknown(switch) or any(switch.values()):
+    if contains_unknown(switch) or any(spec.get(direction) for direction in _DIRECTIONS):
+        return
+    if any(switch.get(direction, direction in spec) for direction in _DIRECTIONS):
         return
     remedy = "Give rules; an empty list of them, or default_deny, closes a direction."
     yield Problem("ingress", "says nothing: the policy has no rules in either direction and closes none", remedy)
+
+
+def rules_apart(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """No rule says what another of its direction says, nor denies the very same that another allows."""
+    for direction in _DIRECTIONS:
+        rules = spec.get(direction) or ()
+        first: Dict[str, int] = {}
+        for index, rule in enumerate(rules if not contains_unknown(rules) else ()):
+            where = repr([sorted(map(repr, rule[name])) if name in rule else None for name in ("peers", "ports")])
+            known = first.setdefault(where, index)
+            if known == index:
+                continue
+            if rules[known]["action"] == rule["action"]:
+                yield Problem(f"{direction}[{index}]", f"repeats {direction}[{known}]", "Remove one of the two.")
+            else:
+                what = (
+                    f"contradicts {direction}[{known}]: one allows what the other denies, and a deny beats every allow"
+                )
+                yield Problem(f"{direction}[{index}]", what, "Remove one of the two.")
 
 
 def host_of_nodes(spec: Mapping[str, Any]) -> Iterator[Problem]:
     """In a policy of nodes, `host` would be the node itself, to which nothing is judged."""
     if "node_selector" not in spec:
         return
-    for direction in ("ingress", "egress"):
+    for direction in _DIRECTIONS:
         rules = spec.get(direction) or ()
         for number, rule in enumerate(rules if not contains_unknown(rules) else ()):
             for index, peer in enumerate(rule.get("peers") or ()):

@@ -199,7 +199,9 @@ PEER = Object(
     "Who is at the other end.",
     (
         Field("labels", LABELS, "Endpoints whose identity has all these labels; {} means every endpoint."),
-        Field("expressions", ListOf(EXPRESSION), "What else is asked of the labels: all of it must hold."),
+        Field(
+            "expressions", ListOf(EXPRESSION, distinct=True), "What else is asked of the labels: all of it must hold."
+        ),
         Field(
             "entity",
             Text(choices=ENTITIES),
@@ -230,10 +232,10 @@ RULE = Object(
     "What is allowed or denied in one direction.",
     (
         Field("action", Text(choices=("allow", "deny")), "A matching deny beats every allow.", default="allow"),
-        Field("peers", ListOf(PEER), "The other ends. Not given: any peer. An empty list: nobody."),
+        Field("peers", ListOf(PEER, distinct=True), "The other ends. Not given: any peer. An empty list: nobody."),
         Field(
             "ports",
-            ListOf(PORT),
+            ListOf(PORT, distinct=True),
             "Destination ports and message types. Not given: every protocol and port. An empty list: nothing.",
         ),
     ),
@@ -583,7 +585,9 @@ POLICY = Resource(
             "judged; their failsafe ports, and what a node needs to have neighbours, addresses and a tunnel, always "
             "pass.",
         ),
-        Field("expressions", ListOf(EXPRESSION), "What else is asked of the labels: all of it must hold."),
+        Field(
+            "expressions", ListOf(EXPRESSION, distinct=True), "What else is asked of the labels: all of it must hold."
+        ),
         Field("ingress", ListOf(RULE), "Rules for what arrives. An empty list allows nothing."),
         Field("egress", ListOf(RULE), "Rules for what is sent. An empty list allows nothing."),
         Field("default_deny", DEFAULT_DENY, "Which directions it closes. Default: those it has rules for."),
@@ -597,6 +601,7 @@ POLICY = Resource(
     checks=(
         policy_checks.selector("selector", "node_selector"),
         policy_checks.says_something,
+        policy_checks.rules_apart,
         policy_checks.host_of_nodes,
     ),
 )

@@ -64,11 +64,13 @@ class Cidr:
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list. A `set_like` one has no duplicates and is kept sorted, because its order means nothing."""
+    """A list. A `set_like` one is kept sorted, because its order means nothing. In such a one, and in a `distinct` one,
+    the same twice is a mistake."""
 
     item: Type
     set_like: bool = False
     least: int = 0
+    distinct: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,9 +259,8 @@ def _check_integer(kind: Integer, value: Any, path: str, problems: List[Problem]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        problems.append(
-            Problem(path, f"must be a whole number, not {_kind_of(value)}", f"Use {kind.least} to {kind.most}.")
-        )
+        given = value if isinstance(value, float) else _kind_of(value)
+        problems.append(Problem(path, f"must be a whole number, not {given}", f"Use {kind.least} to {kind.most}."))
     elif not kind.least <= value <= kind.most:
         problems.append(Problem(path, f"{value} is out of range", f"Use {kind.least} to {kind.most}."))
     return value
@@ -293,14 +294,14 @@ def _check_list(kind: ListOf, value: Any, path: str, problems: List[Problem]) ->
     items = [_check_value(kind.item, item, f"{path}[{index}]", problems) for index, item in enumerate(value)]
     if len(items) < kind.least:
         problems.append(Problem(path, f"needs at least {kind.least} item{'s' if kind.least > 1 else ''}"))
-    if not kind.set_like or any(contains_unknown(item) for item in items):
+    if not (kind.set_like or kind.distinct) or any(contains_unknown(item) for item in items):
         return items
     seen: Dict[str, int] = {}
     for index, item in enumerate(items):
         first = seen.setdefault(repr(item), index)
         if first != index:
             problems.append(Problem(f"{path}[{index}]", f"repeats {path}[{first}]", "Remove one of the two."))
-    return sorted(items, key=repr)
+    return sorted(items, key=repr) if kind.set_like else items
 
 
 def contains_unknown(value: Any) -> bool:

@@ -31,11 +31,13 @@ ports = st.builds(
 )
 rules = st.fixed_dictionaries(
     {"action": st.sampled_from(["allow", "deny"])},
-    optional={"peers": st.lists(peers, max_size=3), "ports": st.lists(ports, max_size=3)},
+    optional={
+        "peers": st.lists(peers, max_size=3, unique_by=repr),
+        "ports": st.lists(ports, max_size=3, unique_by=repr),
+    },
 )
-directions = st.fixed_dictionaries(
-    {}, optional={"ingress": st.lists(rules, max_size=3), "egress": st.lists(rules, max_size=3)}
-).filter(bool)
+about = st.lists(rules, max_size=3, unique_by=lambda rule: repr({**rule, "action": ""}))
+directions = st.fixed_dictionaries({}, optional={"ingress": about, "egress": about}).filter(bool)
 
 
 @st.composite

@@ -53,7 +53,7 @@ def _expression(draw: st.DrawFn) -> Dict[str, Any]:
     return found
 
 
-expressions = st.lists(st.composite(_expression)(), max_size=2)
+expressions = st.lists(st.composite(_expression)(), max_size=2, unique_by=repr)
 labels = st.sampled_from(({}, {"app": "a"}, {"app": "b"}, {"tier": "front"}, {"app": "nobody"}))
 
 
@@ -96,10 +96,15 @@ def rules(draw: st.DrawFn) -> Dict[str, Any]:
     """One rule."""
     rule: Dict[str, Any] = {"action": draw(st.sampled_from(("allow", "allow", "deny")))}
     if draw(st.integers(0, 4)):
-        rule["peers"] = draw(st.lists(peers(), max_size=3))
+        rule["peers"] = draw(st.lists(peers(), max_size=3, unique_by=repr))
     if draw(st.integers(0, 2)):
-        rule["ports"] = draw(st.lists(ports(), max_size=3))
+        rule["ports"] = draw(st.lists(ports(), max_size=3, unique_by=repr))
     return rule
+
+
+def _matched(rule: Dict[str, Any]) -> str:
+    """What a rule is about, whatever it does: two that are about the same are refused."""
+    return repr([sorted(map(repr, rule[name])) if name in rule else None for name in ("peers", "ports")])
 
 
 @st.composite
@@ -114,7 +119,7 @@ def policy_documents(draw: st.DrawFn, name: str, of_node: bool = False) -> Docum
         spec["node_selector"] = draw(st.sampled_from(({}, {"rack": "a"}, {"rack": "b"})))
     for direction in ("ingress", "egress"):
         if draw(st.integers(0, 3)):
-            spec[direction] = draw(st.lists(rules(), max_size=4))
+            spec[direction] = draw(st.lists(rules(), max_size=4, unique_by=_matched))
         if not draw(st.integers(0, 3)):
             spec.setdefault("default_deny", {})[direction] = draw(st.booleans())
     if not draw(st.integers(0, 2)):

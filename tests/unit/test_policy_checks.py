@@ -8,7 +8,8 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from bpfleet.emit.shapes import SHAPES
-from bpfleet.model.document import problems_of
+from bpfleet.errors import InvalidInput
+from bpfleet.model.document import parse_document, problems_of
 from bpfleet.model.resources import RESOURCES
 from bpfleet.model.schema import UNKNOWN, camel, check
 from provider.checking import check_inputs
@@ -110,6 +111,22 @@ REFUSED: List[Tuple[Dict[str, Any], str]] = [
     ({"mode": "audit"}, "ingress"),
     ({"default_deny": {"ingress": False}}, "ingress"),
     ({"default_deny": {}}, "ingress"),
+    ({"default_deny": {"egress": False}, "egress": []}, "ingress"),
+    ({"default_deny": {"ingress": False, "egress": False}, "ingress": [], "egress": []}, "ingress"),
+    # The same twice, however it is written; and allowed as well as denied.
+    ({"ingress": [{}, {"action": "allow"}]}, "ingress[1]"),
+    ({"egress": [{"ports": [{"port": 80}]}, {"ports": [{"port": 80, "protocol": "any"}]}]}, "egress[1]"),
+    (
+        {"ingress": [{"peers": [{"entity": "world"}, {"labels": {"a": "b"}}]}, {"ports": []},
+                     {"peers": [{"labels": {"a": "b"}}, {"entity": "world"}]}]},
+        "ingress[2]",
+    ),
+    ({"ingress": [{"ports": [{"port": 80}]}, {"action": "deny", "ports": [{"port": 80}]}]}, "ingress[1]"),
+    ({"egress": [{"action": "deny"}, {}]}, "egress[1]"),
+    (peer(entity="all"), "ingress[0].peers[1]"),
+    ({"ingress": [{"peers": [{"cidr": "10.0.0.1"}, {"cidr": "10.0.0.1/32"}]}]}, "ingress[0].peers[1]"),
+    (port(protocol="tcp"), "egress[0].ports[1]"),
+    ({"expressions": [asks("x", "Exists"), asks("x", "Exists")]}, "expressions[1]"),
     # Peers: one kind each, and only its own refinements.
     (peer(entity="world", labels={"app": "a"}), "ingress[0].peers[1]"),
     (peer(entity="world", cidr="10.0.0.0/8"), "ingress[0].peers[1]"),
@@ -168,6 +185,37 @@ def test_refused_by_the_playbook_before_any_host_is_asked(spec: Dict[str, Any], 
     assert [error.field.rpartition("spec.")[2] for error in caught.value.errors] == [path]
 
 
+EMPTY: List[Tuple[Dict[str, Any], str]] = [
+    ({"ingress": [{"peers": None}]}, "ingress[0].peers"),
+    ({"ingress": [{"ports": None, "peers": []}]}, "ingress[0].ports"),
+    ({"ingress": None, "egress": []}, "ingress"),
+    ({"ingress": [{"action": None}]}, "ingress[0].action"),
+    (peer(cidr="10.0.0.0/8", **{"except": None}), "ingress[0].peers[1].except"),
+    (port(protocol="udp", port=None), "egress[0].ports[1].port"),
+    ({"selector": {}, "expressions": None, "ingress": []}, "expressions"),
+    ({"ingress": [], "default_deny": None}, "default_deny"),
+    ({"ingress": [], "labels": {"team": None}}, "labels.team"),
+]
+
+
+@pytest.mark.parametrize(("spec", "path"), EMPTY)
+def test_a_field_that_lost_its_value_is_refused(spec: Dict[str, Any], path: str) -> None:
+    """In YAML, `peers:` with its items indented wrongly has none; left out, it means any peer."""
+    data = {"kind": "policy", "name": "p", "spec": {"selector": {}, **spec}}
+    assert [str(problem.field) for problem in problems_of(data)] == [path]
+    with pytest.raises(declared.Invalid) as caught:
+        declared.declare([data], [])
+    assert [error.field.rpartition("spec.")[2] for error in caught.value.errors] == [path]
+
+
+@pytest.mark.parametrize("data", [None, 5, "policy", [], [{}]])
+def test_what_is_no_mapping_is_no_document(data: Any) -> None:
+    (problem,) = problems_of(data)
+    assert "must be a mapping" in problem.what
+    with pytest.raises(InvalidInput):
+        parse_document(data)
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -177,7 +225,12 @@ def test_refused_by_the_playbook_before_any_host_is_asked(spec: Dict[str, Any], 
         port(protocol="sctp", port=80, end_port=80),
         port(protocol="icmpv6", type=1, code=4),
         {"ingress": [{"peers": [{"cidr": "10.0.0.0/8"}, {"entity": "host"}], "ports": [{"protocol": "icmpv6"}]}]},
-        {"default_deny": {"egress": False}, "egress": [], "mode": "audit", "labels": {"team": "a"}},
+        {"default_deny": {"egress": False}, "egress": [{}], "mode": "audit", "labels": {"team": "a"}},
+        {"default_deny": {"egress": False}, "egress": [], "ingress": []},
+        {"ingress": [{}], "egress": [{}]},
+        {"ingress": [{"peers": []}, {"ports": []}, {"peers": [], "ports": []}]},
+        {"ingress": [{"action": "deny"}, {"ports": [{"port": 80}]}]},
+        {"ingress": [{"ports": [{"port": 80}]}, {"ports": [{"port": 80, "protocol": "tcp"}]}]},
         {"default_deny": {"egress": True}},
     ],
 )

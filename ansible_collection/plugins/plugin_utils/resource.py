@@ -11,6 +11,7 @@ from typing import Any
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.declared import declare, plain
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.putting import PuttingAction, Wanted
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.model.resources import RESOURCES
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.model.schema import ListOf, Object, Type
 
 
 class ResourceAction(PuttingAction):
@@ -23,10 +24,29 @@ class ResourceAction(PuttingAction):
         if arguments["state"] == "absent":
             wanted.deletes = [f"{self.module}/{name}"]
             return wanted
-        fields = [field.name for field in resource.spec_fields if not field.computed]
+        fields = [field for field in resource.spec_fields if not field.computed]
         data: dict[str, Any] = {"kind": self.module, "name": name}
-        data["spec"] = {key: arguments[key] for key in fields if arguments.get(key) is not None}
+        data["spec"] = {
+            field.name: _given(field.type, arguments[field.name])
+            for field in fields
+            if arguments.get(field.name) is not None
+        }
         if arguments.get("ssh"):
             data["ssh"] = {key: value for key, value in plain(arguments["ssh"]).items() if value is not None}
         wanted.put = declare([data], [])
         return wanted
+
+
+def _given(kind: Type, value: Any) -> Any:
+    """Without the options that were not given, which Ansible sets to None. In a map of a user's own keys, None is the
+    user's mistake and stays."""
+    if isinstance(kind, ListOf) and isinstance(value, (list, tuple)):
+        return [_given(kind.item, item) for item in value]
+    if isinstance(kind, Object) and isinstance(value, Mapping):
+        types = {field.name: field.type for field in kind.fields}
+        return {
+            name: _given(types[name], item) if name in types else item
+            for name, item in value.items()
+            if item is not None
+        }
+    return value
