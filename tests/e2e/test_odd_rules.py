@@ -18,13 +18,7 @@ from tools.build_collection import assemble
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
-PREVIEWED = (
-    "expressions[0].values",
-    "ingress[0].peers[1].except",
-    "egress[0].ports[1].end_port",
-    "ingress[1]",
-    "ingress",
-)
+PREVIEWED = ("expressions[0].values", "ingress[0].peers[1].except", "egress[0].ports[1].end_port", "ingress[1]")
 OF_A_PATH = {path: spec for spec, path in reversed(REFUSED) if path in PREVIEWED}
 """A row for each of some paths: a preview stops at the first resource that is refused."""
 HANDLE = {"cluster": "fleet", "seeds": {"h1": {"name": "h1", "address": "192.0.2.1", "ssh": {}}}}

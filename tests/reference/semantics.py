@@ -55,7 +55,7 @@ def entity(name: str, *means: str) -> Row:
 
 
 def ports(says: str, listed: Any, *flows: Tuple[Flow, str]) -> Row:
-    return Row(says, one(ingress=[{"ports": listed}]), flows)
+    return Row(says, one(ingress=[{} if listed is None else {"ports": listed}]), flows)
 
 
 ROWS = (
