@@ -89,7 +89,7 @@ def test_the_engines_parallelism_is_learnt_from_a_stall() -> None:
     assert batch.due() == 2.0 + STALL, "three came: two is not the limit any more"
 
 
-@example([("a", "arrive"), *[("a", "withdraw")] * 6, ("a", "announce")]).via("a pause of more than a quarter of a stall")
+@example([("a", "arrive"), *[("a", "withdraw")] * 6, ("a", "announce")]).via("a long pause")
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["announce", "arrive", "withdraw"])), max_size=40))
 def test_whatever_happens_a_waiting_batch_is_due_within_a_stall(events: List[tuple[str, str]]) -> None:
     batch: Batch[str] = Batch()
