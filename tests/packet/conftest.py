@@ -51,9 +51,9 @@ def _load(constants: Mapping[str, Any]) -> Iterator[Datapath]:
 
 
 def make_devices() -> None:
-    """The world's devices: a real tunnel over a veth, whose far end `wire` plays the network, a veth for the endpoint
-    a, whose far end `workload` plays the workload, and idle bridges for the rest."""
-    real = ("a", "eth0", "vxlan")
+    """The world's devices: a real tunnel over a veth, whose far end `wire` plays the network, veths for the endpoints a
+    and t, whose far ends `workload` and `machine` play their workloads, and idle bridges for the rest."""
+    real = ("a", "t", "eth0", "vxlan")
     commands = [
         f"link add name dev-{name} index {index} type bridge"
         for name, index in world.DEVICES.items()
@@ -61,11 +61,13 @@ def make_devices() -> None:
     ]
     commands += [
         f"link add name dev-a index {world.DEVICES['a']} type veth peer name workload",
+        f"link add name dev-t index {world.DEVICES['t']} type veth peer name machine",
         f"link add name dev-eth0 index {world.DEVICES['eth0']} type veth peer name wire",
         f"link add name dev-vxlan index {world.DEVICES['vxlan']} type vxlan external dstport {world.TUNNEL_PORT}",
         "link set dev-vxlan arp off",
+        "link set dev-t multicast off",  # the kernel itself has nothing to say there
     ]
-    for name in ("dev-a", "workload", "dev-eth0", "wire", "dev-vxlan"):
+    for name in ("dev-a", "workload", "dev-t", "machine", "dev-eth0", "wire", "dev-vxlan"):
         commands += [f"link set {name} addrgenmode none", f"link set {name} up"]
     commands += [
         f"link set dev-eth0 address {world.UNDERLAY_MAC}",
@@ -81,6 +83,11 @@ def make_devices() -> None:
         "-6 route add fd00:2::/64 dev dev-vxlan src 2001:db8::1",
     ]
     commands += [f"route add default via {world.UNDERLAY_2}", f"-6 route add default via {world.UNDERLAY_6}"]
+    for family in world.ADDRESSES.values():
+        commands += [
+            f"neigh add {family['t']} lladdr {world.MACHINE_MAC} dev dev-t",
+            f"route add {family['t']} dev dev-t",
+        ]
     for command in commands:
         subprocess.run(["ip", *command.split()], check=True)
     # As the agent leaves a host.

@@ -7,13 +7,15 @@ from node to node.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import random
 import socket
 import time
+from collections import Counter
 from dataclasses import dataclass
-from typing import Iterator, List, Tuple, Union
+from typing import Any, Dict, Iterator, List, Tuple, Union
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -23,8 +25,9 @@ from tests.packet import frames as f
 from tests.packet import test_node as node
 from tests.packet import world
 from tests.packet.kernel import Datapath, Result, detach
+from tests.packet.modelled import readable
 from tests.packet.test_reference import NUMBERS
-from tests.packet.world import DEVICES, IDENTITIES, UNDERLAY_2, UNDERLAY_6, UNDERLAY_MAC, Forget, Wait
+from tests.packet.world import DEVICES, IDENTITIES, UNDERLAY_2, UNDERLAY_6, UNDERLAY_MAC, Forget, Frontend, Wait
 from tests.reference import fleets, tunnelled
 from tests.reference.ends import WAITING
 from tests.reference.traffic import Sent
@@ -49,6 +52,7 @@ NODES = tunnelled.Nodes(
 PLACES = {"c": "tunnel/c", "d": "tunnel/b", "node2": "remote-node"}
 RESERVED = frozenset({0, 1, 2, 5})
 PATIENCE_SECONDS = 5
+EVERY_PROTOCOL = 3  # ETH_P_ALL
 
 
 @dataclass(frozen=True)
@@ -63,29 +67,41 @@ Step = Union[node.Step, Arrived, Moved]
 
 
 class Wire:
-    """The network's end of a node's device, with the program at its tunnel device."""
+    """The network's end of a node's device, with the programs at its tunnel device and at that of the endpoint t, and
+    the end of t."""
 
     def __init__(self, datapath: Datapath, is_judged: bool) -> None:
         self.datapath, self.is_judged = datapath, is_judged
-        self._link = datapath.attach("from_tunnel", DEVICES["vxlan"])
+        self._links = [
+            datapath.attach("from_tunnel", DEVICES["vxlan"]),
+            datapath.attach("to_endpoint", DEVICES["t"], egress=True),
+        ]
         self._network = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self._network.bind(("wire", 0))
+        self._machine = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(EVERY_PROTOCOL))
+        self._machine.bind(("machine", EVERY_PROTOCOL))
+        self._machine.setblocking(False)
 
     def close(self) -> None:
-        """Take the program off."""
+        """Take the programs off."""
         self._network.close()
-        detach(self._link)
+        self._machine.close()
+        for link in self._links:
+            detach(link)
 
-    def send(self, arrived: Arrived, is_counted: bool) -> Result:
-        """What came of a tunnel packet. is_counted: surely."""
+    def send(self, arrived: Arrived) -> Result:
+        """What came of a tunnel packet; the frame that t got."""
         local = world.ADDRESSES[6 if f.is_v6(arrived.outer) else 4]["host"]
         packet = f.vxlan(arrived.outer, local, world.TUNNEL_PORT, arrived.number, arrived.frame)
         with self.datapath.watch() as seen:
             self._network.send(f.ether(packet, destination=UNDERLAY_MAC))
         until = time.monotonic() + PATIENCE_SECONDS
-        while is_counted and not set(seen[0].counters) - {"audited"} and time.monotonic() < until:
+        while not set(seen[0].counters) - {"audited"} and time.monotonic() < until:
             seen = [_and_then(self.datapath, seen[0])]  # the kernel has put it off
-        return seen[0]
+        got = b""
+        with contextlib.suppress(BlockingIOError):
+            got = self._machine.recv(65536)
+        return seen[0]._replace(frame=got)
 
 
 def _and_then(datapath: Datapath, result: Result) -> Result:
@@ -141,13 +157,25 @@ class Played(node.Played):
 
     def arrive(self, step: Arrived, told: str) -> None:
         """A frame by the tunnel, and compare all that comes of it."""
-        fate = self.tunnel.arrives(ipaddress.ip_address(step.outer), step.number, step.frame)
-        result = self.wire.send(step, bool(fate.reason))
-        have = (result.counters, [(*node.heard(event), event["hook"]) for event in result.events])
-        want = (fate.counters, [(*event, "from_tunnel") for event in fate.events])
+        hooks, fates = ["from_tunnel"], [self.tunnel.arrives(ipaddress.ip_address(step.outer), step.number, step.frame)]
+        if fates[0].passes and not fates[0].reason:  # transmitted to a device, where it passes another hook
+            hooks.append("to_endpoint")
+            fates.append(self.model.node.receives("t", step.frame, "vxlan"))
+        result = self.wire.send(step)
+        have: Dict[str, Any] = {
+            "counters": result.counters,
+            "events": [(*node.heard(event), event["hook"]) for event in result.events],
+            "got": readable(result.frame),
+        }
+        is_got = len(fates) == 2 and fates[1].passes
+        want: Dict[str, Any] = {
+            "counters": dict(sum((Counter(fate.counters) for fate in fates), Counter())),
+            "events": [(*event, hook) for hook, fate in zip(hooks, fates) for event in fate.events],
+            "got": fates[-1].left or readable(step.frame) if is_got else None,
+        }
         assert have == want, f"{told}: from {step.outer} as {step.number}: {step.frame[12:].hex()}"
-        if fate.passes and not fate.reason:  # only transmitted to a device
-            self.send(Sent("to_endpoint", "t", step.frame, "vxlan"), f"{told}, delivered")
+        if is_got:
+            assert result.frame[:6] == bytes.fromhex(world.MACHINE_MAC.replace(":", ""))
 
     def take(self, step: Step, told: str) -> None:
         """Any step."""
@@ -162,6 +190,12 @@ class Played(node.Played):
             self.apply(step)
 
 
+def frontend(dice: random.Random) -> Frontend:
+    """Mostly one whose only backend is beyond the tunnel."""
+    only_c = 64 << node.BACKENDS_AND_CLIENT.index("c") | 32 | dice.getrandbits(2)
+    return node.frontend(only_c if dice.random() < 0.7 else dice.getrandbits(32))
+
+
 @st.composite
 def stories(draw: st.DrawFn, of_node: bool) -> Tuple[str, List[Step]]:
     """The identity of the endpoint t. Policies, then packets of a few conversations, with changes in between."""
@@ -169,13 +203,13 @@ def stories(draw: st.DrawFn, of_node: bool) -> Tuple[str, List[Step]]:
     dice = random.Random(f"{draw(st.integers(0, 2**64 - 1))} {policies}")
     talks = tuple(tunnelled.talk(dice.getrandbits(32)) for _ in range(dice.randint(1, 4)))
     steps: List[Step] = [policies[0]]
-    steps += [node.frontend(dice.getrandbits(32)) for _ in range(dice.randint(0, 8))]
+    steps += [frontend(dice) for _ in range(dice.randint(2, 8))]
     for _ in range(STEPS):
         chance = dice.random()
         if chance < 0.05:
             steps.append(dice.choice(policies))
         elif chance < 0.07:
-            steps.append(node.frontend(dice.getrandbits(32)))
+            steps.append(frontend(dice))
         elif chance < 0.09:
             steps.append(Wait(dice.choice(node.WAITS)))
         elif chance < 0.10:

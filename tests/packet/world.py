@@ -20,6 +20,8 @@ from tests.packet.kernel import Datapath
 TUNNEL_PORT = 8472
 UNDERLAY, UNDERLAY_2, UNDERLAY_6 = "192.0.2.1", "192.0.2.2", "2001:db8::3"
 UNDERLAY_MAC = "02:00:00:00:00:20"
+MACHINE_MAC = "02:00:00:00:00:14"
+"""Of the workload t, as the neighbour table has it."""
 DEVICES = {"a": 11, "b": 12, "q": 13, "t": 14, "eth0": 20, "vxlan": 21, "nobody": 30}
 IDENTITIES = {
     "a": 70001, "b": 70002, "c": 70003, "t": 70004, "d": 70005, "u": 70006,

@@ -104,15 +104,16 @@ def of_talks(
     talks: Tuple[Talk, ...],
     addresses: Mapping[int, Mapping[str, str]],
     other: Callable[[int], Talk] = talk,
+    backends: Tuple[str, ...] = BACKENDS,
 ) -> Tuple[Talk, bytes]:
     """A frame of one of the conversations, or of another one, and that as its sender sees it."""
     one = dice.choice(talks) if dice.random() < 0.85 else other(dice.getrandbits(32))
     is_answer = dice.random() < 0.4
     one = one.turned() if is_answer else one
     if is_answer and one.ends[0] == "front":  # a backend answers
-        one = Talk(one.v6, (dice.choice(BACKENDS), one.ends[1]), one.kind, (BACKEND_PORT, one.ports[1]))
+        one = Talk(one.v6, (dice.choice(backends), one.ends[1]), one.kind, (BACKEND_PORT, one.ports[1]))
     elif one.ends[1] == "front" and dice.random() < 0.2:  # past the service
-        one = Talk(one.v6, (one.ends[0], dice.choice(BACKENDS)), one.kind, (one.ports[0], BACKEND_PORT))
+        one = Talk(one.v6, (one.ends[0], dice.choice(backends)), one.kind, (one.ports[0], BACKEND_PORT))
     x = addresses[6 if one.v6 else 4]
     sender, receiver = one.ends
     source, destination = x[sender], x[receiver]

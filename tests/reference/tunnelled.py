@@ -11,6 +11,7 @@ from typing import Mapping, Tuple, Union
 from tests.reference.traffic import PORTS, Sent, Talk, of_talks
 
 ENDPOINTS = ("a", "b", "t", "q")
+BACKENDS = ("c", "c", "c", "c", "b", "world")
 THERE = ("c", "d", "node2")
 
 
@@ -35,8 +36,8 @@ class Nodes:
 def talk(number: int) -> Talk:
     """A conversation through the tunnel, or of somebody who has no business there."""
     dice = random.Random(number)
-    near = dice.choice("q" if dice.random() < 0.04 else ("a", "a", "a", "b", "b", "t", "host", "host"))
-    if near in "abt" and dice.random() < 0.2:  # a client of a service
+    near = dice.choice("q" if dice.random() < 0.04 else ("a", "a", "b", "b", "t", "t", "host", "host"))
+    if near in "abt" and dice.random() < 0.3:  # a client of a service
         return Talk(dice.random() < 0.5, (near, "front"), dice.choice(("tcp", "udp")), (40000, 80))
     ends = near, dice.choice(("c", "c", "c", "c", "d", "d", "d", "node2", "node2", "world"))
     kind = dice.choice(("tcp", "tcp", "udp", "udp", "sctp", "echo", "icmp", "other"))
@@ -49,7 +50,7 @@ def sent(
 ) -> Union[Sent, Arrived]:
     """A frame; whoever is not here sends through the tunnel."""
     dice = random.Random(number)
-    one, frame = of_talks(dice, talks, addresses, talk)
+    one, frame = of_talks(dice, talks, addresses, talk, BACKENDS)
     sender = one.ends[0]
     if sender == "host":
         return Sent("to_tunnel", "vxlan", frame)
