@@ -363,6 +363,10 @@ def endpoint_cases(family: int) -> List[Case]:
             from_stack("a", f.tcp(me, a, (22, 50000), f.SYN | f.ACK)),
             Policy("a", (), ("egress",)), denied("from_endpoint", "a", f.tcp(a, me, (50001, 22)), OUT, "egress"),
         )),
+        ("what a failsafe port lets in is by no rule, whichever let the endpoint send it", (
+            CLOSED, Policy("a", (Rule("egress", 97, 1),), ("egress",)),
+            to_stack("a", f.tcp(a, me, (50000, 22)), allowed("egress", 97), allowed("ingress", 0, reason="failsafe")),
+        )),
         ("the host's error about an endpoint's traffic with the world", (
             CLOSED, to_stack("a", f.udp(a, x["world"], PORTS), allowed("egress")), from_stack("a", f.too_big(me, a, f.udp(a, x["world"], PORTS))),
         )),

@@ -155,6 +155,7 @@ static __always_inline int host_admit(struct __sk_buff *skb, struct packet *pack
 		if (packet->kind == PACKET_OPENS) {
 			packet->direction = side->direction;
 			packet->verdict = VERDICT_ALLOW;
+			packet->rule_id = 0; /* not that of the sender's policy */
 			event_write(skb, packet, REASON_FAILSAFE);
 		}
 		if (packet->part == PART_FIRST)
