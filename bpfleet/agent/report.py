@@ -108,9 +108,14 @@ def explain(agent: Agent, params: Mapping[str, Any]) -> Dict[str, Any]:
     for name in ("source", "destination", "protocol"):
         if not isinstance(params.get(name), str):
             raise InvalidInput(f"{name} is missing", field=name)
-    documents = agent.store.load(agent.journal().confirmed).documents
+    head = agent.journal().confirmed
+    documents = agent.store.load(head).documents
+    held = {}
+    if head.node is not None:
+        held[head.node] = [one for _, addresses in agent.kernel.facts(head.node).devices.values() for one in addresses]
     message = (params.get("type"), params.get("code"))
-    return decide(documents, params["source"], params["destination"], params["protocol"], params.get("port"), message)
+    ends = params["source"], params["destination"]
+    return decide(documents, *ends, params["protocol"], params.get("port"), message, held)
 
 
 def events(

@@ -335,7 +335,10 @@ class ExplainParams(TypedDict, total=False):
 
 
 class Judged(TypedDict, total=False):
-    """What one side's policy says: `direction` on `node`, about the endpoint of identity `subject`."""
+    """What one side's policy says: `direction` on `node`, about the endpoint of identity `subject`.
+
+    Or what passes there unjudged, or is dropped besides policy: `rule` says why, `reason` as counters and events do.
+    """
 
     direction: str
     node: str
@@ -347,6 +350,7 @@ class Judged(TypedDict, total=False):
     action: str
     description: str
     policy_labels: Dict[str, str]
+    reason: str
 
 
 class ExplainedBackend(TypedDict):
@@ -362,7 +366,8 @@ class ExplainResult(TypedDict, total=False):
     """source and destination: {"name", "identity_name", "endpoint"?, "node"?}.
 
     To a service's frontend, `backends` has what decides, and `judged` is empty; the verdict may then be `mixed` (it is
-    not the same for all backends) or `refused` (there is none).
+    not the same for all backends) or `refused` (there is none). undeclared: ends that are addresses which no document
+    has. A node knows of those only its own.
     """
 
     source: Dict[str, str]
@@ -374,6 +379,7 @@ class ExplainResult(TypedDict, total=False):
     verdict: str
     judged: List[Judged]
     backends: List[ExplainedBackend]
+    undeclared: List[str]
 
 
 class WipeParams(TypedDict, total=False):

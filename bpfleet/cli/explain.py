@@ -22,7 +22,8 @@ def register(subparsers: Any) -> None:
         help="which rule decides a flow",
         description="Which rule, on which node, decides the first packet of a flow, in both directions: the egress of "
         "its source and the ingress of its destination. To a service's frontend: for each backend that it may be "
-        "given. Taken from what is declared, not from traffic.",
+        "given. Taken from what is declared, not from traffic. Where an address is in no document, all nodes are asked "
+        "whether it is theirs.",
     )
     add_arguments(parser)
     ends = "an endpoint, a node, an address, or world, host, remote-node"
@@ -39,18 +40,37 @@ def _run(options: argparse.Namespace) -> int:
     params: dict[str, Any] = {"source": options.source, "destination": options.destination, **parse_port(options.port)}
     failures: list[BpfleetError] = []
     with Fleet() as fleet:
-        # Every member holds all documents: the first that answers will do.
-        for target in targets(options, fleet).values():
+        # Every member holds all documents: the first that answers will do, but for addresses that no document has.
+        asked = list(targets(options, fleet).values())
+        while asked:
             try:
-                answer = fleet.call(target, "explain", params)
+                answer = fleet.call(asked.pop(0), "explain", params)
             except InvalidInput:
                 raise
             except BpfleetError as error:
                 failures.append(error)
                 continue
+            if answer.get("undeclared"):
+                others = fleet.each(asked, lambda target: fleet.call(target, "explain", params))
+                answer = best([answer, *others.values()])
             print(json.dumps(answer, indent=2, sort_keys=True) if options.output == "json" else render(answer))
             return 0
     raise Unreachable("no node answered: " + "; ".join(str(failure) for failure in failures))
+
+
+def best(answers: Sequence[Mapping[str, Any] | BpfleetError]) -> Mapping[str, Any]:
+    """Of the nodes' answers to one question that of the node that knows most about addresses which no document has.
+
+    Each knows its own. One that several have is for an endpoint or node the one at home. InvalidInput of the node that
+    knows that both ends are itself.
+    """
+    found: list[Mapping[str, Any]] = []
+    for answer in answers:
+        if isinstance(answer, InvalidInput):
+            raise answer
+        if not isinstance(answer, BpfleetError):
+            found.append(answer)
+    return min(found, key=lambda answer: (_strangers(answer), _node(answer, "source") != _node(answer, "destination")))
 
 
 def render(answer: Mapping[str, Any]) -> str:
@@ -75,10 +95,24 @@ def render(answer: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _node(answer: Mapping[str, Any], end: str) -> str | None:
+    node: str | None = answer[end].get("node")
+    return node
+
+
+def _strangers(answer: Mapping[str, Any]) -> int:
+    """How many of those addresses are the world's, as far as that node knows."""
+    return sum(
+        answer[end]["name"] in answer["undeclared"] and not _node(answer, end) for end in ("source", "destination")
+    )
+
+
 def _judged(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for entry in entries:
         why = f" by policy {entry['policy']}, {entry['rule']}" if entry.get("policy") else f", {entry['rule']}"
+        if entry.get("reason"):
+            why = f" ({entry['reason']}){why}"
         said = f' "{entry["description"]}"' if entry.get("description") else ""
         place = f"{entry['direction']} of {entry['subject']} on {entry['node']}"
         found.append(f"{place}: {colour(entry['verdict'], _COLOURS[entry['verdict']])}{why}{said}")

@@ -533,6 +533,9 @@ def test_what_the_agent_says_of_its_documents(any_host: Host) -> None:
     assert len(status["programs"]) == 7
     assert (status["drift"], status["fitness"], status["pending"]) == ([], [], None)
     assert connection.call("events") == {"events": 0, "lost": 0}
+    any_host.change_kernel(host_devices={"eth0": (1500, ("192.168.77.1", "192.0.2.7"))})
+    late = connection.call("explain", source="web-1", destination="192.0.2.7", protocol="tcp", port=80)
+    assert (late["destination"]["node"], late["undeclared"]) == ("h1", ["192.0.2.7"]), "an address of its own"
 
 
 def test_errors_keep_their_class_over_the_wire() -> None:

@@ -1,0 +1,164 @@
+"""What `explain` says where not policy decides, or not a policy of the address that was asked about."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from bpfleet.cli.explain import best, render
+from bpfleet.errors import InvalidInput, Unreachable
+from bpfleet.model.document import Document, DocumentSet
+from bpfleet.observe.explain import explain
+from tests import fleet
+
+WORLD_ONLY = fleet.policy("web", {"app": "web"}, egress=[{"peers": [{"entity": "world"}]}])
+CLOSED = fleet.node_policy("closed", {}, ingress=[], egress=[])
+HELD = {"h1": ("fd00:bf:77::1", "172.17.0.1"), "h2": ("fd00:bf:77::2", "172.17.0.1")}
+
+
+def documents(*more: Document, **cluster: Any) -> DocumentSet:
+    base = fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], **cluster)
+    return DocumentSet([base, *(one for one in fleet.quickstart() if one.kind not in ("cluster", "policy")), *more])
+
+
+def said(declared: DocumentSet, source: str, destination: str, port: Any, **known: Any) -> Dict[str, Any]:
+    """port: 80/tcp, or type/icmp."""
+    number, _, protocol = port.partition("/")
+    if protocol.startswith("icmp"):
+        return explain(declared, source, destination, protocol, None, (int(number), None), **known)
+    return explain(declared, source, destination, protocol, int(number), **known)
+
+
+def ways(answer: Dict[str, Any]) -> List[Tuple[str, str, str, str]]:
+    return [
+        (entry["direction"], entry["node"], entry["verdict"], entry.get("reason") or entry.get("policy", ""))
+        for entry in answer["judged"]
+    ]
+
+
+OUT, IN = "egress", "ingress"
+DENIED = (OUT, "h1", "denied", "web")
+PASSED = (OUT, "h1", "allowed", "web")
+OPEN = (OUT, "h1", "allowed", "")
+
+
+@pytest.mark.parametrize(
+    ("destination", "port", "judged"),
+    [
+        # The gateway, and whatever else the own node has, is that node.
+        ("169.254.1.1", "7001/udp", [DENIED, (IN, "h1", "allowed", "")]),
+        ("fe80::1", "7001/udp", [DENIED, (IN, "h1", "allowed", "")]),
+        ("fe80::77", "7001/udp", [DENIED, (IN, "h1", "allowed", "")]),
+        ("fd00:bf:77::1", "7001/udp", [DENIED, (IN, "h1", "allowed", "")]),
+        ("172.17.0.1", "7001/udp", [DENIED, (IN, "h1", "allowed", "")]),
+        # Of another node only the declared address is that node.
+        ("fd00:bf:77::2", "7001/udp", [PASSED, (IN, "h2", "dropped", "underlay_workload")]),
+        ("192.168.77.2", "7001/udp", [DENIED, (IN, "h2", "allowed", "")]),
+        # An address of another node's workloads that none has; of the own node's it is the world's.
+        ("10.77.2.99", "7001/udp", [PASSED, (OUT, "h1", "dropped", "not_host_source")]),
+        ("10.77.1.99", "7001/udp", [PASSED]),
+        ("198.51.100.1", "7001/udp", [PASSED]),
+        ("224.0.0.1", "7001/udp", [(OUT, "h1", "dropped", "multicast")]),
+        ("ff02::1", "7001/udp", [(OUT, "h1", "dropped", "multicast")]),
+        ("255.255.255.255", "7001/udp", [(OUT, "h1", "dropped", "multicast")]),
+        ("255.255.255.255", "67/udp", [(OUT, "h1", "allowed", "")]),
+        ("ff02::1", "135/icmpv6", [(OUT, "h1", "allowed", "")]),
+        ("ff02::1", "134/icmpv6", [(OUT, "h1", "dropped", "multicast")]),
+        ("api-1", "0/icmp", [(OUT, "h1", "dropped", "no_connection")]),
+        ("api-2", "129/icmpv6", [(OUT, "h1", "dropped", "no_connection")]),
+        ("h2", "8472/udp", [(OUT, "h1", "dropped", "own_tunnel")]),
+        ("host", "8472/udp", [(OUT, "h1", "dropped", "own_tunnel")]),
+        ("world", "8472/udp", [(OUT, "h1", "dropped", "own_tunnel")]),
+    ],
+)
+def test_what_an_endpoint_sends(destination: str, port: str, judged: Any) -> None:
+    assert ways(said(documents(WORLD_ONLY), "web-1", destination, port, held=HELD)) == judged
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "port", "judged"),
+    [
+        ("h1", "h2", "8472/udp", [OPEN, (IN, "h2", "allowed", "")]),
+        ("h1", "remote-node", "8472/udp", [OPEN]),
+        ("h1", "world", "8472/udp", [(OUT, "h1", "denied", "closed")]),
+        ("world", "h1", "8472/udp", [(IN, "h1", "dropped", "underlay_tunnel")]),
+        ("world", "web-1", "8472/udp", [(IN, "h1", "dropped", "underlay_tunnel")]),
+        ("remote-node", "h1", "8472/udp", [(IN, "h1", "allowed", "")]),
+        ("world", "h1", "135/icmpv6", [(IN, "h1", "allowed", "")]),
+        ("h1", "ff02::16", "143/icmpv6", [OPEN]),
+        ("h1", "world", "67/udp", [OPEN]),
+        ("world", "h1", "68/udp", [(IN, "h1", "allowed", "")]),
+        ("world", "h1", "67/udp", [(IN, "h1", "denied", "closed")]),
+        ("h1", "world", "547/udp", [(OUT, "h1", "denied", "closed")]),  # h1 is known by an IPv4 address
+        ("h1", "web-1", "68/udp", [OPEN, (IN, "h1", "allowed", "")]),
+        ("world", "h1", "22/tcp", [(IN, "h1", "allowed", "")]),
+        ("world", "h1", "0/icmp", [(IN, "h1", "dropped", "no_connection")]),
+        ("h1", "10.77.2.99", "80/tcp", [(OUT, "h1", "dropped", "unknown_destination")]),
+        ("h1", "169.254.1.1", "80/tcp", [(OUT, "h1", "denied", "closed")]),  # a neighbour's
+        ("203.0.113.9", "h1", "22/tcp", [(IN, "h1", "dropped", "blocked")]),
+        ("203.0.113.9", "web-1", "80/tcp", [(IN, "h1", "dropped", "blocked")]),
+    ],
+)
+def test_what_hosts_and_the_world_send(source: str, destination: str, port: str, judged: Any) -> None:
+    held = documents(CLOSED, blocked_cidrs=["203.0.113.0/24"])
+    assert ways(said(held, source, destination, port, held=HELD)) == judged
+
+
+@pytest.mark.parametrize(("source", "destination"), [("h1", "fd77:0:0:2::2"), ("172.17.0.1", "db-1")])
+def test_a_node_is_believed_beyond_the_tunnel_by_its_declared_address_only(source: str, destination: str) -> None:
+    held = {"h1": HELD["h1"]}
+    judged = ways(said(documents(), source, destination, "80/tcp", held=held))
+    assert judged == [OPEN, (IN, "h2", "dropped", "tunnel_forged_source")]
+    assert said(documents(), "h1", "db-1", "80/tcp", held=held)["verdict"] == "allowed"
+
+
+def test_what_is_denied_first_is_denied() -> None:
+    closed = fleet.policy("web", {"app": "web"}, egress=[])
+    assert said(documents(closed), "web-1", "10.77.2.99", "80/tcp")["verdict"] == "denied"
+    assert said(documents(), "web-1", "10.77.2.99", "80/tcp")["verdict"] == "dropped"
+
+
+def test_why_is_said_to_people() -> None:
+    text = render(said(documents(), "web-1", "api-1", "0/icmp"))
+    assert text.splitlines()[1] == (
+        "  egress of web on h1: dropped (no_connection), a reply passes with its connection only"
+    )
+
+
+def test_what_is_not_in_force_is_no_end() -> None:
+    strangers = [fleet.node(3), fleet.endpoint("far-1", 3, 1, "web")]
+    for end in ("far-1", "h3"):
+        with pytest.raises(InvalidInput, match=r"h3.* no member of cluster/fleet"):
+            said(documents(*strangers), end, "web-1", "80/tcp")
+    assert said(documents(*strangers), "web-1", "10.77.3.1", "80/tcp")["destination"]["identity_name"] == "world"
+    with pytest.raises(InvalidInput, match="no cluster document"):
+        explain(DocumentSet([fleet.node(1)]), "h1", "world", "tcp", 80)
+
+
+def asked(source: str, destination: str) -> List[Any]:
+    """The nodes' answers, h2's first."""
+    found: List[Any] = [Unreachable("away")]
+    for node in ("h2", "h1"):
+        try:
+            found.append(said(documents(), source, destination, "80/tcp", held={node: HELD[node]}))
+        except InvalidInput as error:
+            found.append(error)
+    return found
+
+
+def test_each_node_knows_its_own_addresses_and_the_best_answer_counts() -> None:
+    assert [one["destination"].get("node") for one in asked("web-1", "fd00:bf:77::1")[1:]] == [None, "h1"]
+    for destination, node, verdict in (
+        ("fd00:bf:77::1", "h1", "allowed"),
+        ("fd00:bf:77::2", "h2", "dropped"),
+        ("172.17.0.1", "h1", "allowed"),  # both have it: the one at home counts
+        ("198.51.100.7", None, "allowed"),
+    ):
+        answer = best(asked("web-1", destination))
+        assert answer["undeclared"] == [destination]
+        assert (answer["destination"].get("node"), answer["verdict"]) == (node, verdict)
+    with pytest.raises(InvalidInput, match="are one node"):
+        best(asked("h1", "fd00:bf:77::1"))
+    for declared in ("192.168.77.2", "10.77.2.1", "fe80::1", "224.0.0.1", "world"):
+        assert "undeclared" not in asked("web-1", declared)[1]
