@@ -345,8 +345,9 @@ class Agent:
             # Planned again under the lock: the kernel may have changed since, and what another process had loaded but
             # not used may be gone.
             apply(self.kernel, plan(staged.want, self.kernel.read(staged.want)))
-            self._applied(journal, staged.changed)
+            # Before the journal says so: whoever reads names reads them anew when it does.
             self._turn_rules(journal.confirmed.node, staged.before, staged.contents)
+            self._applied(journal, staged.changed)
         except Exception as problem:
             error = problem if isinstance(problem, BpfleetError) else unexpected(problem)
             why = f"failed to {error.details.get('doing', 'apply')}: {error.what}"
@@ -362,13 +363,16 @@ class Agent:
                 )
             raise error from problem
 
-    def _turn_rules(self, node: Optional[str], before: Contents, now: Contents) -> None:
+    def _turn_rules(self, node: Optional[str], before: Contents, now: Contents, *, only_gone: bool = False) -> None:
         """Events and flows name rules of one generation while the kernel holds the other. This is about names alone:
         whatever goes wrong here must not undo a change or keep one from being put back."""
+        from bpfleet.observe.past import Known
+
         if node is None:
             return
         with contextlib.suppress(BpfleetError, OSError):
-            self.rulebook.turn(self.compiled(before, node).rules, self.compiled(now, node).rules)
+            old, new = (Known(one.documents, self.compiled(one, node).rules) for one in (before, now))
+            self.rulebook.turn(old, new, time.monotonic_ns(), only_gone=only_gone)
 
     def _applied(self, journal: Journal, changed: Mapping[str, int]) -> None:
         transaction = journal.transaction
@@ -469,7 +473,8 @@ class Agent:
         if pending is not None:
             with contextlib.suppress(BpfleetError):
                 contents = self.store.load(pending.head), self.store.load(journal.confirmed)
-                self._turn_rules(pending.head.node, *contents)
+                # What was not applied to its end was not turned to either: only its new rules may be named.
+                self._turn_rules(pending.head.node, *contents, only_gone=pending.state != APPLIED)
         return self.ended(journal, why)
 
     def ended(self, journal: Journal, why: str) -> Journal:

@@ -237,18 +237,20 @@ class _Book:
 
     def __init__(self, agent: Agent) -> None:
         from bpfleet.loader.layout import name_of
+        from bpfleet.observe.past import Past
 
         self._agent = agent
         self._name_of = name_of
         self._revision = -1
         self._names: Optional[Names] = None
         self._sifted_by: Optional[Names] = None
+        self._past = Past()
+        self._ends: List[int] = []
         self._older: Optional[List[Mapping[int, RuleName]]] = None
-        self._gone: Optional[Mapping[int, RuleName]] = None
         self.boot_offset = _boot_offset()
 
     def sift(self, sifter: Sifter, batch: Batch) -> List[Found]:
-        """The events of a batch that match. Their names are those of now, which is after they happened."""
+        """The events of a batch that match. Their names are those of when they happened."""
         from bpfleet.observe.events import event_of
 
         names = self._current()
@@ -259,7 +261,7 @@ class _Book:
         def named(record: Mapping[str, Any]) -> Dict[str, Any]:
             return event_of(record, names, self._name_of, self.boot_offset, self._older_than(names, record["rule_id"]))
 
-        return sifter.sift(batch, named, self.boot_offset)
+        return sifter.sift(batch, named, self.boot_offset, self._ends)
 
     def flow(self, record: Mapping[str, Any], counts: Mapping[str, int]) -> Dict[str, Any]:
         """The named flow of one slot of the history."""
@@ -270,11 +272,12 @@ class _Book:
         return flow_of(record, counts, names, self._name_of, self.boot_offset, older)
 
     def _older_than(self, names: Names, rule_id: int) -> List[Mapping[int, RuleName]]:
-        if not rule_id or rule_id in names.rules:
+        """Tables for a rule that neither the generation nor the rulebook has."""
+        from bpfleet.observe.past import RULE
+
+        if not rule_id or rule_id in names.rules or self._past.last(RULE, rule_id) is not None:
             return []
-        if self._gone is None:
-            self._gone = self._agent.rulebook.read()
-        return [self._gone] if rule_id in self._gone else self._older_rules()
+        return self._older_rules()
 
     def _current(self) -> Names:
         from bpfleet.observe.names import Names
@@ -289,8 +292,10 @@ class _Book:
             if journal.transaction is not None:  # while it is being applied, rules of both decide
                 rules.update(self._rules(journal.transaction.head))
             rules.update(self._rules(head))
-            self._names = Names(self._agent.store.load(head).documents, rules, head.node)
-            self._revision, self._older, self._gone = journal.revision, None, None
+            self._past = self._agent.rulebook.read()
+            self._ends = self._past.ends
+            self._names = Names(self._agent.store.load(head).documents, rules, head.node, self._past)
+            self._revision, self._older = journal.revision, None
         return self._names
 
     def _rules(self, head: Head) -> Mapping[int, RuleName]:

@@ -1,18 +1,20 @@
-"""Names of rules that are gone, for as long as a kept event or a flow of the history names them.
+"""What rules, addresses and identities stood for, for as long as a kept event or a flow of the history is older.
 
-A rule leaves the compiled table with its policy. Here it stays, in one file, until nothing that is kept has its id.
+A rule leaves the compiled table with its policy, an address goes to another endpoint, a description is written anew.
+What was stays here, in one file, until nothing that is kept asks for it.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Mapping, Optional, Set
+from typing import Dict, List, Optional
 
+from bpfleet.agent import session
 from bpfleet.agent.files import Files
-from bpfleet.model.state import RuleName
+from bpfleet.observe.past import RULE, Key, Known, Meaning, Past, ended, kept, rule_of_row, said_by
 
-RULES_KEPT = 16384
-"""More than the history and the events of most nodes can name; beyond it those that went first are forgotten."""
+MEANINGS_KEPT = 16384
+"""More than the history and the events of most nodes can ask for; beyond it those that ended first are forgotten."""
 
 
 class Rulebook:
@@ -23,28 +25,41 @@ class Rulebook:
         self._pins = pins
         self.path = files.root / "rules.json"
 
-    def read(self) -> Dict[int, RuleName]:
-        """Rules that are gone by their id, those that went first at the start. A damaged file is as none: no traffic
-        depends on it."""
-        try:
-            rules = json.loads(self.path.read_bytes())["rules"]
-            return {int(rule.pop("id")): RuleName(**rule) for rule in rules}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
+    def read(self) -> Past:
+        """What is kept. A damaged file is as none: no traffic depends on it."""
+        return Past(self._read())
 
-    def turn(self, before: Mapping[int, RuleName], now: Mapping[int, RuleName]) -> None:
-        """The node's rules were `before` and are `now`: keep what went and is still named, forget what no longer is."""
-        gone = {number: name for number, name in before.items() if number not in now}
-        if not gone:
+    def _read(self) -> List[Meaning]:
+        try:
+            data = json.loads(self.path.read_bytes())
+            # Events and flows end with a boot, and so does the clock of their times.
+            if data["boot_id"] != session.boot_id():
+                return []
+            found = [Meaning(str(kind), str(key), int(until), dict(row)) for kind, key, until, row in data["past"]]
+            for one in found:
+                if one.kind == RULE:
+                    rule_of_row(one.row)
+            return found
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    def turn(self, before: Known, now: Known, at_ns: int, *, only_gone: bool = False) -> None:
+        """What the node said was `before` and is `now`: keep what ended and is asked for, forget what no longer is.
+
+        only_gone: `before` was never in force as a whole. Of it only those count that `now` does not know.
+        """
+        ends = list(ended(before, now, at_ns))
+        if only_gone and ends:
+            has = now.keys()
+            ends = [one for one in ends if one.of not in has]
+        if not ends:
             return
-        had = self.read()
-        named = self._named()
-        kept = {number: name for number, name in {**had, **gone}.items() if number in named and number not in now}
-        kept = dict(list(kept.items())[-RULES_KEPT:])
-        if kept == had:
+        had = self._read()
+        left = kept([*had, *ends], now, self._named(), MEANINGS_KEPT)
+        if left == had:
             return
-        if kept:
-            self._files.write(self.path, json.dumps({"rules": [_row(*item) for item in kept.items()]}).encode())
+        if left:
+            self._files.write(self.path, json.dumps({"boot_id": session.boot_id(), "past": left}).encode())
         else:
             self.clear()
 
@@ -52,16 +67,10 @@ class Rulebook:
         """Remove the file."""
         self._files.remove(self.path)
 
-    def _named(self) -> Set[int]:
+    def _named(self) -> Dict[Key, int]:
         if self._pins is None:
-            return set()
-        from bpfleet.observe.history import rules_named
-        from bpfleet.observe.reader import rules_of_events
+            return {}
+        from bpfleet.observe.history import kept_flows
+        from bpfleet.observe.reader import kept_events
 
-        return rules_named(self._pins) | rules_of_events(self._pins)
-
-
-def _row(number: int, name: RuleName) -> Dict[str, Any]:
-    row: Dict[str, Any] = {"id": number, "policy": name.policy, "direction": name.direction, "rule": name.rule}
-    row.update({"action": name.action, "description": name.description, "labels": dict(name.labels)})
-    return row
+        return said_by(kept_events(self._pins), kept_flows(self._pins))

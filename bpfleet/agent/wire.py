@@ -262,6 +262,7 @@ class VerdictEvent(TypedDict, total=False):
     description: str
     policy_labels: Dict[str, str]
     gone: str  # "yes": the rule is no longer declared
+    changed: str  # "yes": it is, but said something else of itself then, or its policy selected others
     icmp: Dict[str, int]  # {"type", "code"}
     hook: str
     length: int
@@ -301,6 +302,7 @@ class Flow(TypedDict, total=False):
     description: str
     policy_labels: Dict[str, str]
     gone: str
+    changed: str
     packets: int
     bytes: int
     answer_packets: int

@@ -123,7 +123,7 @@ def why(event: Mapping[str, Any]) -> str:
     if not event.get("policy"):
         return str(event.get("rule", ""))
     said = f' "{event["description"]}"' if event.get("description") else ""
-    gone = " (no longer declared)" if event.get("gone") else ""
+    gone = " (no longer declared)" if event.get("gone") else " (changed since)" if event.get("changed") else ""
     return f"{event['policy']} {event['rule']}{said}{gone}"
 
 

@@ -159,9 +159,12 @@ def _pressed(maps: Sequence[Mapping[str, Any]]) -> list[str]:
         if entry["level"] == "ok":
             continue
         then = "the longest idle are forgotten" if entry["evicts"] else "a change that needs more is refused"
+        of = ""
+        if "room" in entry:
+            then, of = "packets of new flows are counted together", f" of flows that were {entry['room']}"
         more = f"; raise {entry['declared_by']} of the cluster" if "declared_by" in entry else ""
         used = f"{entry['used']} of {entry['limit']} entries"
-        lines.append(f"map {entry['map']} is {_percent(entry)} full ({used}; beyond that {then}){more}")
+        lines.append(f"map {entry['map']} is {_percent(entry)} full{of} ({used}; beyond that {then}){more}")
     return lines
 
 

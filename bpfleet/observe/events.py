@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, Iterable, Mapping
 
-from bpfleet.loader.generated.layouts import ENUMS
 from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.model.state import RuleName
 from bpfleet.observe.names import Names
+from bpfleet.observe.past import seen_ns
 
 VERDICTS: Dict[str, str] = {
     "allow": "allowed",
@@ -26,7 +26,6 @@ FIRST_DROP = 16
 """From this reason on a packet was dropped (bpf/include/bpfleet/reasons.h)."""
 
 _ICMP = ("icmp", "icmpv6")
-_TICK_NS = 1 << ENUMS["flow_time"]["tick_shift"]
 _DENIED = {"deny": "denied_by_rule", "default_deny": "denied_by_default"}
 
 
@@ -54,15 +53,16 @@ def event_of(
     }
     if names.node is not None:
         event["node"] = names.node
+    time_ns = record["time_ns"]
     source_port, destination_port = record["source_port"], record["destination_port"]
     if protocol in _ICMP:
         event["icmp"] = {"type": source_port, "code": destination_port}
         source_port = destination_port = 0
-    event["source"] = names.end(record["source"], source_port, record["source_identity"])
-    event["destination"] = names.end(record["destination"], destination_port, record["destination_identity"])
+    event["source"] = names.end(record["source"], source_port, record["source_identity"], time_ns)
+    event["destination"] = names.end(record["destination"], destination_port, record["destination_identity"], time_ns)
     if record["rule_id"]:
         event["rule_id"] = record["rule_id"]
-        event.update(names.rule(record["rule_id"], older))
+        event.update(names.rule(record["rule_id"], time_ns, older))
     elif verdict == "allow":
         event["rule"] = NOT_CLOSED
     return event
@@ -79,7 +79,7 @@ def flow_of(
     """A wire.Flow from one slot of the history and what all CPUs counted in it. The rest as in event_of."""
     protocol = PROTOCOL_NAMES.get(record["protocol"], str(record["protocol"]))
     verdict = name_of("verdict", record["verdict"])
-    last_seen = max(record["first_seen"], record["last_seen"] * _TICK_NS)
+    last_seen = seen_ns(record)
     flow: Dict[str, Any] = {
         "first_seen": round(record["first_seen"] / 1e9 + boot_offset, 6),
         "last_seen": round(last_seen / 1e9 + boot_offset, 6),
@@ -94,14 +94,14 @@ def flow_of(
     if protocol in _ICMP:
         flow["icmp"] = {"type": port >> 8, "code": port & 0xFF}
         port = 0
-    flow["source"] = names.party(record["source_identity"])
-    flow["destination"] = names.party(record["destination_identity"], port)
+    flow["source"] = names.party(record["source_identity"], 0, last_seen)
+    flow["destination"] = names.party(record["destination_identity"], port, last_seen)
     reason = _DENIED.get(verdict) or (name_of("reason", record["reason"]) if record["reason"] else None)
     if reason is not None:
         flow["reason"] = reason
     if record["rule_id"]:
         flow["rule_id"] = record["rule_id"]
-        flow.update(names.rule(record["rule_id"], older))
+        flow.update(names.rule(record["rule_id"], last_seen, older))
     elif verdict == "allow":
         flow["rule"] = NOT_CLOSED
     return flow

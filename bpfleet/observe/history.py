@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any, Dict, List, Tuple
 
 from bpfleet.loader import syscall
 from bpfleet.loader.cpus import possible_cpus
@@ -57,16 +57,16 @@ def read_history(pins: str) -> History:
         )
 
 
-def rules_named(pins: str) -> Set[int]:
-    """Ids of the rules that the history names."""
+def kept_flows(pins: str) -> List[Dict[str, Any]]:
+    """The records of all flows of the history, without what they carried."""
     handle = open_pin(Pins(pins).map("flows"))
     if handle is None:
-        return set()
+        return []
     try:
         slots = dump(handle, "flows")
     finally:
         os.close(handle)
-    return {int(decode("flows", "value", data)["rule_id"]) for data in slots.values() if _is_used(data)} - {0}
+    return [decode("flows", "value", data) for data in slots.values() if _is_used(data)]
 
 
 def _slot(number: int) -> bytes:

@@ -5,54 +5,82 @@ from __future__ import annotations
 from typing import Any, Dict, Iterable, Mapping, Optional
 
 from bpfleet.model.document import DocumentSet
-from bpfleet.model.identity import HOST, REMOTE_NODE, RESERVED_NAMES
+from bpfleet.model.identity import HOST, REMOTE_NODE, RESERVED_NAMES, UNKNOWN, WAITING
 from bpfleet.model.state import RuleName
+from bpfleet.observe.past import (
+    ADDRESS,
+    IDENTITY,
+    RULE,
+    Past,
+    Row,
+    addresses_of,
+    identities_of,
+    row_of_rule,
+    rule_of_row,
+)
 
 
 class Names:
     """What the documents and the compiler's table of rules say; `node` is whose point of view it is."""
 
-    def __init__(self, documents: DocumentSet, rules: Mapping[int, RuleName], node: Optional[str]) -> None:
+    def __init__(
+        self, documents: DocumentSet, rules: Mapping[int, RuleName], node: Optional[str], past: Optional[Past] = None
+    ) -> None:
         self.node = node
         self.rules = rules
-        self._identities: Dict[int, Dict[str, Any]] = {
-            number: {"identity_name": name} for number, name in RESERVED_NAMES.items()
-        }
-        for name, document in documents.of_kind("identity").items():
-            self._identities[document.spec["number"]] = {"identity_name": name, "labels": document.spec["labels"]}
-        self._addresses: Dict[str, Dict[str, Any]] = {}
-        for name, document in documents.of_kind("node").items():
-            self._addresses[document.spec["address"]] = {"node": name}
-        for name, document in documents.of_kind("endpoint").items():
-            for address in document.spec["addresses"]:
-                self._addresses[address] = {"endpoint": name, "node": document.spec["node"]}
+        self._past = Past() if past is None else past
+        self._documents = documents
+        self._identities: Dict[int, Row] = {number: {"identity_name": name} for number, name in RESERVED_NAMES.items()}
+        self._identities.update(identities_of(documents))
+        self._addresses = addresses_of(documents)
 
-    def end(self, address: str, port: int, identity: int) -> Dict[str, Any]:
-        """One end of a flow (wire.FlowEnd); port 0 is left out."""
-        end = {"address": address, **self.party(identity, port)}
-        end.update(self._addresses.get(address, {}))
+    def end(self, address: str, port: int, identity: int, time_ns: int) -> Dict[str, Any]:
+        """One end of a flow at that time (wire.FlowEnd); port 0 is left out.
+
+        Whose the address was says a name only where the identity that was seen agrees: between a change of documents
+        and of the kernel, and of a forged packet, it does not.
+        """
+        end = {"address": address, **self.party(identity, port, time_ns)}
+        for who in (self._past.at(ADDRESS, address, time_ns), self._addresses.get(address)):
+            if who is not None and _agrees(who, identity):
+                end.update((name, value) for name, value in who.items() if name != "identity")
+                break
         return end
 
-    def party(self, identity: int, port: int = 0) -> Dict[str, Any]:
+    def party(self, identity: int, port: int, time_ns: int) -> Dict[str, Any]:
         """One end of which only the identity is known, as the history does (wire.FlowEnd without address)."""
         end: Dict[str, Any] = {"identity": identity}
         if port:
             end["port"] = port
-        end.update(self._identities.get(identity, {"identity_name": str(identity)}))
+        said = self._past.at(IDENTITY, identity, time_ns) or self._identities.get(identity)
+        end.update(said or self._past.last(IDENTITY, identity) or {"identity_name": str(identity)})
         if identity == HOST and self.node is not None:
             end["node"] = self.node
         return end
 
-    def rule(self, rule_id: int, older: Iterable[Mapping[int, RuleName]] = ()) -> Dict[str, Any]:
-        """What rule_names says of a rule id; of a rule that is gone, from `older` tables, newest first."""
+    def rule(self, rule_id: int, time_ns: int, older: Iterable[Mapping[int, RuleName]] = ()) -> Dict[str, Any]:
+        """What rule_names says of a rule id at that time; "changed" if what is declared, or for whom, is another now.
+        Of a rule that is gone, what it was last, or what `older` tables say, newest first."""
         if not rule_id:
             return {}
-        for number, rules in enumerate((self.rules, *older)):
-            found = rules.get(rule_id)
-            if found is not None:
-                named = rule_names(found)
-                return {**named, "gone": "yes"} if number else named
+        now, then = self.rules.get(rule_id), self._past.at(RULE, rule_id, time_ns)
+        if now is not None:
+            if then is None or then == row_of_rule(self._documents, now):
+                return rule_names(now)
+            return {**rule_names(rule_of_row(then)), "changed": "yes"}
+        then = then or self._past.last(RULE, rule_id)
+        tables = (rules[rule_id] for rules in older if rule_id in rules)
+        found = rule_of_row(then) if then is not None else next(tables, None)
+        if found is not None:
+            return {**rule_names(found), "gone": "yes"}
         return {"policy": "", "rule": f"rule {rule_id:#010x}, which no kept generation has", "gone": "yes"}
+
+
+def _agrees(who: Row, identity: int) -> bool:
+    """Whether the holder of an address may be who has the identity."""
+    if identity in (UNKNOWN, WAITING):
+        return True
+    return who["identity"] == identity if "endpoint" in who else identity in (HOST, REMOTE_NODE)
 
 
 def rule_names(rule: RuleName) -> Dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Protocol, Set
+from typing import Any, Dict, List, Optional, Protocol, Tuple
 
 _FULL = 4
 """A reader that finds this part of a CPU's slots new, or more, is to come back soon."""
@@ -152,15 +152,29 @@ def field_of_all(batch: Batch, name: str) -> List[int]:
     return [value for (value,) in layout("events", "value").only(name).iter_unpack(batch.data)]
 
 
-def rules_of_events(pins: str) -> Set[int]:
-    """Ids of the rules that kept events name."""
+def kept_events(pins: str) -> List[Dict[str, Any]]:
+    """Of all events that are kept: the earliest of those that name the same, as records of what they name."""
     slots = open_slots(pins)
     if slots is None:
-        return set()
+        return []
     try:
-        return set(field_of_all(Reader(slots).read(), "rule_id")) - {0}
+        return _earliest(Reader(slots).read())
     finally:
         slots.close()
+
+
+def _earliest(batch: Batch) -> List[Dict[str, Any]]:
+    from bpfleet.loader.layout import address_text, layout
+
+    first: Dict[Tuple[bytes, bytes, int, int, int], int] = {}
+    names = ("time_ns", "source", "destination", "rule_id", "source_identity", "destination_identity")
+    for time, *key in layout("events", "value").only(*names).iter_unpack(batch.data):
+        told = (key[0], key[1], key[2], key[3], key[4])
+        first[told] = min(time, first.get(told, time))
+    return [
+        dict(zip(names, (time, address_text(source), address_text(destination), *rest)))
+        for (source, destination, *rest), time in first.items()
+    ]
 
 
 def open_slots(pins: str) -> Optional[MappedSlots]:

@@ -1,12 +1,14 @@
 """Which of many events match the filters, without making an event of each: for a node that makes 50,000 a second.
 
 Events differ in their time and length, and most of them in the sender's port, and are alike in the rest. So an event is
-made, named and judged once of each kind, and what was found out is remembered for the others of its kind.
+made, named and judged once of each kind, and what was found out is remembered for the others of its kind. What happened
+before and after a change of names is of two kinds.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+from bisect import bisect_right
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from bpfleet.loader.layout import decode, layout
 from bpfleet.model.json_text import compact_json
@@ -72,19 +74,25 @@ class Sifter:
         self._kinds.clear()
 
     def sift(
-        self, batch: Batch, named: Callable[[Mapping[str, Any]], Dict[str, Any]], boot_offset: float
+        self,
+        batch: Batch,
+        named: Callable[[Mapping[str, Any]], Dict[str, Any]],
+        boot_offset: float,
+        ends: Sequence[int] = (),
     ) -> List[Found]:
         """The events of a batch that match, in order of time. named: the event of a decoded slot.
 
-        boot_offset: seconds from CLOCK_MONOTONIC to the epoch.
+        boot_offset: seconds from CLOCK_MONOTONIC to the epoch. ends: times, in order, at which names changed.
         """
+        newest = ends[-1] if ends else 0
         found: List[Found] = []
         kinds, by_port, timed = self._kinds, self._by_port, self._since is not None or self._until is not None
         at = -self._size
         for time, source, target, rule, one, two, length, port, to_port, protocol, *rest in self._unpack(batch.data):
             at += self._size
             ported = by_port or protocol in _MESSAGES
-            key = (source, target, rule, one, two, to_port, protocol, *rest, port if ported else 0)
+            era = len(ends) if time >= newest else bisect_right(ends, time)
+            key = (source, target, rule, one, two, to_port, protocol, *rest, port if ported else 0, era)
             try:
                 kind = kinds[key]
             except KeyError:

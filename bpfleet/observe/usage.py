@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any, Dict, Iterable, List, Optional
+import time
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from bpfleet.loader import syscall
 from bpfleet.loader.capacity import LIMITS, Usage
 from bpfleet.loader.cpus import possible_cpus
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.layout import decode_many
+from bpfleet.loader.maps import dump
+from bpfleet.loader.objects import history_shares
 from bpfleet.loader.pins import Pins, open_pin
 from bpfleet.observe.events import FIRST_DROP
 
@@ -18,9 +21,10 @@ HIGH, CRITICAL = 0.8, 0.95
 """From these shares of its room on a map is `high`, and `critical`."""
 
 EVICTING = "lru_hash"
-"""Maps of this type forget the idlest entry when they are full; the others refuse."""
-REUSED = ("flow_slots",)
-"""The programs themselves give what is idle here to another."""
+"""Maps of this type forget the idlest entry when they are full; the others refuse, but the history."""
+HISTORY = "flow_slots"
+"""The history has a room for each kind of flow. Where one is full of flows that are not idle, new ones are counted
+together."""
 
 _INNER = {described["inner"] for described in MAPS.values() if "inner" in described}
 _NOT_COUNTED = ("array", "percpu_array")  # all of an array is always there
@@ -50,7 +54,8 @@ def counters(pins: str) -> List[Dict[str, Any]]:
 
 
 def fill_levels(pins: str, inner: Iterable[Usage] = ()) -> List[Dict[str, Any]]:
-    """gauge() of every map that can fill up. inner: those that others hold, of which the fullest counts."""
+    """gauge() of every map that can fill up. inner: those that others hold, of which the fullest counts. Of the
+    history it is the fuller room, with its kind as "room"."""
     named = Pins(pins)
     found = [gauge(one.map, one.used, one.limit, one.key) for one in inner]
     for name, described in MAPS.items():
@@ -58,6 +63,9 @@ def fill_levels(pins: str, inner: Iterable[Usage] = ()) -> List[Dict[str, Any]]:
         if handle is None:
             continue
         try:
+            if name == HISTORY:
+                found.extend(_fuller_room(named))
+                continue
             info = syscall.map_info(handle)
             found.append(gauge(name, _count(handle, info), info.max_entries))
         finally:
@@ -76,11 +84,47 @@ def gauge(name: str, used: int, limit: int, key: Optional[int] = None) -> Dict[s
         "limit": limit,
         "pressure": round(pressure, 4),
         "level": "critical" if pressure >= CRITICAL else "high" if pressure >= HIGH else "ok",
-        "evicts": MAPS[name]["type"] == EVICTING or name in REUSED,
+        "evicts": MAPS[name]["type"] == EVICTING,
     }
     if name in LIMITS:
         found["declared_by"] = f"limits.{LIMITS[name]}"
     return found if key is None else {**found, "key": key}
+
+
+def _fuller_room(named: Pins) -> List[Dict[str, Any]]:
+    handle = open_pin(named.map("flows"))
+    if handle is None:
+        return []
+    try:
+        slots = [data for _, data in sorted(dump(handle, "flows").items(), key=lambda item: _number(item[0]))]
+    finally:
+        os.close(handle)
+    rooms = rooms_of(slots, time.monotonic_ns() >> ENUMS["flow_time"]["tick_shift"])
+    held = [{**gauge(HISTORY, used, limit), "room": kind} for kind, (used, limit) in rooms.items() if limit]
+    return sorted(held, key=lambda one: -float(one["pressure"]))[:1]
+
+
+def rooms_of(slots: Sequence[bytes], now_ticks: int) -> Dict[str, Tuple[int, int]]:
+    """By kind of flow how many of its slots have one that is not idle, and how many there are (flow.h).
+
+    slots: the values of `flows` in order of their numbers.
+    """
+    times, shares, first = ENUMS["flow_time"], history_shares(len(slots)), int(ENUMS["flow_slot"]["first"])
+    fields = {field["name"]: int(field["offset"]) for field in MAPS["flows"]["value"]["fields"]}
+    found: Dict[str, Tuple[int, int]] = {}
+    for kind, idle in (("passed", times["idle_ticks"]), ("dropped", times["dropped_idle_ticks"])):
+        limit = shares.get(f"flows_{kind}", 0)
+        used = 0
+        for data in slots[first : first + limit]:
+            seen = _number(data[fields["last_seen"] : fields["last_seen"] + 4])
+            used += bool(data[fields["verdict"]] and seen and now_ticks - seen <= idle)
+        found[kind] = (used, limit)
+        first += limit
+    return found
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
 
 
 def _count(handle: int, info: syscall.MapInfo) -> int:

@@ -12,12 +12,13 @@ from bpfleet.compile.compiler import Compiler
 from bpfleet.errors import InvalidInput
 from bpfleet.loader.capacity import LIMITS, blame, kept_sizes, overfull, usage
 from bpfleet.loader.generated.layouts import MAPS
+from bpfleet.loader.layout import layout
 from bpfleet.loader.objects import history_shares
 from bpfleet.loader.plan import plan
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import CLUSTER, DEFAULT_LIMITS
 from bpfleet.model.state import Compiled, NodeState
-from bpfleet.observe.usage import gauge
+from bpfleet.observe.usage import gauge, rooms_of
 from tests import fleet
 
 FIXED = {
@@ -199,4 +200,19 @@ def test_pressure_has_levels(used: int, level: str) -> None:
     found = gauge("addresses", used, 100)
     assert (found["level"], found["pressure"]) == (level, used / 100)
     assert found["declared_by"] == "limits.addresses" and not found["evicts"]
-    assert gauge("connections", used, 100)["evicts"] and gauge("flow_slots", used, 100)["evicts"]
+    assert gauge("connections", used, 100)["evicts"] and not gauge("flow_slots", used, 100)["evicts"]
+
+
+def test_each_kind_of_flow_has_its_room_and_idle_ones_leave_theirs() -> None:
+    now = 20_000
+
+    def slot(seen: int, verdict: int = 1) -> bytes:
+        return layout("flows", "value").encode({**blank, "verdict": verdict, "last_seen": seen})
+
+    blank = dict.fromkeys(layout("flows", "value").names, 0)
+    together = [slot(now)] * 2
+    passed = [slot(now), slot(now - 8192), slot(now - 8193), slot(0), slot(now, verdict=0), slot(now + 1)]
+    passed += [slot(0)] * 6
+    dropped = [slot(now - 64, 2), slot(now - 65, 2), slot(now, 4)]
+    assert rooms_of([*together, *passed, *dropped], now) == {"passed": (3, 12), "dropped": (2, 3)}
+    assert rooms_of([], now) == {"passed": (0, 0), "dropped": (0, 0)}

@@ -88,10 +88,10 @@ def test_strangers_hosts_and_unknown_numbers() -> None:
 def test_a_rule_that_is_gone_is_named_from_an_older_generation() -> None:
     without = Names(DOCUMENTS, {}, "h1")
     number = rule_id("api", "ingress[0]")
-    assert without.rule(number, [{}, COMPILED.rules]) == {"policy": "api", "rule": "ingress[0]", "gone": "yes"}
-    assert without.rule(number)["gone"] == "yes"
-    assert f"{number:#010x}" in without.rule(number)["rule"]
-    assert without.rule(0) == {}
+    assert without.rule(number, 5, [{}, COMPILED.rules]) == {"policy": "api", "rule": "ingress[0]", "gone": "yes"}
+    assert without.rule(number, 5)["gone"] == "yes"
+    assert f"{number:#010x}" in without.rule(number, 5)["rule"]
+    assert without.rule(0, 5) == {}
 
 
 @pytest.mark.parametrize(
@@ -236,6 +236,12 @@ def test_pressure_is_a_gauge_and_a_remark() -> None:
         "raise limits.addresses of the cluster"
     ) in lines
     assert any("beyond that the longest idle are forgotten" in line for line in lines)
+    room = {**gauge("flow_slots", 4, 4), "room": "dropped"}
+    said = status_cli.render(status_cli.summarise({"h1": status(maps=[room])}))
+    assert (
+        "h1: map flow_slots is 100% full of flows that were dropped (4 of 4 entries; beyond that packets of new flows "
+        "are counted together); raise limits.flows of the cluster"
+    ) in said
     drawn = [line.split() for line in status_cli.gauges(report).splitlines()]
     assert drawn[1] == [
         "h1", "addresses", "97", "100", "[####################]", "97%", "critical", "limits.addresses"

@@ -516,6 +516,7 @@ def test_events_for_people() -> None:
     dropped = event(verdict=4, reason=26, rule_id=0)
     assert observed.render(dropped).endswith("spoofed source")
     assert "no longer declared" in observed.render({**event(), "gone": "yes"})
+    assert observed.render({**event(), "changed": "yes"}).endswith("api ingress[0] (changed since)")
     assert "h1: 3 events were overwritten" in observed.lost({"lost": 3, "time": 1.0, "node": "h1"})
     assert observed.compact(event()).endswith("h1: web-1:40000 -> api-1:80 tcp ingress ALLOWED (api ingress[0])")
 

@@ -17,6 +17,7 @@ from bpfleet.model.state import RuleName
 from bpfleet.observe.events import event_of
 from bpfleet.observe.filters import Filter, matcher
 from bpfleet.observe.names import Names
+from bpfleet.observe.past import RULE, Meaning, Past
 from bpfleet.observe.reader import Batch
 from bpfleet.observe.sifting import Sifter, event_json
 from tests import fleet
@@ -121,6 +122,19 @@ def test_other_names_are_asked_for_after_it_forgot() -> None:
     assert len(sifter.sift(batch, renamed, BOOT)) == 1, "what it knows of this kind still holds"
     sifter.forget()
     assert sifter.sift(batch, renamed, BOOT) == []
+
+
+@given(st.lists(st.integers(1, 40), max_size=20), st.lists(st.integers(1, 40), max_size=4).map(sorted))
+def test_names_are_those_of_the_time(times: List[int], ends: List[int]) -> None:
+    past = Past(Meaning(RULE, "7", end, {**vars(RULES[7]), "description": f"until {end}"}) for end in ends)
+    names = Names(DOCUMENTS, RULES, "h1", past)
+    record = {"source": "10.77.1.1", "destination": "10.77.1.2", "rule_id": 7, "protocol": 6, "verdict": 1}
+    sifter = Sifter([], None, None)
+    batch = Batch(data_of([{**record, "time_ns": time} for time in times]), 0)
+    found = sifter.sift(batch, lambda one: event_of(one, names, name_of, 0.0), 0.0, past.ends)
+    told = [json.loads(event_json(one, 0.0))["description"] for one in found]
+    expected = [next((f"until {end}" for end in ends if end > time), "100% of it") for time in sorted(times)]
+    assert told == expected
 
 
 @pytest.mark.parametrize("filters", [[], [Filter("verdict", "allowed")]])
