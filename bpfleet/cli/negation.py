@@ -40,7 +40,7 @@ class Not(argparse.Action):
         self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
         if namespace.negate:
-            raise argparse.ArgumentError(self, "--not stands before no filter")
+            raise argparse.ArgumentError(self, "stands before no filter")
         namespace.negate = True
 
 

@@ -100,6 +100,16 @@ def test_what_was_put_back_before_it_held_counts_where_it_is_gone_alone(book: Bo
     assert kept(book) == {2: "ingress[2]"}
 
 
+def test_a_change_that_was_put_back_leaves_what_was_said_meanwhile(book: Book) -> None:
+    book.name(1)
+    book.turn(rules(1, description="kept"), rules(1, description="put back"), 10)
+    book.turn(rules(1, description="put back"), rules(1, description="kept"), 20)
+    names = Names(EMPTY, rules(1, description="kept").rules, "h1", book.read())
+    told = [names.rule(1, time_ns) for time_ns in (5, 15, 25)]
+    assert [one["description"] for one in told] == ["kept", "put back", "kept"]
+    assert ["changed" in one for one in told] == [False, True, False]
+
+
 def test_a_policy_that_selects_others_is_another_although_its_rule_says_the_same(book: Book) -> None:
     here, there = (DocumentSet([fleet.policy("p1", {"app": app}, ingress=[])]) for app in ("db", "free"))
     book.name(1)
