@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from bpfleet.errors import HostFailed
@@ -17,6 +18,8 @@ from bpfleet.loader.objects import PROGRAM_PREFIX
 from bpfleet.loader.pins import Pins, open_pin, unpin
 
 _FLAGS = {"xdp-native": 1 << 2, "xdp-generic": 1 << 1}  # XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE
+_TRIES, _PAUSE_SECONDS = 100, 0.01
+"""A link whose last holder let go of it, such as one who lists links, leaves its device a moment later."""
 _NO_DRIVER = (errno.EOPNOTSUPP, errno.EINVAL, errno.ERANGE)
 
 
@@ -64,13 +67,7 @@ class Xdp:
         else:
             if unpin(path):
                 self._wrote()
-            link = _link_at(index, there) if there else None
-            if link is None:
-                for other in self.hooks:
-                    if other != hook:
-                        self.detach(device, other)
-                link = self._create(program_fd, index, device, hook)
-                there = program
+            link, there = self._adopt_or_create(program_fd, index, device, hook)
             try:
                 syscall.pin(link, str(path))
                 self._wrote()
@@ -99,13 +96,26 @@ class Xdp:
         if unpin(self._pins.link(device, hook)):
             self._wrote()
 
-    def _create(self, program_fd: int, index: int, device: str, hook: str) -> int:
-        try:
-            link = syscall.link_create(program_fd, index, syscall.XDP, _FLAGS[hook])
-        except OSError as error:
-            raise _not_attached(device, hook, error) from error
-        self._wrote()
-        return link
+    def _adopt_or_create(self, program_fd: int, index: int, device: str, hook: str) -> Tuple[int, int]:
+        """A link at the hook, and the id of the program that it runs."""
+        for tries_left in reversed(range(_TRIES)):
+            there = _attached(device).get(hook, 0)
+            link = _link_at(index, there) if there else None
+            if link is not None:
+                return link, there
+            for other in self.hooks:
+                if other != hook:
+                    self.detach(device, other)
+            try:
+                link = syscall.link_create(program_fd, index, syscall.XDP, _FLAGS[hook])
+            except OSError as error:
+                if error.errno != errno.EBUSY or not tries_left or _others(device):
+                    raise _not_attached(device, hook, error) from error
+                time.sleep(_PAUSE_SECONDS)
+                continue
+            self._wrote()
+            return link, syscall.program_info(program_fd).id
+        raise AssertionError("the last try returns or raises")
 
     def _pinned(self, device: str, hook: str) -> Optional[syscall.LinkInfo]:
         return pinned_link(self._pins.link(device, hook))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,32 @@ def test_a_link_whose_pin_is_lost_but_which_lives_is_adopted(real_rig: RealRig) 
     assert [step.kind for step in bring(real_rig.kernel, NATIVE)] == ["Attach"]
     assert real_rig.link_id_pinned(UNDERLAY, "xdp-native") == link
     os.close(held)
+    assert real_rig.kernel.read(NATIVE) == NATIVE
+
+
+@pytest.mark.root
+def test_a_lost_pin_is_repaired_while_somebody_lists_links(real_rig: RealRig) -> None:
+    """Who lists links holds each for a moment, and so it outlives its pin."""
+    enough = threading.Event()
+
+    def look() -> int:
+        looks = 0
+        while not enough.is_set():
+            for fd in syscall.links():
+                os.close(fd)
+            looks += 1
+        return looks
+
+    with ThreadPoolExecutor(1) as pool:
+        looks = pool.submit(look)
+        try:
+            for _ in range(20):
+                bring(real_rig.kernel, NATIVE)
+                real_rig.sandbox.run(PIN.unlink)
+        finally:
+            enough.set()
+        assert looks.result() > 0
+    bring(real_rig.kernel, NATIVE)
     assert real_rig.kernel.read(NATIVE) == NATIVE
 
 
