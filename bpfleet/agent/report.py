@@ -110,12 +110,14 @@ def explain(agent: Agent, params: Mapping[str, Any]) -> Dict[str, Any]:
             raise InvalidInput(f"{name} is missing", field=name)
     head = agent.journal().confirmed
     documents = agent.store.load(head).documents
-    held = {}
+    held, shared = {}, {}
     if head.node is not None:
-        held[head.node] = [one for _, addresses in agent.kernel.facts(head.node).devices.values() for one in addresses]
+        facts = agent.kernel.facts(head.node)
+        held[head.node] = [one for _, addresses in facts.devices.values() for one in addresses]
+        shared[head.node] = facts.shared
     message = (params.get("type"), params.get("code"))
     ends = params["source"], params["destination"]
-    return decide(documents, *ends, params["protocol"], params.get("port"), message, held)
+    return decide(documents, *ends, params["protocol"], params.get("port"), message, held, shared)
 
 
 def events(

@@ -6,11 +6,12 @@ and no step used yet. So an agent that starts anew finds all there is.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import time
 from pathlib import Path
-from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, ContextManager, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from bpfleet.errors import HostFailed, HostUnfit
 from bpfleet.loader import cgroup, links, steps, syscall
@@ -91,9 +92,11 @@ class RealKernel:
         with Reader() as reader:
             names = {link.index: link for link in reader.links() if not is_ours(link)}
             addresses: Dict[int, List[str]] = {}
+            shared: Set[str] = set()
             for item in reader.addresses():
                 if item.scope != _LINK_SCOPE:
                     addresses.setdefault(item.index, []).append(item.address)
+                    shared.update(_shared(item.address, item.prefix) if item.index in names else ())
             gateways = {
                 route.gateway for route in reader.routes() if route.gateway and route.destination.endswith("/0")
             }
@@ -105,6 +108,7 @@ class RealKernel:
             tuple(sorted(gateways)),
             cgroup=cgroup.root() is not None,
             jiffy_ns=jiffy_ns(),
+            shared=tuple(sorted(shared)),
         )
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -450,3 +454,10 @@ def _namespaces() -> Tuple[str, ...]:
         return tuple(sorted(entry.name for entry in NAMESPACES.iterdir() if entry.stat().st_dev == kind))
     except FileNotFoundError:
         return ()
+
+
+def _shared(address: str, prefix: int) -> Iterator[str]:
+    """The broadcast address of an IPv4 network; of IPv6 the anycast address of its routers (RFC 4291 2.6.1)."""
+    network = ipaddress.ip_network(f"{address}/{prefix}", strict=False)
+    if network.num_addresses > 2:
+        yield str(network[0] if network.version == 6 else network[-1])

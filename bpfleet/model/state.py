@@ -188,6 +188,7 @@ class Facts:
     gateways: next hops of default routes.    controller: whence the change under way comes, empty if from here.
     cgroup: whether the host has a cgroup2 hierarchy, whose root socket hooks are attached to.
     jiffy_ns: nanoseconds of the kernel's tick, 0 if they are not known.
+    shared: broadcast and anycast addresses of its networks, which its stack takes in besides its own.
     """
 
     node: str
@@ -198,6 +199,7 @@ class Facts:
     controller: str = ""
     cgroup: bool = True
     jiffy_ns: int = 0
+    shared: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

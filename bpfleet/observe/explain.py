@@ -37,12 +37,13 @@ def explain(
     port: Optional[int] = None,
     message: Tuple[Optional[int], Optional[int]] = (None, None),
     held: Mapping[str, Collection[str]] = MappingProxyType({}),
+    shared: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Dict[str, Any]:
     """wire.ExplainResult for a flow's first packet.
 
     source, destination: an endpoint's name, an address, a node's name, or "world", "host", "remote-node". "world" is an
     address in no CIDR that a policy names. message: type and code of ICMP; by default an echo request. held: addresses
-    that nodes, by name, have and no document names.
+    that nodes, by name, have and no document names. shared: those of their networks' broadcasts.
     A service's frontend is given a backend before anything is judged, so each that may be chosen is decided by itself:
     `backends` has them, and `verdict` is theirs if it is the same, else `mixed`; without any it is `refused`.
     InvalidInput for names and protocols that do not exist, and where neither end is an endpoint or node.
@@ -53,7 +54,7 @@ def explain(
     if protocol not in PORT_PROTOCOLS and port is not None:
         raise InvalidInput(f"{protocol} has no ports", field="port", remedy="Leave the port out.")
     asked = _asked(protocol, port, message)
-    book, places = _Policies(documents), Places(documents, held)
+    book, places = _Policies(documents), Places(documents, held, shared)
     found = _frontend(documents, destination, protocol, port)
     if found is not None:
         return _through(documents, book, places, source, found, asked["port"])

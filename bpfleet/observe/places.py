@@ -63,11 +63,13 @@ class End:
 class Places:
     """The cluster's address maps, each compiled as on its node, when asked for.
 
-    held: by node the addresses that it has besides its declared one, where that is known. Raises InvalidInput without
-    a cluster: nothing is in force then.
+    held: by node the addresses that it has besides its declared one, where that is known. shared: likewise those that
+    it takes in, though they are not its own. Raises InvalidInput without a cluster: nothing is in force then.
     """
 
-    def __init__(self, documents: DocumentSet, held: Mapping[str, Collection[str]]) -> None:
+    def __init__(
+        self, documents: DocumentSet, held: Mapping[str, Collection[str]], shared: Mapping[str, Collection[str]]
+    ) -> None:
         clusters = documents.of_kind("cluster")
         if not clusters:
             raise InvalidInput(
@@ -77,7 +79,7 @@ class Places:
         known = documents.of_kind("node")
         self._documents = documents
         self._nodes = {name: known[name] for name in self.cluster.spec["members"] if name in known}
-        self._held = held
+        self._held, self._shared = held, shared
         self._rows: Dict[str, Mapping[Row, Row]] = {}
 
     def ends(self, source: str, destination: str) -> Tuple[End, End]:
@@ -167,9 +169,11 @@ class Places:
             return end
         if end.text == "host":
             return End(end.text, end.identity_name, identity.HOST, node=other.node)
-        is_near = other.endpoint is not None and end.address is not None
-        if is_near and self.number(other.node, end) == identity.HOST:
-            return self._node(end.text, other.node, end.addresses[0])
+        if other.endpoint is None or end.address is None:
+            return end
+        is_taken_in = end.address in self._shared.get(other.node, ())
+        if is_taken_in or self.number(other.node, end) == identity.HOST:
+            return self._node(end.text, other.node, end.address)
         return end
 
     def _of(self, node: str) -> Mapping[Row, Row]:

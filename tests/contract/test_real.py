@@ -71,6 +71,12 @@ def test_an_old_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- objects -----------------------------------------------------------------------------------------------------------
 
 
+def test_facts_have_what_the_stack_takes_in_besides_its_addresses(real_rig: RealRig) -> None:
+    real_rig.sandbox.command("ip", "address", "add", "2001:db8::1/64", "dev", UNDERLAY)
+    real_rig.sandbox.command("ip", "address", "add", "198.51.100.4/31", "dev", UNDERLAY)
+    assert set(real_rig.kernel.facts("h1").shared) - {"127.255.255.255"} == {"192.0.2.255", "2001:db8::"}
+
+
 def test_the_verifiers_log_is_kept(real_rig: RealRig, tmp_path: Path) -> None:
     real_rig.reject("from_tunnel")
     with pytest.raises(ObjectRejected) as caught:

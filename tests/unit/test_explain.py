@@ -15,6 +15,7 @@ from tests import fleet
 WORLD_ONLY = fleet.policy("web", {"app": "web"}, egress=[{"peers": [{"entity": "world"}]}])
 CLOSED = fleet.node_policy("closed", {}, ingress=[], egress=[])
 HELD = {"h1": ("fd00:bf:77::1", "172.17.0.1"), "h2": ("fd00:bf:77::2", "172.17.0.1")}
+SHARED = dict.fromkeys(("h1", "h2"), ("192.168.77.255", "fd00:bf:77::"))
 
 
 def documents(*more: Document, **cluster: Any) -> DocumentSet:
@@ -52,6 +53,8 @@ OPEN = (OUT, "h1", "allowed", "")
         ("fe80::77", "7001/udp", [DENIED, (IN, "h1", "allowed", "")]),
         ("fd00:bf:77::1", "7001/udp", [DENIED, (IN, "h1", "allowed", "")]),
         ("172.17.0.1", "7001/udp", [DENIED, (IN, "h1", "allowed", "")]),
+        ("192.168.77.255", "7001/udp", [DENIED, (IN, "h1", "allowed", "")]),
+        ("fd00:bf:77::", "7001/udp", [DENIED, (IN, "h1", "allowed", "")]),
         # Of another node only the declared address is that node.
         ("fd00:bf:77::2", "7001/udp", [PASSED, (IN, "h2", "dropped", "underlay_workload")]),
         ("192.168.77.2", "7001/udp", [DENIED, (IN, "h2", "allowed", "")]),
@@ -73,7 +76,7 @@ OPEN = (OUT, "h1", "allowed", "")
     ],
 )
 def test_what_an_endpoint_sends(destination: str, port: str, judged: Any) -> None:
-    assert ways(said(documents(WORLD_ONLY), "web-1", destination, port, held=HELD)) == judged
+    assert ways(said(documents(WORLD_ONLY), "web-1", destination, port, held=HELD, shared=SHARED)) == judged
 
 
 @pytest.mark.parametrize(
@@ -96,13 +99,14 @@ def test_what_an_endpoint_sends(destination: str, port: str, judged: Any) -> Non
         ("world", "h1", "0/icmp", [(IN, "h1", "dropped", "no_connection")]),
         ("h1", "10.77.2.99", "80/tcp", [(OUT, "h1", "dropped", "unknown_destination")]),
         ("h1", "169.254.1.1", "80/tcp", [(OUT, "h1", "denied", "closed")]),  # a neighbour's
+        ("h1", "192.168.77.255", "80/tcp", [(OUT, "h1", "denied", "closed")]),
         ("203.0.113.9", "h1", "22/tcp", [(IN, "h1", "dropped", "blocked")]),
         ("203.0.113.9", "web-1", "80/tcp", [(IN, "h1", "dropped", "blocked")]),
     ],
 )
 def test_what_hosts_and_the_world_send(source: str, destination: str, port: str, judged: Any) -> None:
     held = documents(CLOSED, blocked_cidrs=["203.0.113.0/24"])
-    assert ways(said(held, source, destination, port, held=HELD)) == judged
+    assert ways(said(held, source, destination, port, held=HELD, shared=SHARED)) == judged
 
 
 @pytest.mark.parametrize(("source", "destination"), [("h1", "fd77:0:0:2::2"), ("172.17.0.1", "db-1")])
@@ -141,7 +145,9 @@ def asked(source: str, destination: str) -> List[Any]:
     found: List[Any] = [Unreachable("away")]
     for node in ("h2", "h1"):
         try:
-            found.append(said(documents(), source, destination, "80/tcp", held={node: HELD[node]}))
+            found.append(
+                said(documents(), source, destination, "80/tcp", held={node: HELD[node]}, shared={node: SHARED[node]})
+            )
         except InvalidInput as error:
             found.append(error)
     return found
@@ -153,6 +159,7 @@ def test_each_node_knows_its_own_addresses_and_the_best_answer_counts() -> None:
         ("fd00:bf:77::1", "h1", "allowed"),
         ("fd00:bf:77::2", "h2", "dropped"),
         ("172.17.0.1", "h1", "allowed"),  # both have it: the one at home counts
+        ("192.168.77.255", "h1", "allowed"),
         ("198.51.100.7", None, "allowed"),
     ):
         answer = best(asked("web-1", destination))
