@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -139,6 +140,22 @@ def test_explain_agrees_with_what_packets_meet(ground: Ground) -> None:
         assert [(entry["direction"], entry["policy"]) for entry in denying[:1]] == (
             [] if verdict.passes else [(verdict.direction, ", ".join(verdict.policies))]
         ), (source, flow, answer)
+
+
+def test_explain_agrees_where_no_document_has_the_address(ground: Ground) -> None:
+    """The gateway is the host, and nobody has an address of another node's workloads: explain names what drops it."""
+    ground.declare(*ground.base(), policy("web", {"app": "web"}, egress=[{"peers": [{"entity": "world"}]}]))
+    web = ground.workloads["web-1"]
+    nodes = {one.name: one for one in ground.base() if one.kind == "node"}
+    there = next(name for name in sorted(nodes) if name != web.host)
+    holes = [str(ipaddress.ip_network(cidr)[250]) for cidr in nodes[there].spec["workload_cidrs"]]
+    for address, reason in (("169.254.1.1", "denied_by_default"), *((hole, "not_host_source") for hole in holes)):
+        before = ground.drops(web.host)[reason]
+        ground.at("web-1").do("datagram", address=address, port=7001, payloads=[b"odd".hex()])
+        eventually(lambda: ground.drops(web.host)[reason], lambda count: count > before)  # noqa: B023
+        answer = ground.explain(web.host, "web-1", address, "udp", 7001)
+        ending = next(entry for entry in answer["judged"] if entry["verdict"] in ("denied", "dropped"))
+        assert ending.get("reason", "denied_by_default") == reason, (address, answer)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
