@@ -4,11 +4,15 @@
  *   - a packet from a blocked network is dropped, unless XDP has seen to that;
  *   - a tunnel packet whose outer source is no member's address is dropped;
  *   - a bare packet with the address of a workload as its source is dropped: workloads' packets travel in the tunnel;
- *   - a packet may come without its Ethernet header (frame.h);
+ *   - a packet may come without an Ethernet header (frame.h);
+ *   - what the host sends to a group or broadcast address that it is in itself, its stack loops back to here: that passes.
+ *     Nothing from the network looks so, as only the stack says PACKET_LOOPBACK;
  *   - where a policy selects this node, its ingress policy judges what is for the host itself (host.h), and IP for the
  *     host that is not understood is dropped;
  *   - all else passes: what is for others is checked again by bpfl_from_tun and bpfl_to_ep where it reaches a workload.
  */
+#include <linux/if_packet.h>
+
 #include <bpfleet/blocked.h>
 #include <bpfleet/frame.h>
 #include <bpfleet/host.h>
@@ -55,12 +59,14 @@ SEC("tc")
 int bpfl_from_under(struct __sk_buff *skb)
 {
 	struct packet *packet = packet_begin(HOOK_FROM_UNDERLAY, DIRECTION_INGRESS);
-	struct address_record *source;
+	const struct address_record *source = NULL;
 	bool has_source;
 	int reason;
 
 	if (!packet)
 		return TC_ACT_SHOT;
+	if (skb->pkt_type == PACKET_LOOPBACK)
+		return pass(skb, REASON_UNDERLAY);
 	if (host_policy || blocked_at_tc) {
 		reason = priority_tags_remove(skb);
 		if (reason)
@@ -74,26 +80,26 @@ int bpfl_from_under(struct __sk_buff *skb)
 		packet->source_identity = IDENTITY_WORLD;
 		return drop(skb, packet, REASON_BLOCKED);
 	}
-	if (reason) {
-		/* Without addresses nobody can say whose it is; the stack takes no such packet either. */
-		if (host_policy && reason != REASON_UNSUPPORTED && (!has_source || is_for_host(skb, packet)))
-			return drop(skb, packet, reason);
-		return pass(skb, REASON_UNDERLAY);
-	}
-	source = address_find(&packet->source);
+	if (packet->is_v6 != address_is_v4(&packet->source)) /* a mapped one is nobody's */
+		source = address_find(&packet->source);
 	packet->source_identity = source ? source->identity : IDENTITY_WORLD;
 	if (packet->protocol == IPPROTO_UDP && packet->kind != PACKET_FRAGMENT &&
 	    packet->flow.destination_port == bpf_htons(tunnel_port)) {
 		if (packet->source_identity != IDENTITY_REMOTE_NODE)
 			return drop(skb, packet, REASON_UNDERLAY_TUNNEL);
+		if (!reason)
+			return pass(skb, REASON_UNDERLAY);
 	} else if (packet->source_identity >= IDENTITY_LOWEST || packet->source_identity == IDENTITY_WAITING) {
 		return drop(skb, packet, REASON_UNDERLAY_WORKLOAD);
-	} else if (host_policy) {
-		reason = host_receives(skb, packet);
-		if (reason)
-			return drop(skb, packet, reason);
 	}
-	return pass(skb, REASON_UNDERLAY);
+	if (!host_policy)
+		return pass(skb, REASON_UNDERLAY);
+	/* Without addresses nobody can say whose it is; the stack takes no such packet either. */
+	if (reason)
+		reason = reason != REASON_UNSUPPORTED && (!has_source || is_for_host(skb, packet)) ? reason : 0;
+	else
+		reason = host_receives(skb, packet);
+	return reason ? drop(skb, packet, reason) : pass(skb, REASON_UNDERLAY);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

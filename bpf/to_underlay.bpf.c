@@ -7,6 +7,7 @@
  *
  * Fails closed for the host's own IP packets. A VLAN-tagged frame belongs to the VLAN's own device and passes.
  */
+#include <bpfleet/frame.h>
 #include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
 
@@ -25,6 +26,8 @@ int bpfl_to_under(struct __sk_buff *skb)
 	packet = packet_begin(HOOK_TO_UNDERLAY, DIRECTION_EGRESS);
 	if (!packet)
 		return TC_ACT_SHOT;
+	if (frame_is_bare(skb))
+		packet->link = 0;
 	reason = packet_parse(skb, packet);
 	if (reason == REASON_UNSUPPORTED)
 		return pass(skb, REASON_UNDERLAY);

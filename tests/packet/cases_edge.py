@@ -39,6 +39,12 @@ def malformed_v4() -> List[Case]:
         ("no room for SCTP", f.ip(a, b, f.SCTP, bytes(11)), "truncated"),
         ("no room for ICMP", f.ip(a, b, f.ICMP, bytes(7)), "truncated"),
         ("ICMPv6 in IPv4", f.ip(a, b, f.ICMP6, b"\x80" + bytes(7)), "malformed"),
+        ("an option of length 0", f.udp(a, b, PORTS, options=b"\x07\x00\x04\x00"), "malformed"),
+        ("an option of length 1", f.udp(a, b, PORTS, options=b"\x01\x07\x01\x00"), "malformed"),
+        ("an option beyond the header", f.udp(a, b, PORTS, options=b"\x01\x07\x04\x00"), "malformed"),
+        ("an option without a length", f.udp(a, b, PORTS, options=b"\x01\x01\x01\x07"), "malformed"),
+        ("the 40th byte an option", f.udp(a, b, PORTS, options=b"\x01" * 39 + b"\x07"), "malformed"),
+        *_transports(a, b),
     ]
     found = [Case(name, (shot(FROM, "a", packet, reason, kind=0x0800),)) for name, packet, reason in cases]
     found.append(
@@ -56,6 +62,46 @@ def malformed_v4() -> List[Case]:
             ),
         )
     )
+    for name, options in [
+        ("an option as long as the header", b"\x07\x27" + bytes(38)),
+        ("options of every kind", b"\x01\x94\x04\x00\x00\x01\x82\x02"),
+        ("what follows the end of options", b"\x01\x00\x07\x00"),
+    ]:
+        events = [allowed(direction, protocol=f.UDP, destination_port=80) for direction in ("egress", "ingress")]
+        sent, out = (f.udp(a, b, PORTS, options=options, hops=hops) for hops in (64, 63))
+        found.append(Case(f"{name}: skipped", (local("a", "b", sent, out, *events),)))
+    return found
+
+
+def _transports(a: str, b: str) -> List[Tuple[str, bytes, str]]:
+    """Transport headers that lie, or say what no stack does. Of either family."""
+
+    def udp(length: int, **more: object) -> bytes:
+        return f.ip(a, b, f.UDP, struct.pack("!HHHH", *PORTS, length, 0) + b"12345678", **more)  # type: ignore[arg-type]
+
+    flags = {"none": 0, "SYN and FIN": 3, "SYN and RST": 6, "FIN alone": 1, "all": 0x3F, "PSH and URG": 0x28}
+    return [
+        ("UDP of length 0", udp(0), "malformed"),
+        ("UDP of length 7", udp(7), "malformed"),
+        ("UDP longer than its packet", udp(17), "truncated"),
+        ("a first fragment of UDP of length 7", udp(7, more=True), "malformed"),
+        ("a fragment that ends beyond 65535", f.ip(a, b, f.UDP, b"x" * 16, fragment=65528), "malformed"),
+        *((f"TCP with flags: {name}", f.tcp(a, b, PORTS, value), "malformed") for name, value in flags.items()),
+    ]
+
+
+def sound_transports(family: int) -> List[Case]:
+    """Lengths that are no lie: of a datagram in parts, and with bytes behind the datagram."""
+    a, b = ADDRESSES[family]["a"], ADDRESSES[family]["b"]
+    events = [allowed(direction, protocol=f.UDP, destination_port=80) for direction in ("egress", "ingress")]
+    found = []
+    for name, length, more in (("a first fragment has the length of all", 3000, True), ("padded", 12, False)):
+        body = struct.pack("!HHHH", *PORTS, length, 0) + b"12345678"
+        sent, out = (f.ip(a, b, f.UDP, body, more=more, hops=hops) for hops in (64, 63))
+        found.append(Case(f"UDP, {name}", (local("a", "b", sent, out, *events),), family))
+    last = f.ether(f.ip(a, b, f.UDP, b"x" * 7, fragment=65528))
+    step = Send(FROM, last, "redirect", {"to_endpoint": 1}, "a", out=None, events=None)
+    found.append(Case("a fragment that ends at 65535", (step,), family))
     return found
 
 
@@ -83,6 +129,7 @@ def malformed_v6() -> List[Case]:
             f.ip(a, b, f.TCP, bytes(19), extensions=[(0, pad), (43, pad)]),
             "truncated",
         ),
+        *_transports(a, b),
     ]
     found = [Case(name, (shot(FROM, "a", packet, reason, kind=0x86DD),), 6) for name, packet, reason in cases]
     authentication = b"\x04" + bytes(22)  # 4 + 2 words, less the first byte
@@ -194,6 +241,11 @@ def device_cases(family: int) -> List[Case]:
     found = [Case(name, (step,), family) for name, step in cases]
     broken = f.ether(f.tcp(node2, x["host"], PORTS)[:45], kind=0x86DD if family == 6 else 0x0800)
     found.append(_passes("what is broken is the stack's to refuse", under, "eth0", broken, "underlay"))
+    lie = struct.pack("!HHHH", *vxlan, 0, 0) + b"12345678"  # a stack may take IPv6's for a jumbogram's
+    found += [
+        Case("a stranger's tunnel packet that lies about its length", (at(under, "eth0", f.ip(x["world"], x["host"], f.UDP, lie), "shot", "underlay_tunnel"),), family),
+        Case("bare, from a workload, with flags that no stack takes", (at(under, "eth0", f.tcp(x["c"], x["a"], PORTS, 0), "shot", "underlay_workload"),), family),
+    ]
     if family == 6:
         hidden = f.udp(x["world"], x["host"], vxlan, extensions=[(60, b"\x00\x01\x04\x00\x00\x00\x00")])
         step = at(under, "eth0", hidden, "shot", "underlay_tunnel")

@@ -50,13 +50,17 @@ def endpoint_cases(family: int) -> List[Case]:
         )),
         ("UDP counts for 60 s, answered or not", (open_to, asked, told, Wait(54), told, Wait(54), again, Wait(59), untold)),
         ("one FIN ends nothing", (*opened, there(f.FIN | f.ACK), Wait(5000), back(f.ACK))),
+        ("a reset of one side ends nothing: it may be a stranger's, that both ends ignore", (*opened, there(f.RST), there(f.RST | f.ACK), Wait(7448), back(f.ACK), Wait(7454), gone())),
+        ("nor does one of the other", (*opened, back(f.RST), Wait(7448), there(f.ACK), back(f.ACK))),
         ("both end a connection in 10 s", (*opened, there(f.FIN | f.ACK), back(f.FIN | f.ACK), Wait(8), there(f.ACK), Wait(8), back(f.ACK), Wait(13), gone())),
         ("two FINs of one side are one", (*opened, there(f.FIN | f.ACK), there(f.FIN | f.ACK), Wait(5000), back(f.ACK))),
-        ("a reset ends it in 10 s", (*opened, back(f.RST), Wait(8), back(f.ACK), Wait(13), gone())),
+        ("a reset is its sender's FIN", (*opened, there(f.FIN | f.ACK), back(f.RST), Wait(8), back(f.ACK), Wait(13), gone())),
+        ("resets of both sides end it in 10 s", (*opened, there(f.RST), back(f.RST), Wait(13), gone())),
+        ("a reset is no answer, so what was refused counts for 60 s", (open_to, there(f.SYN, *new), back(f.RST | f.ACK), Wait(54), back(f.RST | f.ACK), Wait(59), gone(f.RST | f.ACK))),
         ("what ends it is not forgotten when it is judged anew", (
             *opened, there(f.FIN | f.ACK), Policy("a"), back(f.FIN | f.ACK), Policy("a"), there(f.ACK), Wait(13), gone(),
         )),
-        ("nor is a reset", (*opened, back(f.RST), Policy("a"), back(f.ACK), Wait(13), gone())),
+        ("nor is a reset", (*opened, there(f.FIN | f.ACK), back(f.RST), Policy("a"), back(f.ACK), Wait(13), gone())),
         ("a SYN begins it anew", (*opened, there(f.RST), there(f.SYN, *new), back(f.SYN | f.ACK), Wait(5000), back(f.ACK))),
         ("one that is no longer allowed is known for 8000 s, ended or not", (
             *opened, back(f.RST), Policy("b", (), ("ingress", "egress")), denied("from_endpoint", "a", f.tcp(a, b, PORTS, f.ACK), DEFAULT_DENY["ingress"], "ingress"),
@@ -85,8 +89,11 @@ def host_cases(family: int) -> List[Case]:
             CLOSED, masqueraded, came(f.tcp(world, me, BACK, f.SYN | f.ACK)), Wait(7448), came(f.tcp(world, me, BACK, f.ACK)),
             Wait(7454), no_entry(f.tcp(world, me, BACK, f.ACK)),
         )),
-        ("one that was reset for 10 s", (
-            CLOSED, masqueraded, came(f.tcp(world, me, BACK, f.RST)), Wait(8), came(f.tcp(world, me, BACK, f.ACK)), Wait(13), no_entry(f.tcp(world, me, BACK, f.ACK)),
+        ("one that was refused for 60 s", (
+            CLOSED, masqueraded, came(f.tcp(world, me, BACK, f.RST)), Wait(54), came(f.tcp(world, me, BACK, f.RST)), Wait(59), no_entry(f.tcp(world, me, BACK, f.ACK)),
+        )),
+        ("one that one side reset for 8000 s", (
+            CLOSED, masqueraded, came(f.tcp(world, me, BACK, f.SYN | f.ACK)), came(f.tcp(world, me, BACK, f.RST)), Wait(7448), came(f.tcp(world, me, BACK, f.ACK)),
         )),
         ("the host's own connection counts as any", (
             only(Rule("ingress", 71, 2, f.TCP, 80)), came(f.tcp(world, me, PORTS), allowed("ingress", 71)), left(f.tcp(me, world, BACK, f.SYN | f.ACK)),

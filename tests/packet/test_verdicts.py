@@ -27,6 +27,7 @@ ENDPOINT_CASES: List[world.Case] = [
     for case in make(family)
 ]
 CASES = [*ENDPOINT_CASES, *(case for family in (4, 6) for case in cases_edge.device_cases(family))]
+CASES += cases_edge.sound_transports(4) + cases_edge.sound_transports(6)
 CASES += cases_edge.malformed_v4() + cases_edge.malformed_v6() + cases_edge.always_cases() + cases_services.odd_cases()
 
 

@@ -61,7 +61,6 @@ class Record:
     seen: int
     replied: bool = False
     finished: Tuple[bool, bool] = (False, False)
-    reset: bool = False
     translated: bool = False
 
     @property
@@ -74,7 +73,7 @@ class Record:
         lives = LIVES
         if protocol == TCP and (self.denies or self.replied):
             lives = LIVES_REPLIED
-        if protocol == TCP and not self.denies and (self.reset or all(self.finished)):
+        if protocol == TCP and not self.denies and all(self.finished):
             lives = LIVES_CLOSING
         return now - self.seen <= lives
 
@@ -83,9 +82,8 @@ class Record:
         self.seen = now
         if packet.kind == "related":
             return
-        self.replied |= is_reply
-        self.reset |= bool(packet.flags & RST)
-        if packet.flags & FIN:
+        self.replied |= is_reply and not packet.flags & RST
+        if packet.flags & (FIN | RST):  # a reset may be a stranger's: it speaks for no more than one side
             self.finished = (self.finished[0], True) if is_reply else (True, self.finished[1])
 
 
@@ -232,7 +230,6 @@ class Ends:
     def _record(self, found: Found, fresh: Record, packet: Reading) -> None:
         if found.record:
             fresh.replied, fresh.finished = found.record.replied, found.record.finished
-            fresh.reset = found.record.reset
         fresh.translated = found.translated and found.key[5] == EGRESS
         fresh.sees(packet, found.is_reply, self.now)
         self.records[found.key] = found.record = fresh

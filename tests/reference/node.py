@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field, replace
-from typing import Callable, FrozenSet, Mapping, Optional, Tuple
+from typing import Callable, FrozenSet, Literal, Mapping, Optional, Tuple, Union
 
 from tests.reference.ends import (
     EGRESS,
@@ -26,7 +26,7 @@ from tests.reference.ends import (
     Policies,
 )
 from tests.reference.host import CLIENT_PORTS, SERVER_PORTS, Host, is_dhcp, is_discovery, is_multicast
-from tests.reference.reading import RST, TCP, UDP, Address, Reading, Unreadable, read
+from tests.reference.reading import RST, TCP, UDP, Address, Ports, Reading, Unreadable, read
 from tests.reference.services import Services, exchanged, refusal
 
 ARP = b"\x08\x06"
@@ -282,19 +282,29 @@ class Node:
             packet = self.ends.begin(device, read(frame))
         except (Unreadable, Dropped) as broken:
             ends = broken.ends if isinstance(broken, Unreadable) else read(frame).ends
+            if ends:
+                self._is_from_where_it_may(ends[0], isinstance(broken, Unreadable) and broken.udp_ports)
             # What is not understood is dropped if it is the host's, or nobody can say whose it is.
             if self.is_judged and str(broken) != "unsupported" and (not ends or self.host.is_for_host(*ends)):
                 raise
             return "underlay", None
-        place = self.ends.place(packet.source)
-        if packet.protocol == UDP and packet.kind != "fragment" and packet.ports[1] == self.tunnel_port:
-            if place != REMOTE_NODE:
-                raise Dropped("underlay_tunnel")
-        elif place not in (HOST, REMOTE_NODE, WORLD):
-            raise Dropped("underlay_workload")
-        elif self.is_judged:
+        is_udp = packet.protocol == UDP and packet.kind != "fragment"
+        is_tunnel = self._is_from_where_it_may(packet.source, is_udp and packet.ports)
+        if self.is_judged and not is_tunnel:
             self.host.comes(packet)
         return "underlay", None
+
+    def _is_from_where_it_may(self, source: Address, udp_ports: Union[Ports, Literal[False]]) -> bool:
+        """Whether a packet of the network is one of the tunnel. Raises Dropped: those come from members only, and no
+        others from workloads."""
+        place = self.ends.place(source)
+        if udp_ports and udp_ports[1] == self.tunnel_port:
+            if place != REMOTE_NODE:
+                raise Dropped("underlay_tunnel")
+            return True
+        if place not in (HOST, REMOTE_NODE, WORLD):
+            raise Dropped("underlay_workload")
+        return False
 
     def _leaves(self, device: str, frame: bytes, via: str) -> On:
         if not self.is_judged:

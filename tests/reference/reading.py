@@ -3,6 +3,7 @@
 It shares no code with them.
 
 IPv4: RFC 791. IPv6 and its extension headers: RFC 8200 4, RFC 4302 2.2. ICMP: RFC 792, RFC 4443. TCP: RFC 9293 3.1.
+UDP: RFC 768.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ Ports = Tuple[int, int]
 
 
 class Unreadable(Exception):
-    """A packet that is none; the text is the reason to drop it. ends: its addresses, if its IP header is one."""
+    """A packet that is none; the text is the reason to drop it. ends: its addresses, if its IP header is one. udp_ports:
+    what is wrong is the rest of a UDP header, which has them."""
 
     ends: Optional[Tuple[Address, Address]] = None
+    udp_ports: Ports = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,17 @@ def _v4(packet: bytes) -> Reading:
     ends = ipaddress.IPv4Address(packet[12:16]), ipaddress.IPv4Address(packet[16:20])
     found = Reading(*ends, protocol=packet[9], hops=packet[8], ends=ends)
     with _between(*ends):
+        _options(packet[20:start])
         return _transport(_parted(found, offset, more, packet[4:6], packet[9]), packet[start:total])
+
+
+def _options(data: bytes) -> None:
+    """Options of IPv4, up to one of type 0. Only those of type 1 have no length."""
+    while data and data[0]:
+        size = 1 if data[0] == 1 else data[1] if len(data) > 1 else 0
+        if not size or size > len(data) or (data[0] != 1 and size < 2):
+            raise Unreadable("malformed")
+        data = data[size:]
 
 
 def _v6(packet: bytes) -> Reading:
@@ -144,10 +157,14 @@ def _transport(found: Reading, data: bytes) -> Reading:
     protocol = found.protocol
     found = replace(found, connection_protocol=protocol)
     if found.part == "later":
+        if found.offset + len(data) > 0xFFFF:
+            raise Unreadable("malformed")
         return replace(found, kind="fragment")
     if protocol in WITH_PORTS:
         _need(data, WITH_PORTS[protocol])
         found = replace(found, ports=(number(data[0:2]), number(data[2:4])))
+        if protocol == UDP:
+            _udp(found, data)
         return _tcp(found, data) if protocol == TCP else found
     if protocol in (ICMP, ICMP6):
         if (protocol == ICMP6) != (found.source.version == 6):
@@ -156,11 +173,22 @@ def _transport(found: Reading, data: bytes) -> Reading:
     return found
 
 
+def _udp(found: Reading, data: bytes) -> None:
+    """Its length: at least its header's, and of what is not in parts no more than there is."""
+    size = number(data[4:6])
+    if size < 8 or (found.part == "whole" and size > len(data)):
+        unreadable = Unreadable("malformed" if size < 8 else "truncated")
+        unreadable.udp_ports = found.ports
+        raise unreadable
+
+
 def _tcp(found: Reading, data: bytes) -> Reading:
     size, flags = (data[12] >> 4) * 4, data[13]
     if size < 20:
         raise Unreadable("malformed")
     _need(data, size)
+    if flags & (FIN | RST) if flags & SYN else not flags & (ACK | RST):
+        raise Unreadable("malformed")
     kind = {0: "any", SYN: "opens", SYN | ACK: "reply_only", ACK: "any"}[flags & (SYN | ACK)]
     return replace(found, flags=flags, kind=kind)
 

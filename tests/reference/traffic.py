@@ -19,7 +19,12 @@ PORTS = (80, 80, 81, 443, 22, 8080, 40000)
 BACKENDS = ("b", "t", "c", "world", "host")
 """Who may answer for the frontend, from BACKEND_PORT."""
 BACKEND_PORT = 8080
-FLAGS = (f.SYN, f.SYN | f.ACK, f.ACK, f.ACK, f.ACK, f.ACK | f.FIN, f.RST, f.SYN | f.FIN, 0)
+FLAGS = (*(f.SYN, f.SYN | f.ACK, f.ACK, f.ACK | f.FIN) * 3, *(f.ACK,) * 6, *(f.RST, f.RST | f.ACK) * 2)
+ODD_FLAGS = (f.SYN | f.FIN, f.SYN | f.RST, f.FIN, 0, 0x28, 0x3F)
+ODD_SIZES = (-8, -1, 0, 9, 1472)
+"""What a UDP header says of its data, of which there are 8 bytes."""
+OPTIONS = (b"\x01" * 4, b"\x01" * 40, b"\x07\x27" + bytes(38), b"\x94\x04\x00\x00", b"\x00\x07\x00\x00")
+ODD_OPTIONS = (b"\x07\x00\x04\x00", b"\x01\x07\x01\x00", b"\x07\x05\x04\x00", b"\x01" * 39 + b"\x07")
 PAD = b"\x00\x01\x04\x00\x00\x00\x00"
 AUTHENTICATION = b"\x01" + bytes(10)
 EXTENSIONS = ((0, PAD), (43, PAD), (60, PAD), (51, AUTHENTICATION))
@@ -158,9 +163,9 @@ def _transport(dice: random.Random, one: Talk, is_answer: bool) -> Tuple[int, by
     """(protocol, header and data)."""
     ports = one.ports if dice.random() < 0.95 else (68, 67) if dice.random() < 0.5 else (40000, 8472)
     if one.kind == "tcp":
-        return f.TCP, f.tcp_header(*ports, dice.choice(FLAGS)) + b"hi"
+        return f.TCP, f.tcp_header(*ports, dice.choice(FLAGS if dice.random() < 0.95 else ODD_FLAGS)) + b"hi"
     if one.kind == "udp":
-        return f.UDP, f.udp_header(*ports, 8) + b"12345678"
+        return f.UDP, f.udp_header(*ports, 8 if dice.random() < 0.9 else dice.choice(ODD_SIZES)) + b"12345678"
     if one.kind == "sctp":
         return f.SCTP, struct.pack("!HHII", *ports, 1, 0)
     if one.kind == "other":
@@ -180,13 +185,13 @@ def _packet(dice: random.Random, one: Talk, source: str, destination: str, is_an
     if part != "whole":
         more["number"] = dice.choice((7, 7, 7, 8))
     if part == "later":
-        more["fragment"] = dice.choice((8, 16, 24, 1480, 1480))
+        more["fragment"] = dice.choice((8, 16, 24, 1480, 1480, 65512, 65520))
         body = b"x" * 16
     more["more"] = part == "first" or (part == "later" and dice.random() < 0.5)
     if one.v6 and dice.random() < 0.3:
         more["extensions"] = [dice.choice(EXTENSIONS) for _ in range(dice.choice((1, 2, 7)))]
     if not one.v6 and dice.random() < 0.2:
-        more["options"] = b"\x01" * dice.choice((4, 40))
+        more["options"] = dice.choice(OPTIONS if dice.random() < 0.8 else ODD_OPTIONS)
     return f.ip(source, destination, protocol, body, **more)  # type: ignore[arg-type]
 
 

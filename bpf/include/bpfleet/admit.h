@@ -111,12 +111,10 @@ static __always_inline __u8 connection_next_state(const struct packet *packet, c
 {
 	if (packet->kind == PACKET_RELATED)
 		return state;
-	if (found->is_reply)
+	if (found->is_reply && !(packet->tcp_flags & TCP_RST))
 		state |= CONNECTION_REPLIED;
-	if (packet->tcp_flags & TCP_RST)
-		state |= CONNECTION_RESET;
-	if (packet->tcp_flags & TCP_FIN)
-		state |= found->is_reply ? CONNECTION_FIN_RESPONDER : CONNECTION_FIN_INITIATOR;
+	if (packet->tcp_flags & (TCP_FIN | TCP_RST))
+		state |= found->is_reply ? CONNECTION_END_RESPONDER : CONNECTION_END_INITIATOR;
 	return state;
 }
 

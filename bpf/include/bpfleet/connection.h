@@ -11,6 +11,10 @@
  * the record's own direction, and the record is written again. One that is then denied stays, marked, so that neither
  * direction can revive the connection by posing as a new one.
  *
+ * A reset ends its sender's side of a connection, as a FIN does, and no more: without sequence numbers it cannot be told
+ * from one that a stranger sends in a side's name and that both ends ignore (RFC 5961 3). Both sides must have ended for
+ * the record to end soon.
+ *
  * A writer changes `addresses` first and node.addresses_revision second; a program reads the revision first and the map
  * second. So nothing judged by old addresses ever carries the new revision. For policies the generation sees to that.
  *
@@ -24,10 +28,9 @@
 #include <bpfleet/identity.h>
 
 enum connection_state {
-	CONNECTION_REPLIED = 1,	       /* the responder has answered */
-	CONNECTION_FIN_INITIATOR = 2,
-	CONNECTION_FIN_RESPONDER = 4,
-	CONNECTION_RESET = 8,
+	CONNECTION_REPLIED = 1,	       /* the responder has answered, not only reset */
+	CONNECTION_END_INITIATOR = 2,  /* it has sent a FIN or a reset */
+	CONNECTION_END_RESPONDER = 4,
 	CONNECTION_DENIED = 16,	       /* was allowed, is no longer; its flow names why */
 };
 
@@ -36,7 +39,7 @@ enum connection_time {
 	CONNECTION_TICK_SHIFT = 30,
 	CONNECTION_TCP_TICKS = 7451,  /* 8000 s */
 	CONNECTION_OTHER_TICKS = 56,  /* 60 s: UDP, ICMP, and TCP until the responder answers */
-	CONNECTION_CLOSING_TICKS = 10, /* 10 s: after a reset or both FINs */
+	CONNECTION_CLOSING_TICKS = 10, /* 10 s: after a FIN or reset of each side */
 };
 
 struct connection_key {
@@ -117,11 +120,11 @@ static __always_inline bool connection_is_live(const struct connection *record, 
 	__u8 state = record->state;
 
 	if (protocol == IPPROTO_TCP) {
-		__u8 fins = CONNECTION_FIN_INITIATOR | CONNECTION_FIN_RESPONDER;
+		__u8 ends = CONNECTION_END_INITIATOR | CONNECTION_END_RESPONDER;
 
 		if (state & CONNECTION_DENIED)
 			limit = CONNECTION_TCP_TICKS;
-		else if ((state & CONNECTION_RESET) || (state & fins) == fins)
+		else if ((state & ends) == ends)
 			limit = CONNECTION_CLOSING_TICKS;
 		else if (state & CONNECTION_REPLIED)
 			limit = CONNECTION_TCP_TICKS;

@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* One packet on its way through a hook: what was parsed from it, and what was found out about it.
  *
- * Parsing follows a cursor (cursor.h). The frame must be Ethernet, as on every device we attach to. Loops are bounded by
- * EXTENSIONS_LIMIT.
+ * Parsing follows a cursor (cursor.h). In front of the IP header is an Ethernet header or nothing (frame.h). Loops are
+ * bounded by EXTENSIONS_LIMIT and OPTIONS_LIMIT.
+ *
+ * What no stack would take is dropped: lengths at odds, TCP flags that mean nothing. Checksums are left to the receiver's
+ * stack, which every packet that passes comes to. What the kernel has put together from several (gso_size) has the lengths
+ * that the kernel gave it, which for UDP are no packet's.
  *
  * `flow` is the tuple by which the connection is looked up. It is the packet's own, except:
  *   - an ICMP echo has {identifier, 0} as ports in a request and {0, identifier} in its reply, so that one is the
@@ -29,6 +33,8 @@
 #include <bpfleet/reasons.h>
 
 #define EXTENSIONS_LIMIT 6
+#define OPTIONS_LIMIT 40 /* bytes behind an IPv4 header */
+#define DATAGRAM_LIMIT 65535 /* bytes that fragments may make up, of either family */
 #define FRAGMENT_OFFSET_V4 0x1fff
 #define FRAGMENT_MORE_V4 0x2000
 #define FRAGMENT_OFFSET_V6 0xfff8
@@ -95,7 +101,7 @@ struct packet {
 	__u8 is_v6;
 	__u8 part;
 	__u8 fragment_protocol;
-	__u8 link; /* bytes before the IP header: ETH_HLEN, see frame.h */
+	__u8 link; /* bytes before the IP header: ETH_HLEN, or 0, see frame.h */
 };
 
 /* Of this CPU: a program runs to its end before another one does at any tc hook. On the stack it would be a fifth of all
@@ -312,6 +318,43 @@ __noinline int packet_recall(struct __sk_buff *skb, struct packet *packet, __u32
 	return packet->protocol == IPPROTO_TCP && offset < FRAGMENT_TCP_FIRST ? REASON_MALFORMED : 0;
 }
 
+/* IPv4 options of RFC 791 3.1: each but the two of one byte has a length, of at least its own two bytes. Returns 0 or a
+ * reason.
+ *
+ * Not static: the verifier checks it once by itself, as packet_parse. */
+__noinline int options_check(struct __sk_buff *skb, __u32 offset, __u32 size)
+{
+	__u8 options[OPTIONS_LIMIT + 1] = {}; /* a length that is not there is 0 */
+	__u32 inside = 0;
+
+	if (!size || size > OPTIONS_LIMIT)
+		return 0;
+	if (bpf_skb_load_bytes(skb, offset, options, size))
+		return REASON_TRUNCATED;
+	for (__u32 at = 0; at < OPTIONS_LIMIT; at++) {
+		if (at >= size)
+			return 0;
+		if (inside) {
+			inside--;
+			continue;
+		}
+		if (options[at] == 0) /* end of the list */
+			return 0;
+		if (options[at] == 1) /* no operation */
+			continue;
+		if (options[at + 1] < 2 || options[at + 1] > size - at)
+			return REASON_MALFORMED;
+		inside = options[at + 1] - 1;
+	}
+	return 0;
+}
+
+/* A SYN neither ends nor resets; what has no SYN has an ACK, or resets (RFC 9293 3.10.7). Everything else is a scan's. */
+static __always_inline bool tcp_flags_make_sense(__u8 flags)
+{
+	return flags & TCP_SYN ? !(flags & (TCP_FIN | TCP_RST)) : flags & (TCP_ACK | TCP_RST);
+}
+
 static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor,
 					   __u32 fragment_offset)
 {
@@ -327,14 +370,19 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 	struct {
 		__be16 source;
 		__be16 destination;
+		__be16 length; /* of UDP */
+		__be16 checksum;
 	} ports;
 	struct icmp_start icmp;
 	int reason;
 
 	packet->transport = cursor->offset;
 	packet->flow.rest = connection_rest(0, 0, packet->protocol, 0);
-	if (packet->part == PART_LATER)
+	if (packet->part == PART_LATER) {
+		if (fragment_offset + cursor->left > DATAGRAM_LIMIT)
+			return REASON_MALFORMED;
 		return packet_recall(skb, packet, fragment_offset);
+	}
 	switch (packet->protocol) {
 	case IPPROTO_TCP:
 		if (cursor->left < 20)
@@ -347,6 +395,8 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 			return REASON_TRUNCATED;
 		packet->flow.rest = connection_rest(tcp.source, tcp.destination, packet->protocol, 0);
 		packet->tcp_flags = tcp.flags;
+		if (!tcp_flags_make_sense(tcp.flags))
+			return REASON_MALFORMED;
 		if ((tcp.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 			packet->kind = PACKET_OPENS;
 		else if (tcp.flags & TCP_SYN)
@@ -359,6 +409,13 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 		if (cursor_read(skb, cursor, &ports))
 			return REASON_TRUNCATED;
 		packet->flow.rest = connection_rest(ports.source, ports.destination, packet->protocol, 0);
+		if (packet->protocol == IPPROTO_UDP && !skb->gso_size) {
+			if (bpf_ntohs(ports.length) < sizeof(ports))
+				return REASON_MALFORMED;
+			/* A first fragment has the length of them all. */
+			if (packet->part == PART_WHOLE && bpf_ntohs(ports.length) > cursor->left)
+				return REASON_TRUNCATED;
+		}
 		return 0;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
@@ -411,7 +468,8 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet
 		packet->part = PART_FIRST;
 	packet->fragment_id = ip.id;
 	packet->fragment_protocol = ip.protocol;
-	return cursor_skip(cursor, ip.ihl * 4);
+	reason = ip.ihl > 5 ? options_check(skb, cursor->offset + sizeof(ip), ip.ihl * 4 - sizeof(ip)) : 0;
+	return reason ?: cursor_skip(cursor, ip.ihl * 4);
 }
 
 static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor,
@@ -453,7 +511,7 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 	return reason;
 }
 
-/* Fills the packet (which the caller zeroed) from an Ethernet frame with IPv4 or IPv6. Returns 0 or a reason; what was
+/* Fills the packet (which the caller zeroed) from a frame with IPv4 or IPv6. Returns 0 or a reason; what was
  * parsed before the reason was found is in the packet, for the event.
  *
  * Not static: the verifier checks a global function once by itself, so that the many ways through the headers do not

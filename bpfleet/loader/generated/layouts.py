@@ -596,7 +596,7 @@ ENUMS: Dict[str, Dict[str, Any]] = {
         'any_protocol': 64,
         'any': 128,
     },
-    'connection_state': {'replied': 1, 'fin_initiator': 2, 'fin_responder': 4, 'reset': 8, 'denied': 16},
+    'connection_state': {'replied': 1, 'end_initiator': 2, 'end_responder': 4, 'denied': 16},
     'connection_time': {'tick_shift': 30, 'tcp_ticks': 7451, 'other_ticks': 56, 'closing_ticks': 10},
     'generation_word': {'staged': 1, 'step': 2},
     'flow_slot': {'passed': 0, 'dropped': 1, 'first': 2, 'limit': 10242},
