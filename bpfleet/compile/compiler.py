@@ -218,6 +218,7 @@ def facts_key(facts: Facts) -> Tuple[object, ...]:
         facts.tcx,
         facts.cgroup,
         facts.jiffy_ns,
+        tuple(sorted(facts.link_types.items())),
     )
 
 

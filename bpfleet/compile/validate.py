@@ -20,6 +20,10 @@ from bpfleet.model.state import Facts
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
+BARE_LINK_TYPES, LOOPBACK_LINK_TYPE = (65534, 512), 772
+"""Of linux/if_arp.h: devices whose packets begin with their IP header (tun and WireGuard, PPP), and the loopback
+device, which has Ethernet's."""
+
 
 def validate(documents: DocumentSet, facts: Optional[Facts] = None, memo: Optional[Memo] = None) -> List[BpfleetError]:
     """Every conflict among `documents`; with `facts`, also what this node's devices cannot satisfy.
@@ -231,6 +235,8 @@ def _own_node(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError]:
                 field=f"devices[{index}].name",
                 remedy=f"Its devices: {known}.",
             )
+        elif device["name"] in facts.link_types:
+            yield from _other_link_layer(node, index, device, facts.link_types[device["name"]])
     held = {address for _, addresses in facts.devices.values() for address in addresses}
     if node.spec["address"] not in held:
         yield InvalidInput(
@@ -249,6 +255,25 @@ def _own_node(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError]:
                 field="routing.mtu",
                 remedy=f"Use at most {limit}, or leave it out.",
             )
+
+
+def _other_link_layer(node: Document, index: int, device: Mapping[str, Any], link_type: int) -> Iterator[BpfleetError]:
+    """What the programs cannot do at a device that is not Ethernet. bpf/include/bpfleet/frame.h says what they can."""
+    name = device["name"]
+    if link_type not in (*BARE_LINK_TYPES, LOOPBACK_LINK_TYPE):
+        yield InvalidInput(
+            f"device {name} has neither Ethernet headers nor none at all (link type {link_type})",
+            resource=node.key,
+            field=f"devices[{index}].name",
+            remedy="Use an Ethernet device, or one without a link layer (WireGuard, tun, PPP).",
+        )
+    elif link_type in BARE_LINK_TYPES and device.get("xdp", "off") != "off":
+        yield InvalidInput(
+            f"device {name} has no link layer, and XDP looks for blocked networks in Ethernet frames",
+            resource=node.key,
+            field=f"devices[{index}].xdp",
+            remedy=f"Set xdp: off for {name}; tc blocks there then.",
+        )
 
 
 def workload_mtu(node: Document, facts: Facts) -> Optional[int]:

@@ -24,7 +24,7 @@ from bpfleet.loader.objects import Objects
 from bpfleet.loader.pins import DEFAULT, Pins, open_pin, require_bpffs, unpin
 from bpfleet.loader.routes import Routes, read_routes
 from bpfleet.loader.rows import Missing, device_index, salt
-from bpfleet.loader.rtnl import NAMESPACES, Link, Reader
+from bpfleet.loader.rtnl import ETHERNET, NAMESPACES, Link, Reader
 from bpfleet.loader.xdp import Xdp
 from bpfleet.model.state import Facts, NodeState, Program, Table
 
@@ -109,6 +109,7 @@ class RealKernel:
             cgroup=cgroup.root() is not None,
             jiffy_ns=jiffy_ns(),
             shared=tuple(sorted(shared)),
+            link_types={link.name: link.type for link in names.values() if link.type != ETHERNET},
         )
 
     # -- reading -----------------------------------------------------------------------------------------------------

@@ -37,10 +37,14 @@ MAIN_TABLE = 254
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+ETHERNET = 1
+
+
 @dataclass(frozen=True)
 class Link:
     """A network device. `peer` is the index of a veth's other end, in whichever namespace that is; `data` holds the
-    attributes of its kind by number. `xdp`: hook ("xdp-native", "xdp-generic") -> id of the program there. `alias`: a
+    attributes of its kind by number. `type`: its number of linux/if_arp.h.
+    `xdp`: hook ("xdp-native", "xdp-generic") -> id of the program there. `alias`: a
     note that somebody left on it."""
 
     index: int
@@ -54,6 +58,7 @@ class Link:
     data: Dict[int, bytes]
     xdp: Dict[str, int]
     alias: str = ""
+    type: int = ETHERNET
 
 
 @dataclass(frozen=True)
@@ -245,7 +250,7 @@ def attributes(data: bytes, at: int) -> Dict[int, bytes]:
 
 
 def _link(body: bytes) -> Link:
-    _, _, index, flags, _ = LINK.unpack_from(body)
+    _, link_type, index, flags, _ = LINK.unpack_from(body)
     values = attributes(body, LINK.size)
     info = attributes(values.get(18, b""), 0)
     xdp = attributes(values.get(43, b""), 0)
@@ -260,6 +265,7 @@ def _link(body: bytes) -> Link:
         peer=int.from_bytes(values.get(5, b""), "little"),
         data=attributes(info.get(2, b""), 0),
         alias=values.get(20, b"").rstrip(b"\0").decode(errors="replace"),
+        type=link_type,
         xdp={hook: int.from_bytes(xdp[kind], "little") for hook, kind in _XDP_PROGRAM.items() if kind in xdp},
     )
 

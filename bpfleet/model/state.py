@@ -189,6 +189,7 @@ class Facts:
     cgroup: whether the host has a cgroup2 hierarchy, whose root socket hooks are attached to.
     jiffy_ns: nanoseconds of the kernel's tick, 0 if they are not known.
     shared: broadcast and anycast addresses of its networks, which its stack takes in besides its own.
+    link_types: device -> its number of linux/if_arp.h, of those devices that are not Ethernet.
     """
 
     node: str
@@ -200,6 +201,7 @@ class Facts:
     cgroup: bool = True
     jiffy_ns: int = 0
     shared: Tuple[str, ...] = ()
+    link_types: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

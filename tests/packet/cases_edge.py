@@ -243,8 +243,16 @@ def device_cases(family: int) -> List[Case]:
     found.append(_passes("what is broken is the stack's to refuse", under, "eth0", broken, "underlay"))
     lie = struct.pack("!HHHH", *vxlan, 0, 0) + b"12345678"  # a stack may take IPv6's for a jumbogram's
     found += [
-        Case("a stranger's tunnel packet that lies about its length", (at(under, "eth0", f.ip(x["world"], x["host"], f.UDP, lie), "shot", "underlay_tunnel"),), family),
-        Case("bare, from a workload, with flags that no stack takes", (at(under, "eth0", f.tcp(x["c"], x["a"], PORTS, 0), "shot", "underlay_workload"),), family),
+        Case(
+            "a stranger's tunnel packet that lies about its length",
+            (at(under, "eth0", f.ip(x["world"], x["host"], f.UDP, lie), "shot", "underlay_tunnel"),),
+            family,
+        ),
+        Case(
+            "bare, from a workload, with flags that no stack takes",
+            (at(under, "eth0", f.tcp(x["c"], x["a"], PORTS, 0), "shot", "underlay_workload"),),
+            family,
+        ),
     ]
     if family == 6:
         hidden = f.udp(x["world"], x["host"], vxlan, extensions=[(60, b"\x00\x01\x04\x00\x00\x00\x00")])

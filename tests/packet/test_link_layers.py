@@ -1,5 +1,5 @@
-"""What comes to an underlay device's hooks without an Ethernet header, by real packets: what the host's stack loops back to
-itself, and all traffic of a device that has no link layer."""
+"""What comes to an underlay device's hooks without an Ethernet header, by real packets: what the host's stack loops
+back to itself, and all traffic of a device that has no link layer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
 
 import pytest
 
+from bpfleet.loader.real import RealKernel
 from tests.packet import frames as f
 from tests.packet import world
-from tests.packet.kernel import Datapath
+from tests.packet.kernel import BUILD, Datapath, detach
 from tests.packet.world import ADDRESSES, TUNNEL_PORT, UNDERLAY_MAC, Policy, Rule
 
 pytestmark = pytest.mark.root
@@ -26,8 +27,8 @@ GROUPS = {4: "239.9.9.9", 6: "ff05::9"}
 OPEN, CLOSED = Policy("host"), Policy("host", (), ("ingress", "egress"))
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 TUN = "tun-under"
-_TUNSETIFF, _IFF_TUN_NO_PI = 0x400454CA, 0x1001
-Read = Callable[[], bytes]
+_TUNSETIFF, _TUNSETLINK, _IFF_TUN_NO_PI = 0x400454CA, 0x400454CD, 0x1001
+NONE, PPP, GRE = 65534, 512, 778
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def hooked(datapath: Datapath, ifindex: int) -> Iterator[None]:
         yield
     finally:
         for link in links:
-            os.close(link)
+            detach(link)
 
 
 def counted(datapath: Datapath, action: Callable[[], object]) -> dict[str, int]:
@@ -213,3 +214,17 @@ def test_what_does_not_begin_as_its_type_says_is_no_way_in(tun: Tun, host_datapa
     """A version that is none is refused by the device; a packet of one byte is of nobody."""
     for packet in (b"\x45", b"\x60", b"\x45" + bytes(18), b"\x60" + bytes(38)):
         assert counted(host_datapath, lambda: tun.send(packet)) == {"truncated": 1}  # noqa: B023
+
+
+def test_the_agent_sees_what_link_layer_a_device_has(devices: None, tmp_path: Path) -> None:
+    """Those that have one which is none of ours are refused by name: bpfleet/compile/validate.py."""
+    opened = Tun()
+    try:
+        subprocess.run(["ip", "link", "set", TUN, "down"], check=True)
+        for link_type in (NONE, PPP, GRE):
+            fcntl.ioctl(opened.fd, _TUNSETLINK, link_type)
+            facts = RealKernel(BUILD, "/sys/fs/bpf/bpfleet-facts", tmp_path).facts("h1")
+            assert facts.link_types == {"lo": 772, TUN: link_type}
+            assert facts.devices.keys() >= {"dev-eth0", TUN}
+    finally:
+        opened.close()

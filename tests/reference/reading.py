@@ -26,8 +26,8 @@ Ports = Tuple[int, int]
 
 
 class Unreadable(Exception):
-    """A packet that is none; the text is the reason to drop it. ends: its addresses, if its IP header is one. udp_ports:
-    what is wrong is the rest of a UDP header, which has them."""
+    """A packet that is none; the text is the reason to drop it. ends: its addresses, if its IP header is one.
+    udp_ports: of a UDP header that is wrong in what follows them."""
 
     ends: Optional[Tuple[Address, Address]] = None
     udp_ports: Ports = (0, 0)

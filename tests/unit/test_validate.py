@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import List, Tuple
 
 import pytest
@@ -111,6 +112,29 @@ def test_what_the_node_itself_lacks() -> None:
     documents = DocumentSet([*fleet.quickstart()])
     without = Facts("h1", {"lo": (65536, ("127.0.0.1",))})
     assert {error.field for error in validate(documents, without)} == {"devices[0].name", "address"}
+
+
+@pytest.mark.parametrize("link_type", [65534, 512, 772])
+def test_a_device_without_a_link_layer_may_be_an_underlay(link_type: int) -> None:
+    facts = dataclasses.replace(fleet.facts(1), link_types={"eth0": link_type, "ib0": 32})
+    assert validate(DocumentSet(fleet.quickstart()), facts) == []
+
+
+@pytest.mark.parametrize("link_type", [32, 768, 778, 802])
+def test_a_device_of_another_link_layer_is_refused(link_type: int) -> None:
+    facts = dataclasses.replace(fleet.facts(1), link_types={"eth0": link_type})
+    (error,) = validate(DocumentSet(fleet.quickstart()), facts)
+    assert (error.resource, error.field) == ("node/h1", "devices[0].name")
+    assert "eth0" in str(error) and str(link_type) in str(error) and "WireGuard" in error.remedy
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_xdp_where_there_is_no_link_layer_is_refused(mode: str) -> None:
+    node = fleet.node(1)
+    node = fleet.document("node", node.name, **{**node.spec, "devices": [{"name": "eth0", "xdp": mode}]})
+    facts = dataclasses.replace(fleet.facts(1), link_types={"eth0": 65534})
+    (error,) = validate(DocumentSet([fleet.cluster(["h1"]), node]), facts)
+    assert (error.resource, error.field) == ("node/h1", "devices[0].xdp") and "xdp: off" in error.remedy
 
 
 def test_an_mtu_that_does_not_fit_the_underlay() -> None:

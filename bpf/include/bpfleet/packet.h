@@ -2,11 +2,7 @@
 /* One packet on its way through a hook: what was parsed from it, and what was found out about it.
  *
  * Parsing follows a cursor (cursor.h). In front of the IP header is an Ethernet header or nothing (frame.h). Loops are
- * bounded by EXTENSIONS_LIMIT and OPTIONS_LIMIT.
- *
- * What no stack would take is dropped: lengths at odds, TCP flags that mean nothing. Checksums are left to the receiver's
- * stack, which every packet that passes comes to. What the kernel has put together from several (gso_size) has the lengths
- * that the kernel gave it, which for UDP are no packet's.
+ * bounded by EXTENSIONS_LIMIT. What no stack would take is dropped (sound.h).
  *
  * `flow` is the tuple by which the connection is looked up. It is the packet's own, except:
  *   - an ICMP echo has {identifier, 0} as ports in a request and {0, identifier} in its reply, so that one is the
@@ -31,19 +27,13 @@
 #include <bpfleet/cursor.h>
 #include <bpfleet/fragment.h>
 #include <bpfleet/reasons.h>
+#include <bpfleet/sound.h>
 
 #define EXTENSIONS_LIMIT 6
-#define OPTIONS_LIMIT 40 /* bytes behind an IPv4 header */
-#define DATAGRAM_LIMIT 65535 /* bytes that fragments may make up, of either family */
 #define FRAGMENT_OFFSET_V4 0x1fff
 #define FRAGMENT_MORE_V4 0x2000
 #define FRAGMENT_OFFSET_V6 0xfff8
 #define FRAGMENT_MORE_V6 0x0001
-
-#define TCP_FIN 0x01
-#define TCP_SYN 0x02
-#define TCP_RST 0x04
-#define TCP_ACK 0x10
 
 /* Message types; the UAPI header that has them needs a C library. RFC 792, RFC 4443. */
 enum icmp_type {
@@ -318,43 +308,6 @@ __noinline int packet_recall(struct __sk_buff *skb, struct packet *packet, __u32
 	return packet->protocol == IPPROTO_TCP && offset < FRAGMENT_TCP_FIRST ? REASON_MALFORMED : 0;
 }
 
-/* IPv4 options of RFC 791 3.1: each but the two of one byte has a length, of at least its own two bytes. Returns 0 or a
- * reason.
- *
- * Not static: the verifier checks it once by itself, as packet_parse. */
-__noinline int options_check(struct __sk_buff *skb, __u32 offset, __u32 size)
-{
-	__u8 options[OPTIONS_LIMIT + 1] = {}; /* a length that is not there is 0 */
-	__u32 inside = 0;
-
-	if (!size || size > OPTIONS_LIMIT)
-		return 0;
-	if (bpf_skb_load_bytes(skb, offset, options, size))
-		return REASON_TRUNCATED;
-	for (__u32 at = 0; at < OPTIONS_LIMIT; at++) {
-		if (at >= size)
-			return 0;
-		if (inside) {
-			inside--;
-			continue;
-		}
-		if (options[at] == 0) /* end of the list */
-			return 0;
-		if (options[at] == 1) /* no operation */
-			continue;
-		if (options[at + 1] < 2 || options[at + 1] > size - at)
-			return REASON_MALFORMED;
-		inside = options[at + 1] - 1;
-	}
-	return 0;
-}
-
-/* A SYN neither ends nor resets; what has no SYN has an ACK, or resets (RFC 9293 3.10.7). Everything else is a scan's. */
-static __always_inline bool tcp_flags_make_sense(__u8 flags)
-{
-	return flags & TCP_SYN ? !(flags & (TCP_FIN | TCP_RST)) : flags & (TCP_ACK | TCP_RST);
-}
-
 static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *packet, struct cursor *cursor,
 					   __u32 fragment_offset)
 {
@@ -409,13 +362,8 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 		if (cursor_read(skb, cursor, &ports))
 			return REASON_TRUNCATED;
 		packet->flow.rest = connection_rest(ports.source, ports.destination, packet->protocol, 0);
-		if (packet->protocol == IPPROTO_UDP && !skb->gso_size) {
-			if (bpf_ntohs(ports.length) < sizeof(ports))
-				return REASON_MALFORMED;
-			/* A first fragment has the length of them all. */
-			if (packet->part == PART_WHOLE && bpf_ntohs(ports.length) > cursor->left)
-				return REASON_TRUNCATED;
-		}
+		if (packet->protocol == IPPROTO_UDP && !skb->gso_size)
+			return udp_length_check(bpf_ntohs(ports.length), cursor->left, packet->part == PART_WHOLE);
 		return 0;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
