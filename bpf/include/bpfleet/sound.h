@@ -27,11 +27,12 @@
 __noinline int options_check(struct __sk_buff *skb, __u32 offset, __u32 size)
 {
 	__u8 options[OPTIONS_LIMIT + 1] = {}; /* a length that is not there is 0 */
-	__u32 inside = 0;
+	__u32 inside = 0, last = size - 1;
 
-	if (!size || size > OPTIONS_LIMIT)
+	asm volatile("" : "+r"(last)); /* until 6.8 the verifier does not see that what is not 0 is more than 0 */
+	if (last >= OPTIONS_LIMIT)
 		return 0;
-	if (bpf_skb_load_bytes(skb, offset, options, size))
+	if (bpf_skb_load_bytes(skb, offset, options, last + 1))
 		return REASON_TRUNCATED;
 	for (__u32 at = 0; at < OPTIONS_LIMIT; at++) {
 		if (at >= size)
