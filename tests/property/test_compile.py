@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from typing import List
+from typing import Any, Dict, List
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpfleet.compile.compiler import Compiler
 from bpfleet.compile.validate import validate
-from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model.document import Document, DocumentSet, problems_of
 from bpfleet.model.identity import HOST, WAITING
 from bpfleet.model.state import NodeState
 from tests import fleet
@@ -37,7 +37,14 @@ rules = st.fixed_dictionaries(
     },
 )
 about = st.lists(rules, max_size=3, unique_by=lambda rule: repr({**rule, "action": ""}))
-directions = st.fixed_dictionaries({}, optional={"ingress": about, "egress": about}).filter(bool)
+
+
+def can_be_said(spec: Dict[str, Any]) -> bool:
+    """What repeats or contradicts itself, perhaps in another order, is refused."""
+    return bool(spec) and not problems_of({"kind": "policy", "name": "p", "spec": {"selector": {}, **spec}})
+
+
+directions = st.fixed_dictionaries({}, optional={"ingress": about, "egress": about}).filter(can_be_said)
 
 
 @st.composite
