@@ -96,8 +96,7 @@ def install(root, digest):
         put_in_place(root, target)
         return {"digest": digest, "installed": False, "path": target}
     agents = os.path.dirname(target)
-    if not os.path.isdir(agents):
-        os.makedirs(agents, 0o755)
+    os.makedirs(agents, 0o755, exist_ok=True)  # another installer may be at it too
     os.chmod(root, 0o700)
     archive = zipfile.ZipFile(io.BytesIO(data))
     unpacked = sum(entry.file_size for entry in archive.infolist())
