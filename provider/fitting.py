@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
 
 from bpfleet.compile.compiler import Compiler
 from bpfleet.compile.limits import limits_of
 from bpfleet.compile.policy import groups_named
+from bpfleet.compile.topology import declared_facts
 from bpfleet.errors import BpfleetError, InvalidInput
 from bpfleet.loader.capacity import blame, overfull
 from bpfleet.model.document import Document, DocumentSet
-from bpfleet.model.state import Facts
 
-_UNKNOWN_MTU = 1500
 _PORTS_ANY, _PORTS_RANGE = 3, 4
 """Entries for a port of any protocol; and about as many for a range, which others cut into intervals."""
 
@@ -89,23 +88,12 @@ class Fitting:
 
 
 def _overfull(compiler: Compiler, documents: DocumentSet, node: Document, key: str) -> Optional[BpfleetError]:
-    try:
-        compiled = compiler.compile(documents, _facts(documents, node))
+    try:  # an endpoint that still waits for its device needs room too
+        compiled = compiler.compile(documents, declared_facts(documents, node))
     except InvalidInput as error:  # one identity's entries, of which the compiler stops making more
         return error
     full = overfull(compiled.state)
     return blame(full[0], compiled, {key}) if full else None
-
-
-def _facts(documents: DocumentSet, node: Document) -> Facts:
-    """The node with all that is declared for it there: an endpoint that still waits for its device needs room too."""
-    attached = [one.spec["attach"] for one in documents.of_kind("endpoint").values() if one.spec["node"] == node.name]
-    devices: Dict[str, Tuple[int, Tuple[str, ...]]] = {
-        attach["interface"]: (_UNKNOWN_MTU, ()) for attach in attached if "interface" in attach
-    }
-    devices.update({device["name"]: (_UNKNOWN_MTU, ()) for device in node.spec["devices"]})
-    devices[node.spec["devices"][0]["name"]] = (_UNKNOWN_MTU, (node.spec["address"],))
-    return Facts(node.name, devices, tuple(attach["netns"] for attach in attached if "netns" in attach))
 
 
 def _without_waiting(documents: List[Document]) -> DocumentSet:

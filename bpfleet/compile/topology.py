@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Collection, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
 from bpfleet.compile.rules import hash32
 from bpfleet.compile.validate import workload_mtu
@@ -40,6 +40,19 @@ NO_DEVICE = 0
 
 ADDRESSES_KEY = ("address",)
 ADDRESSES_VALUE = ("identity", "ifindex", "tunnel_endpoint")
+
+
+def declared_facts(documents: DocumentSet, own: Document, held: Collection[str] = ()) -> Facts:
+    """A node on which everything is there that documents name, for those who ask no host. held: addresses that it has
+    besides its declared one."""
+    attached: List[Mapping[str, Any]] = [
+        one.spec["attach"] for one in documents.of_kind("endpoint").values() if one.spec["node"] == own.name
+    ]
+    names = [one["interface"] for one in attached if "interface" in one]
+    names += [one["name"] for one in own.spec["devices"]]
+    devices: Dict[str, Tuple[int, Tuple[str, ...]]] = dict.fromkeys(names, (UNKNOWN_MTU, ()))
+    devices[own.spec["devices"][0]["name"]] = (UNKNOWN_MTU, (own.spec["address"], *held))
+    return Facts(own.name, devices, tuple(one["netns"] for one in attached if "netns" in one))
 
 
 @dataclass(frozen=True)

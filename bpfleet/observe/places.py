@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Any, Collection, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Collection, Dict, Mapping, Optional, Tuple
 
 from bpfleet.compile import topology
 from bpfleet.errors import InvalidInput
 from bpfleet.model import identity
 from bpfleet.model.document import Document, DocumentSet
-from bpfleet.model.state import Facts, Row
+from bpfleet.model.state import Row
 
 ENTITY_NUMBERS = {"world": identity.WORLD, "host": identity.HOST, "remote-node": identity.REMOTE_NODE}
 _BROADCASTS = 224
@@ -179,7 +179,7 @@ class Places:
     def _of(self, node: str) -> Mapping[Row, Row]:
         if node not in self._rows:
             own = self._nodes[node]
-            facts = _as_declared(self._documents, own, self._held.get(node, ()))
+            facts = topology.declared_facts(self._documents, own, self._held.get(node, ()))
             self._rows[node] = topology.build(self._documents, self.cluster, own, facts).addresses.rows
         return self._rows[node]
 
@@ -190,20 +190,6 @@ def parsed_address(text: str) -> Optional[str]:
         return str(ipaddress.ip_address(text))
     except ValueError:
         return None
-
-
-def _as_declared(documents: DocumentSet, own: Document, held: Collection[str]) -> Facts:
-    """A node on which everything is there that its documents name."""
-    attached: List[Mapping[str, Any]] = [
-        document.spec["attach"]
-        for document in documents.of_kind("endpoint").values()
-        if document.spec["node"] == own.name
-    ]
-    devices: Dict[str, Tuple[int, Tuple[str, ...]]] = {
-        one["interface"]: (topology.UNKNOWN_MTU, ()) for one in attached if "interface" in one
-    }
-    devices[own.spec["devices"][0]["name"]] = (topology.UNKNOWN_MTU, (own.spec["address"], *held))
-    return Facts(own.name, devices, tuple(one["netns"] for one in attached if "netns" in one))
 
 
 def _holds(cidr: str, address: Any) -> bool:

@@ -20,10 +20,27 @@ from bpfleet.loader.real import RealKernel
 from bpfleet.loader.steps import Step
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.state import Facts, NodeState
+from tests import fleet
 
 _SK_BUFF_SIZE, _IFINDEX = 192, 40
 
 Work = Callable[[str, int, Connection], None]
+
+
+LABELS = {"a": {"app": "a"}, "b": {"app": "b"}}
+NUMBERS = {name: fleet.identity(name, labels).spec["number"] for name, labels in LABELS.items()}
+
+
+def two_ends() -> List[Document]:
+    """A cluster in which a and b are on the first node."""
+    found = [fleet.cluster(["h1", "h2"]), fleet.node(1), fleet.node(2)]
+    for host, name in enumerate(LABELS, 1):
+        attach = {"interface": f"dev-{name}"}
+        found += [
+            fleet.identity(name, LABELS[name]),
+            fleet.document("endpoint", name, node="h1", identity=name, addresses=[f"10.77.1.{host}"], attach=attach),
+        ]
+    return found
 
 
 def state_of(world: Sequence[Document]) -> NodeState:

@@ -30,13 +30,11 @@ from bpfleet.observe.reader import Reader, open_slots
 from tests import fleet
 from tests.packet import frames as f
 from tests.packet.kernel import run_program
-from tests.packet.place import Place, context_of, hammered, pinned_program, state_of
+from tests.packet.place import NUMBERS, Place, context_of, hammered, pinned_program, state_of, two_ends
 from tests.reference.judge import Flow, Verdict, judge
 
 pytestmark = pytest.mark.root
 
-LABELS = {"a": {"app": "a"}, "b": {"app": "b"}}
-NUMBERS = {name: fleet.identity(name, labels).spec["number"] for name, labels in LABELS.items()}
 ADDRESSES = {"identity/b": "10.77.1.2"}
 OUTSIDE = ("198.51.100.7", "198.51.100.200", "203.0.113.9", "192.0.2.200", "8.8.8.8")
 PORTS = (1, 55, 80, 150, 443, 8080)
@@ -82,13 +80,7 @@ TRIAL = ({"egress": [{"peers": [cidr("8.0.0.0/8")]}]}, {"egress": [{"ports": tcp
 
 
 def documents(policies: Dict[str, Any], trial: Dict[str, Any]) -> List[Document]:
-    found = [fleet.cluster(["h1", "h2"]), fleet.node(1), fleet.node(2)]
-    for host, name in enumerate(LABELS, 1):
-        found.append(fleet.identity(name, LABELS[name]))
-        attach = {"interface": f"dev-{name}"}
-        found.append(
-            fleet.document("endpoint", name, node="h1", identity=name, addresses=[f"10.77.1.{host}"], attach=attach)
-        )
+    found = two_ends()
     found.append(fleet.policy("out", {"app": "a"}, egress=policies["egress"]))
     found.append(fleet.policy("in", {"app": "b"}, ingress=policies["ingress"]))
     found.append(fleet.document("policy", "trial", selector={"app": "a"}, mode="audit", **trial))

@@ -24,12 +24,10 @@ from bpfleet.model.state import NodeState, Table
 from tests import fleet
 from tests.packet import frames as f
 from tests.packet.kernel import BUILD, TC_ACT_SHOT, run_program
-from tests.packet.place import Place, context_of, hammered, pinned_program, state_of
+from tests.packet.place import NUMBERS, Place, context_of, hammered, pinned_program, state_of, two_ends
 
 pytestmark = pytest.mark.root
 
-LABELS = {"a": {"app": "a"}, "b": {"app": "b"}}
-NUMBERS = {name: fleet.identity(name, labels).spec["number"] for name, labels in LABELS.items()}
 A, B, ME, WORLD = "10.77.1.1", "10.77.1.2", "192.168.77.1", "198.51.100.7"
 PORT = 7000
 OTHERS = 300
@@ -42,13 +40,7 @@ ALL: List[Dict[str, Any]] = [{"peers": [{"entity": "all"}]}]
 
 
 def documents(egress: List[Dict[str, Any]], ingress: List[Dict[str, Any]]) -> List[Document]:
-    found = [fleet.cluster(["h1", "h2"]), fleet.node(1), fleet.node(2)]
-    for host, name in enumerate(LABELS, 1):
-        found.append(fleet.identity(name, LABELS[name]))
-        attach = {"interface": f"dev-{name}"}
-        found.append(
-            fleet.document("endpoint", name, node="h1", identity=name, addresses=[f"10.77.1.{host}"], attach=attach)
-        )
+    found = two_ends()
     found.append(fleet.policy("out", {"app": "a"}, egress=egress))
     found.append(fleet.policy("in", {"app": "b"}, ingress=ingress))
     found.append(fleet.node_policy("host", {}, ingress=ingress))
