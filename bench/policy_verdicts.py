@@ -5,6 +5,9 @@ then is the memory behind the look-ups. Each population is timed with its memory
 Beside it, in the same rounds: one bare look-up of the same connections, and 10 rules with as many workloads as 10,000
 and 100,000 rules have (so that only rules grow; `addresses` then holds 100,000).
 
+Established packets go by the copies of their connections (connection_copy.h). What they cost by the records themselves,
+as the first one of a connection in each tick does, is measured beside, with room for one copy only.
+
     python -m bench.policy_verdicts
 """
 
@@ -28,14 +31,23 @@ POPULATIONS: Dict[str, Tuple[int, int]] = {
 }
 """name -> (rules, workloads)"""
 
+BY_RECORD = (FEW, MANY, MOST)
+
 
 def time_verdicts(kind: str) -> timing.Timed:
-    """Each population, and with "bare_" before its name a look-up of its connections. Needs root."""
+    """Each population; with "bare_" before its name a look-up of its connections; with "by_record_" before a number of
+    rules the same without copies. Needs root."""
     dice = random.Random(1)  # the same packets in every run
     flags = frames.ACK if kind == "established" else frames.SYN
     variants: Dict[str, timing.Variant] = {}
     loaded: List[kernel.Datapath | timing.Programs] = []
     try:
+        for rules in BY_RECORD if kind == "established" else ():
+            datapath = populate(rules, rules, copies=1)
+            loaded.append(datapath)
+            establish(datapath, rules)
+            packets = drawn(kind, rules, dice)
+            variants[f"by_record_{rules}"] = variant(datapath.programs["from_endpoint"], flags, packets)
         for name, (rules, workloads) in POPULATIONS.items():
             datapath = populate(rules, workloads)
             loaded.append(datapath)
@@ -62,6 +74,8 @@ def measure() -> List[Measurement]:
         note = f"net of {timed.empty_ns} ns for an empty program; as many workloads and connections as rules"
         for rules in RULES:
             sides = {"bare look-up": bare[rules]}
+            if f"by_record_{rules}" in timed.ns:
+                sides["by the record"] = timed.ns[f"by_record_{rules}"]
             results.append(Measurement(f"policy_{kind}_{rules}", timed.ns[str(rules)], "ns", sides=sides, note=note))
         few = timed.ns[str(FEW)]
         for rules in (MANY, MOST):

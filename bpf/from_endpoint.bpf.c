@@ -91,9 +91,15 @@ static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packe
 static __always_inline int admit_at_receiver(struct __sk_buff *skb, struct packet *packet, struct found *found,
 					     struct side *side, const struct endpoint *receiver, __u32 ifindex)
 {
+	__u64 revisions = revisions_pack(side->policy_revision, side->addresses_revision);
+	const struct connection_copy *copy = copy_find(packet, DIRECTION_INGRESS, revisions, found);
+
+	if (copy && copy->ifindex == ifindex) {
+		admit_copied(skb, copy, found);
+		return 0;
+	}
 	connection_find(packet, DIRECTION_INGRESS, found);
-	if (admit_established(skb, packet, found, ifindex,
-			      revisions_pack(side->policy_revision, side->addresses_revision)))
+	if (admit_established(skb, packet, found, ifindex, revisions))
 		return 0;
 	side->peer.identity = packet->source_identity;
 	side->peer.route = ROUTE_LOCAL;
@@ -123,8 +129,10 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	const struct endpoint *endpoint = endpoint_find(skb->ifindex);
 	const struct endpoint *receiver;
 	const struct node *this_node = node_find();
+	const struct connection_copy *copy;
 	struct found found = {};
 	struct side side = {};
+	__u64 revisions;
 	int reason;
 
 	if (!packet)
@@ -149,24 +157,31 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	/* A workload is no router: it reports only about what was sent to itself. */
 	if (packet->kind == PACKET_RELATED && !address_equal(&packet->flow.source, &packet->source))
 		packet->kind = PACKET_UNTRACKED;
-	connection_find(packet, DIRECTION_EGRESS, &found);
-	reason = balance_out(skb, packet, &found);
-	if (reason == REASON_SERVICE_NO_BACKEND)
-		return refuse(skb, packet, reason, endpoint);
-	if (reason)
-		return drop(skb, packet, reason);
-	if (packet->kind != PACKET_RELATED &&
-	    admit_established(skb, packet, &found, skb->ifindex,
-			      revisions_pack(side.policy_revision, side.addresses_revision))) {
-		side.peer.next_hop = found.record->next_hop;
-		side.peer.route = found.record->route;
-		packet->destination_identity = found.record->peer;
+	revisions = revisions_pack(side.policy_revision, side.addresses_revision);
+	copy = copy_find(packet, DIRECTION_EGRESS, revisions, &found);
+	if (copy && copy->ifindex == skb->ifindex) {
+		admit_copied(skb, copy, &found);
+		copy_peer(copy, &side.peer);
+		packet->destination_identity = copy->peer;
 	} else {
-		reason = find_ends(skb, packet, &side);
-		if (!reason)
-			reason = admit(skb, packet, &found, &side);
+		connection_find(packet, DIRECTION_EGRESS, &found);
+		reason = balance_out(skb, packet, &found);
+		if (reason == REASON_SERVICE_NO_BACKEND)
+			return refuse(skb, packet, reason, endpoint);
 		if (reason)
 			return drop(skb, packet, reason);
+		if (packet->kind != PACKET_RELATED &&
+		    admit_established(skb, packet, &found, skb->ifindex, revisions)) {
+			side.peer.next_hop = found.record->next_hop;
+			side.peer.route = found.record->route;
+			packet->destination_identity = found.record->peer;
+		} else {
+			reason = find_ends(skb, packet, &side);
+			if (!reason)
+				reason = admit(skb, packet, &found, &side);
+			if (reason)
+				return drop(skb, packet, reason);
+		}
 	}
 
 	if (side.peer.route == ROUTE_STACK) {

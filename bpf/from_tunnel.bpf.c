@@ -62,14 +62,13 @@ static __always_inline int believe(const struct packet *packet, const struct out
 }
 
 static __always_inline bool is_established(struct __sk_buff *skb, const struct packet *packet,
-					   const struct found *found, const struct outer *outer, const struct side *side)
+					   const struct found *found, const struct outer *outer, __u64 revisions)
 {
 	const struct connection *record = found->record;
 
 	return packet->kind != PACKET_RELATED && record->route == ROUTE_TUNNEL && record->peer == outer->vni &&
 	       address_equal(&record->next_hop, &outer->source) &&
-	       admit_established(skb, packet, found, record->ifindex,
-				 revisions_pack(side->policy_revision, side->addresses_revision));
+	       admit_established(skb, packet, found, record->ifindex, revisions);
 }
 
 SEC("tc")
@@ -77,11 +76,13 @@ int bpfl_from_tun(struct __sk_buff *skb)
 {
 	struct packet *packet = packet_begin(HOOK_FROM_TUNNEL, DIRECTION_INGRESS);
 	const struct node *this_node = node_find();
+	const struct connection_copy *copy;
 	const struct endpoint *receiver;
 	struct found found = {};
 	struct side side = {};
 	struct place destination;
 	struct outer outer;
+	__u64 revisions;
 	int reason;
 
 	if (!packet)
@@ -97,11 +98,20 @@ int bpfl_from_tun(struct __sk_buff *skb)
 		return drop(skb, packet, reason);
 
 	side_begin(&side, this_node);
+	revisions = revisions_pack(side.policy_revision, side.addresses_revision);
+	copy = copy_find(packet, DIRECTION_INGRESS, revisions, &found);
+	if (copy && copy->peer == outer.vni && copy_is_from(copy, &outer.source)) {
+		receiver = endpoint_find(copy->ifindex);
+		if (receiver) {
+			admit_copied(skb, copy, &found);
+			return deliver(skb, packet, copy->ifindex, receiver);
+		}
+	}
 	connection_find(packet, DIRECTION_INGRESS, &found);
 	if (found.record) {
 		side.ifindex = found.record->ifindex;
 		receiver = endpoint_find(side.ifindex);
-		if (receiver && is_established(skb, packet, &found, &outer, &side))
+		if (receiver && is_established(skb, packet, &found, &outer, revisions))
 			return balance_deliver(skb, packet, &found, side.ifindex, receiver);
 	}
 

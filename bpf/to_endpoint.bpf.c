@@ -77,8 +77,10 @@ int bpfl_to_ep(struct __sk_buff *skb)
 	struct packet *packet = packet_begin(HOOK_TO_ENDPOINT, DIRECTION_INGRESS);
 	const struct endpoint *endpoint = endpoint_find(skb->ifindex);
 	const struct node *this_node = node_find();
+	const struct connection_copy *copy;
 	struct found found = {};
 	struct side side = {};
+	__u64 revisions;
 	int reason;
 
 	if (!packet)
@@ -110,12 +112,20 @@ int bpfl_to_ep(struct __sk_buff *skb)
 	side.ifindex = skb->ifindex;
 	side.identity = packet->destination_identity;
 	side.direction = DIRECTION_INGRESS;
+	revisions = revisions_pack(side.policy_revision, side.addresses_revision);
+	copy = copy_find(packet, DIRECTION_INGRESS, revisions, &found);
+	if (copy && copy->ifindex == skb->ifindex) {
+		copy_peer(copy, &side.peer);
+		if (origin_fits(skb->ingress_ifindex, side.peer.identity, side.peer.route, &side.peer.next_hop, this_node)) {
+			admit_copied(skb, copy, &found);
+			return pass(skb, REASON_TO_ENDPOINT);
+		}
+	}
 	connection_find(packet, DIRECTION_INGRESS, &found);
 	if (packet->kind != PACKET_RELATED && found.record &&
 	    origin_fits(skb->ingress_ifindex, found.record->peer, found.record->route, &found.record->next_hop,
 			this_node) &&
-	    admit_established(skb, packet, &found, skb->ifindex,
-			      revisions_pack(side.policy_revision, side.addresses_revision)))
+	    admit_established(skb, packet, &found, skb->ifindex, revisions))
 		return hand_over(skb, packet, &found);
 
 	reason = find_ends(skb, packet, &found, &side, this_node);

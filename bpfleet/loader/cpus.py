@@ -6,6 +6,8 @@ from pathlib import Path
 
 _MOST_SLOTS, _LEAST_SLOTS = 4096, 256
 _MOST_BYTES = 16 << 20
+_MOST_COPIES = 131072
+_COPIES_OF_ONE = 2
 
 
 def possible_cpus() -> int:
@@ -25,6 +27,15 @@ def new_event_slots(cpus: int, slot_bytes: int) -> int:
     return slots
 
 
-def event_slots(entries: int, cpus: int) -> int:
-    """How many slots each CPU has in an array of so many entries, by which both sides find a slot."""
+def new_connection_copies(cpus: int, connections: int) -> int:
+    """How many connections each CPU keeps a copy of, a power of two.
+
+    There is room for each connection on two CPUs, as its two directions may pass on different ones. More than 8 MB of
+    one CPU are in no cache, and so hardly better than the records themselves.
+    """
+    return min(_MOST_COPIES, slots_of_each(max(_COPIES_OF_ONE * connections, cpus), cpus))
+
+
+def slots_of_each(entries: int, cpus: int) -> int:
+    """How many slots each CPU has in an array of so many entries, by which programs and readers find a slot."""
     return 1 << (entries // cpus).bit_length() - 1

@@ -13,7 +13,7 @@ from typing import Dict, List, Optional, Tuple
 
 from bpfleet.errors import HostFailed, ObjectRejected
 from bpfleet.loader import layout, syscall
-from bpfleet.loader.cpus import event_slots, new_event_slots, possible_cpus
+from bpfleet.loader.cpus import new_connection_copies, new_event_slots, possible_cpus, slots_of_each
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.libbpf import Libbpf, Object
 from bpfleet.loader.pins import Pins, open_pin
@@ -95,7 +95,13 @@ class Objects:
         sizes = {name: _entries(self._pins.map(name)) or declared.get(name, 0) for name in maps}
         constants = {**program.constants, **history_shares(sizes.get("flows", 0))}
         if "events" in sizes:
-            constants["events_slots_mask"] = event_slots(sizes["events"], sizes["event_cursor"]) - 1
+            constants["events_slots_mask"] = slots_of_each(sizes["events"], sizes["event_cursor"]) - 1
+        if "connection_copies" in sizes:
+            cpus = possible_cpus()
+            if not sizes["connection_copies"]:
+                connections = sizes["connections"] or MAPS["connections"]["max_entries"]
+                sizes["connection_copies"] = cpus * new_connection_copies(cpus, connections)
+            constants["copies_mask"] = slots_of_each(sizes["connection_copies"], cpus) - 1
         if constants:
             opened.write_constants(layout.encode_constants(program.object, constants, opened.read_constants()))
         for name, item in maps.items():

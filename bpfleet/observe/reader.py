@@ -52,13 +52,13 @@ class MappedSlots:
 
     def __init__(self, events_fd: int, cursor_fd: int) -> None:
         from bpfleet.loader import syscall
-        from bpfleet.loader.cpus import event_slots
+        from bpfleet.loader.cpus import slots_of_each
 
         events, cursors = syscall.map_info(events_fd), syscall.map_info(cursor_fd)
         self.slot_size = events.value_size
         self._cursor_size = cursors.value_size
         self.cpus = cursors.max_entries
-        self.slots = event_slots(events.max_entries, cursors.max_entries)
+        self.slots = slots_of_each(events.max_entries, cursors.max_entries)
         self._events = _map(events_fd, events.max_entries * events.value_size)
         self._cursors = _map(cursor_fd, cursors.max_entries * cursors.value_size)
         # Eight aligned bytes at a time: that is one load, which the writer's store cannot tear.

@@ -12,7 +12,7 @@ import os
 import platform
 import struct
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 from bpfleet.loader import layout
 from bpfleet.loader.generated.layouts import ENUMS, MAPS, PROGRAMS
@@ -20,6 +20,8 @@ from bpfleet.loader.generated.layouts import ENUMS, MAPS, PROGRAMS
 BUILD = Path(__file__).resolve().parents[2] / "build/bpf"
 CPUS = os.sysconf("SC_NPROCESSORS_CONF")
 SLOTS = 1024
+COPIES = 1024
+"""Connections of which each CPU keeps a copy, if the constants do not say otherwise (base.h)."""
 FLOW_MAPS = ("flow_slots", "flows", "flow_counts")
 
 TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT = 0xFFFFFFFF, 2, 7
@@ -94,6 +96,7 @@ class Map:
     def __init__(self, name: str, fd: int) -> None:
         self.name, self.fd = name, fd
         self.percpu = MAPS[name]["type"].startswith("percpu")
+        self.after_write: Callable[[], None] = lambda: None
 
     def update(self, key: Mapping[str, Any], value: Mapping[str, Any] | bytes) -> None:
         """Write one record."""
@@ -167,6 +170,8 @@ class Map:
         value_pointer = pointer(value_buffer) if value else 0
         attributes = struct.pack("<IIQQQ", self.fd, 0, pointer(key_buffer), value_pointer, 0)
         bpf(command, attributes, (key_buffer, value_buffer))
+        if command != _LOOKUP:
+            self.after_write()
         return value_buffer.raw
 
 
@@ -186,10 +191,18 @@ class Datapath:
             mmap.MAP_SHARED,
             mmap.PROT_READ,
         )
+        copies = CPUS * (constants.get("copies_mask", COPIES - 1) + 1) * MAPS["connection_copies"]["value"]["size"]
+        self._copies = mmap.mmap(self.maps["connection_copies"].fd, _pages(copies))
+        self.maps["connections"].after_write = self.forget_copies
+
+    def forget_copies(self) -> None:
+        """Have the next packet of each connection look at its record, as if a tick had passed."""
+        self._copies[:] = bytes(len(self._copies))
 
     def close(self) -> None:
         """Unload."""
         self._events.close()
+        self._copies.close()
         for opened in self._objects:
             self._lib.bpf_object__close(opened)
 
@@ -213,6 +226,8 @@ class Datapath:
                 check(lib.bpf_map__reuse_fd(one, self.maps[map_name].fd))
             elif map_name == "events":
                 check(lib.bpf_map__set_max_entries(one, CPUS * SLOTS))
+            elif map_name == "connection_copies":
+                check(lib.bpf_map__set_max_entries(one, CPUS * (constants.get("copies_mask", COPIES - 1) + 1)))
             elif map_name == "event_cursor":
                 check(lib.bpf_map__set_max_entries(one, CPUS))
             elif map_name in FLOW_MAPS and "flows_passed" in constants:
@@ -245,8 +260,9 @@ class Datapath:
     def reset(self) -> None:
         """Empty every map but the events."""
         for name, one in self.maps.items():
-            if name not in ("events", "event_cursor"):
+            if name not in ("events", "event_cursor", "connection_copies"):
                 one.clear()
+        self.forget_copies()
 
     def set_policy(self, identity: int, entries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
         """Swap in a new inner map."""

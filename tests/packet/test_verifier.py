@@ -34,6 +34,7 @@ EXTREMES: Dict[str, Tuple[Any, Any]] = {
     "services_at_tc": (0, 1),
     "jiffy_ns": (0, 10_000_000),
     "events_slots_mask": (0, 0xFFFFFFFF),
+    "copies_mask": (0, 0xFFFFFFFF),
     "flows_passed": (0, 0xFFFFFFFF),
     "flows_dropped": (0, 0xFFFFFFFF),
 }

@@ -26,6 +26,8 @@ FIXED = {
     "packet_work",  # the same
     "fragments",  # forgets the oldest
     "backend_entries",  # an array: as long as its list
+    "connection_copies",  # from that of connections and the number of CPUs
+    "copy_epoch",
     "counters",  # one for each reason
     "events",  # a ring that overwrites
     "event_cursor",

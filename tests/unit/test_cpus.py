@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bpfleet.loader.cpus import event_slots, new_event_slots
+from bpfleet.loader.cpus import new_connection_copies, new_event_slots, slots_of_each
 from bpfleet.loader.generated.layouts import MAPS
 
 SLOT_BYTES = MAPS["events"]["value"]["size"]
@@ -16,12 +16,28 @@ SLOT_BYTES = MAPS["events"]["value"]["size"]
 def test_events_take_no_more_than_sixteen_megabytes_of_a_usual_host(cpus: int, slots: int) -> None:
     assert new_event_slots(cpus, SLOT_BYTES) == slots
     assert slots == 256 or cpus * slots * SLOT_BYTES <= 16 << 20
-    assert event_slots(cpus * slots, cpus) == slots
+    assert slots_of_each(cpus * slots, cpus) == slots
 
 
 def test_slots_are_a_power_of_two_whatever_the_arrays_are() -> None:
     """An array that is there keeps its size; its mask must fit, also beside a cursor of another time."""
-    assert event_slots(64 * 256, 64) == 256
-    assert event_slots(64 * 256, 3) == 4096
-    assert event_slots(3 * 4096, 64) == 128
-    assert event_slots(7, 7) == 1
+    assert slots_of_each(64 * 256, 64) == 256
+    assert slots_of_each(64 * 256, 3) == 4096
+    assert slots_of_each(3 * 4096, 64) == 128
+    assert slots_of_each(7, 7) == 1
+
+
+@pytest.mark.parametrize(
+    ("cpus", "connections", "copies"),
+    [
+        (2, 131072, 131072),
+        (64, 131072, 4096),
+        (3, 131072, 65536),
+        (2, 1 << 24, 131072),
+        (512, 1024, 4),
+        (8192, 1024, 1),
+    ],
+)
+def test_copies_have_room_for_each_connection_on_two_cpus(cpus: int, connections: int, copies: int) -> None:
+    assert new_connection_copies(cpus, connections) == copies
+    assert slots_of_each(cpus * copies, cpus) == copies

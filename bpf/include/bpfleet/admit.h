@@ -11,6 +11,7 @@
 
 #include <bpfleet/base.h>
 #include <bpfleet/connection.h>
+#include <bpfleet/connection_copy.h>
 #include <bpfleet/flow.h>
 #include <bpfleet/generation.h>
 #include <bpfleet/identity.h>
@@ -22,6 +23,7 @@
 struct found {
 	struct connection *record; /* live, or NULL */
 	struct connection_key reverse; /* its key, if the packet is a reply; else the key is the packet's flow */
+	struct copy_place copy;
 	__u32 now;
 	__u8 is_reply;
 	__u8 is_translated; /* the flow goes to a frontend, its record or a new one says so */
@@ -46,6 +48,26 @@ static __always_inline void side_begin(struct side *side, const struct node *nod
 	side->policy_revision = generation_revision(word);
 	side->staged = word & GENERATION_STAGED;
 	side->addresses_revision = *(const volatile __u32 *)&node->addresses_revision;
+}
+
+/* The copy of the packet's connection, if there is one that lets it pass at these revisions. Before connection_find. */
+static __always_inline const struct connection_copy *copy_find(struct packet *packet, __u8 direction, __u64 revisions,
+							       struct found *found)
+{
+	packet_face(packet, direction);
+	copy_locate(packet, connection_now(), &found->copy);
+	return copy_is(&found->copy, packet, revisions) ? found->copy.slot : NULL;
+}
+
+/* What admit_established does, by a copy. */
+static __always_inline void admit_copied(const struct __sk_buff *skb, const struct connection_copy *copy,
+					 struct found *found)
+{
+	__u32 slot = copy->flow;
+
+	found->is_reply = copy->is_reply;
+	found->is_translated = 0;
+	flow_add(&slot, copy->is_reply, skb->len);
 }
 
 static __always_inline bool connection_probe(struct found *found, const struct connection_key *key)
@@ -144,6 +166,7 @@ static __always_inline bool admit_established(struct __sk_buff *skb, const struc
 		return false;
 	connection_touch(packet, found);
 	flow_add(&record->flow, found->is_reply, skb->len);
+	copy_write(&found->copy, packet, record, found->is_reply);
 	if (packet->part == PART_FIRST)
 		packet_remember(skb, packet);
 	return true;
@@ -225,6 +248,15 @@ static __noinline long connection_put(const struct connection_key *key, const st
 		.state = question->state,
 	};
 
+	if (fresh.translated) {
+		const struct connection *before = bpf_map_lookup_elem(&connections, key);
+		bool was_direct = before && !before->translated;
+		long error = bpf_map_update_elem(&connections, key, &fresh, BPF_ANY);
+
+		if (was_direct)
+			copies_forget();
+		return error;
+	}
 	return bpf_map_update_elem(&connections, key, &fresh, BPF_ANY);
 }
 

@@ -301,8 +301,10 @@ static __always_inline void balance_mark(struct found *found, bool is_translated
 {
 	if (found->is_reply)
 		return;
-	if (found->record && found->record->translated != is_translated)
+	if (found->record && found->record->translated != is_translated) {
 		found->record->translated = is_translated;
+		copies_forget();
+	}
 	found->is_translated = is_translated;
 }
 

@@ -44,6 +44,9 @@ const volatile __u32 jiffy_ns = 0;
 /* Slots of one CPU in `events`, less one; slots are a power of two, and `events` holds possible CPUs x slots. */
 const volatile __u32 events_slots_mask = 255;
 
+/* Places of one CPU in `connection_copies`, less one, as above. */
+const volatile __u32 copies_mask = 1023;
+
 /* How many flows the history keeps (flow.h), of those that passed and of those that were dropped. Its maps have room for
  * both and two more. */
 const volatile __u32 flows_passed = 8192;

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Copies of connections, by CPU: what an established packet needs of its record, in one cache line that only this CPU
+ * writes. Looking up the record itself touches three, and with some thousands of connections they are no longer near.
+ *
+ * A copy is found by the packet's own tuple, whichever way it goes, in the one place of this CPU where that may lie; the
+ * next connection there takes its place. It counts
+ *   - for a tick. So each connection's record is looked up once a tick at least, and has its time of last use, and
+ *     whatever happened to the connection meanwhile, as if there were no copies;
+ *   - while the revisions are those of its record, as the record itself does;
+ *   - for packets that change nothing in the record: no SYN, FIN, reset, fragment, or error.
+ *
+ * There is none of a flow that balance.h translates, nor of one that goes to a tunnel endpoint with an IPv6 address: the
+ * next hop has 32 bits here. A connection that becomes a translated one ends all copies of the node (`copy_epoch`).
+ */
+#pragma once
+
+#include <bpfleet/base.h>
+#include <bpfleet/connection.h>
+#include <bpfleet/identity.h>
+#include <bpfleet/packet.h>
+
+struct connection_copy {
+	struct address source;
+	struct address destination;
+	__u64 rest; /* as connection_key has it, with the tick's lower half where that has zeros */
+	__u64 revisions;
+	__u32 next_hop; /* the last word of the record's */
+	__u32 ifindex;
+	__u32 peer : 24;
+	__u32 route : 2;
+	__u32 is_reply : 1;
+	__u32 epoch : 5;
+	__u32 flow : 24;
+	__u32 tick_upper : 8; /* 24 bits of the tick come round in 208 days */
+};
+
+_Static_assert(sizeof(struct connection_copy) == 64, "a copy is one cache line");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 64 * 1024);
+	__uint(map_flags, BPF_F_MMAPABLE); /* its elements then begin at a page, and so each at a cache line */
+	__type(key, __u32);
+	__type(value, struct connection_copy);
+} connection_copies SEC(".maps");
+
+struct copy_epoch {
+	__u32 number;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct copy_epoch);
+} copy_epoch SEC(".maps");
+
+/* Where a packet's copy would lie, NULL if the packet can have none, and as of when. */
+struct copy_place {
+	struct connection_copy *slot;
+	__u32 tick;
+	__u32 epoch;
+};
+
+static __always_inline struct copy_epoch *copy_epoch_find(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&copy_epoch, &zero);
+}
+
+/* No copy counts any longer. After whatever changed in a record. */
+static __always_inline void copies_forget(void)
+{
+	struct copy_epoch *epoch = copy_epoch_find();
+
+	if (epoch)
+		__sync_fetch_and_add(&epoch->number, 1);
+}
+
+/* Products with odd numbers, added: their upper bits depend on all lower ones. The halves of addresses are turned so that
+ * those of hosts are lower bits. */
+static __always_inline __u32 copy_hash(const struct connection_key *flow)
+{
+	__u64 source = flow->source.halves[1] >> 32 | flow->source.halves[1] << 32;
+	__u64 destination = flow->destination.halves[1] >> 32 | flow->destination.halves[1] << 32;
+	__u64 hash = (source ^ flow->source.halves[0]) * 0x9e3779b97f4a7c15ULL +
+		     (destination ^ flow->destination.halves[0]) * 0xbf58476d1ce4e5b9ULL +
+		     flow->rest * 0x94d049bb133111ebULL;
+
+	return (hash ^ hash >> 29) * 0xff51afd7ed558ccdULL >> 32;
+}
+
+/* `rest` of a key with 16 bits more where it has zeros. */
+static __always_inline __u64 copy_rest(__u64 rest, __u16 more)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return rest | (__u64)more << 48;
+#else
+	return rest | more;
+#endif
+}
+
+/* The packet's flow is as its endpoint sees it (packet_face). */
+static __always_inline void copy_locate(const struct packet *packet, __u32 now, struct copy_place *place)
+{
+	const struct copy_epoch *epoch = services_at_tc ? copy_epoch_find() : NULL;
+	__u32 index;
+
+	place->slot = NULL;
+	if (packet->kind != PACKET_ANY || packet->part != PART_WHOLE || (packet->tcp_flags & (TCP_FIN | TCP_RST)))
+		return;
+	index = bpf_get_smp_processor_id() * (copies_mask + 1) + (copy_hash(&packet->flow) & copies_mask);
+	place->slot = bpf_map_lookup_elem(&connection_copies, &index);
+	place->tick = now;
+	place->epoch = epoch ? *(const volatile __u32 *)&epoch->number & 31 : 0;
+}
+
+/* Whether the copy at the packet's place is the packet's and counts. */
+static __always_inline bool copy_is(const struct copy_place *place, const struct packet *packet, __u64 revisions)
+{
+	const struct connection_copy *copy = place->slot;
+
+	return copy && copy->rest == copy_rest(packet->flow.rest, place->tick) && copy->revisions == revisions &&
+	       address_equal(&copy->source, &packet->flow.source) &&
+	       address_equal(&copy->destination, &packet->flow.destination) &&
+	       copy->tick_upper == (place->tick >> 16 & 0xff) && copy->epoch == place->epoch;
+}
+
+/* Keep a copy of a good record that has just let the packet pass. */
+static __always_inline void copy_write(const struct copy_place *place, const struct packet *packet,
+				       const struct connection *record, bool is_reply)
+{
+	struct connection_copy *copy = place->slot;
+
+	if (!copy || record->translated || !record->ifindex)
+		return;
+	if (record->route == ROUTE_TUNNEL && !address_is_v4(&record->next_hop))
+		return;
+	copy->source = packet->flow.source;
+	copy->destination = packet->flow.destination;
+	copy->rest = copy_rest(packet->flow.rest, place->tick);
+	copy->revisions = record->revisions;
+	copy->next_hop = record->next_hop.words[3];
+	copy->ifindex = record->ifindex;
+	copy->peer = record->peer;
+	copy->route = record->route;
+	copy->is_reply = is_reply;
+	copy->epoch = place->epoch;
+	copy->flow = record->flow;
+	copy->tick_upper = place->tick >> 16;
+}
+
+/* The other end, as the record has it. */
+static __always_inline void copy_peer(const struct connection_copy *copy, struct place *peer)
+{
+	peer->identity = copy->peer;
+	peer->route = copy->route;
+	if (copy->route == ROUTE_TUNNEL)
+		address_from_v4(&peer->next_hop, copy->next_hop);
+	else
+		next_hop_local(&peer->next_hop, copy->next_hop);
+}
+
+static __always_inline bool copy_is_from(const struct connection_copy *copy, const struct address *tunnel_endpoint)
+{
+	return copy->route == ROUTE_TUNNEL && address_is_v4(tunnel_endpoint) &&
+	       copy->next_hop == tunnel_endpoint->words[3];
+}
