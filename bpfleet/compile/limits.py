@@ -39,7 +39,6 @@ def sizes_of(cluster: Document) -> Dict[str, int]:
         "blocked": limits["blocked_cidrs"],
         "connections": limits["connections"],
         "endpoints": limits["endpoints"],
-        "flow_counts": flows,
         "flow_slots": flows,
         "flows": flows,
         "policies": subjects,

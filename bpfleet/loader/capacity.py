@@ -22,7 +22,6 @@ LIMITS: Dict[str, str] = {
     "blocked": "blocked_cidrs",
     "connections": "connections",
     "endpoints": "endpoints",
-    "flow_counts": "flows",
     "flow_slots": "flows",
     "flows": "flows",
     "policies": "endpoints",

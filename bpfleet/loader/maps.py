@@ -280,10 +280,10 @@ def _bindable(key: Tuple[str, ...], row: Row) -> bool:
     return True
 
 
-def dump(fd: int, name: str, cpus: int = 1) -> Dict[bytes, bytes]:
-    """Everything a map holds; of an array every element. cpus: values of each element of a per-CPU map."""
+def dump(fd: int, name: str) -> Dict[bytes, bytes]:
+    """Everything a map holds; of an array every element."""
     described = MAPS[name]
-    key_size, value_size = described["key"]["size"], described["value"]["size"] * cpus
+    key_size, value_size = described["key"]["size"], described["value"]["size"]
     try:
         keys, values, count = syscall.lookup_batch(fd, key_size, value_size, 1024)
         found = {

@@ -93,15 +93,12 @@ class Objects:
         # One that is there keeps its contents, and so its size: what was declared since is for the next new map.
         declared = {**_event_entries(), **program.sizes}
         sizes = {name: _entries(self._pins.map(name)) or declared.get(name, 0) for name in maps}
+        _size_by_cpus(sizes)
         constants = {**program.constants, **history_shares(sizes.get("flows", 0))}
         if "events" in sizes:
             constants["events_slots_mask"] = slots_of_each(sizes["events"], sizes["event_cursor"]) - 1
         if "connection_copies" in sizes:
-            cpus = possible_cpus()
-            if not sizes["connection_copies"]:
-                connections = sizes["connections"] or MAPS["connections"]["max_entries"]
-                sizes["connection_copies"] = cpus * new_connection_copies(cpus, connections)
-            constants["copies_mask"] = slots_of_each(sizes["connection_copies"], cpus) - 1
+            constants["copies_mask"] = slots_of_each(sizes["connection_copies"], possible_cpus()) - 1
         if constants:
             opened.write_constants(layout.encode_constants(program.object, constants, opened.read_constants()))
         for name, item in maps.items():
@@ -175,6 +172,19 @@ def history_shares(slots: int) -> Dict[str, int]:
         return {}
     dropped = (slots - ENUMS["flow_slot"]["first"]) // 5
     return {"flows_passed": slots - ENUMS["flow_slot"]["first"] - dropped, "flows_dropped": dropped}
+
+
+def _size_by_cpus(sizes: Dict[str, int]) -> None:
+    """Give new arrays, those of size 0, what each CPU of this host needs beside the map that they belong to."""
+    cpus = possible_cpus()
+
+    def size_of(name: str) -> int:
+        return sizes[name] or int(MAPS[name]["max_entries"])
+
+    if sizes.get("connection_copies") == 0:
+        sizes["connection_copies"] = cpus * new_connection_copies(cpus, size_of("connections"))
+    if sizes.get("flow_counts") == 0:
+        sizes["flow_counts"] = cpus * size_of("flows")
 
 
 def _event_entries() -> Dict[str, int]:

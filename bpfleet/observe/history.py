@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from bpfleet.loader import syscall
-from bpfleet.loader.cpus import possible_cpus
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.layout import decode, decode_many
 from bpfleet.loader.maps import dump
+from bpfleet.loader.memory import map_array
 from bpfleet.loader.pins import Pins, open_pin
 
 KINDS = ("passed", "dropped")
 _FIRST = ENUMS["flow_slot"]["first"]
 _COUNTS = tuple(field["name"] for field in MAPS["flow_counts"]["value"]["fields"])
+_TOGETHER = {kind: ENUMS["flow_slot"][kind] for kind in KINDS}
+"""The slots in which is counted together what has none."""
 _AT = {field["name"]: field["offset"] for field in MAPS["flows"]["value"]["fields"]}
 
 
@@ -42,16 +44,16 @@ def read_history(pins: str) -> History:
                 return History([], {}, {}, 0)
             held.callback(os.close, handle)
             handles[name] = handle
-        cpus = possible_cpus()
         slots = dump(handles["flows"], "flows")
         before = {slot: slots[slot] for slot in sorted(slots) if _is_used(slots[slot])}
-        carried = dump(handles["flow_counts"], "flow_counts", cpus)
+        with _carried(handles["flow_counts"], len(slots)) as carried:
+            sums = {slot: _summed(carried(slot)) for slot in [*before, *map(_slot, _TOGETHER.values())]}
         after = dump(handles["flows"], "flows")
         # A slot that another flow took meanwhile: its counts are of neither.
         kept = [slot for slot in before if _who(before[slot]) == _who(after[slot])]
         return History(
-            [(decode("flows", "value", after[slot]), _summed(carried[slot])) for slot in kept],
-            {kind: _summed(carried[_slot(ENUMS["flow_slot"][kind])]) for kind in KINDS},
+            [(decode("flows", "value", after[slot]), sums[slot]) for slot in kept],
+            {kind: sums[_slot(number)] for kind, number in _TOGETHER.items()},
             {kind: _cursor(handles["flow_cursors"], kind)["retired"] for kind in KINDS},
             len(slots) - _FIRST,
         )
@@ -71,6 +73,20 @@ def kept_flows(pins: str) -> List[Dict[str, Any]]:
 
 def _slot(number: int) -> bytes:
     return number.to_bytes(4, "little")
+
+
+@contextmanager
+def _carried(handle: int, slots: int) -> Iterator[Callable[[bytes], bytes]]:
+    """What each CPU counted in a slot, one after the other. Each has as many counts as there are slots (flow.h)."""
+    info = syscall.map_info(handle)
+    size, entries = info.value_size, info.max_entries
+    counts = map_array(handle, size * entries)
+    try:
+        yield lambda slot: b"".join(
+            [counts[at * size : (at + 1) * size] for at in range(int.from_bytes(slot, "little"), entries, slots)]
+        )
+    finally:
+        counts.close()
 
 
 def _is_used(data: bytes) -> bool:

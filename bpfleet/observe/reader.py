@@ -6,7 +6,6 @@ read before and after the rest, and gaps in a CPU's numbers are the events that 
 
 from __future__ import annotations
 
-import mmap
 import os
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Protocol, Tuple
@@ -53,14 +52,15 @@ class MappedSlots:
     def __init__(self, events_fd: int, cursor_fd: int) -> None:
         from bpfleet.loader import syscall
         from bpfleet.loader.cpus import slots_of_each
+        from bpfleet.loader.memory import map_array
 
         events, cursors = syscall.map_info(events_fd), syscall.map_info(cursor_fd)
         self.slot_size = events.value_size
         self._cursor_size = cursors.value_size
         self.cpus = cursors.max_entries
         self.slots = slots_of_each(events.max_entries, cursors.max_entries)
-        self._events = _map(events_fd, events.max_entries * events.value_size)
-        self._cursors = _map(cursor_fd, cursors.max_entries * cursors.value_size)
+        self._events = map_array(events_fd, events.max_entries * events.value_size)
+        self._cursors = map_array(cursor_fd, cursors.max_entries * cursors.value_size)
         # Eight aligned bytes at a time: that is one load, which the writer's store cannot tear.
         self._event_words = memoryview(self._events).cast("Q")
         self._cursor_words = memoryview(self._cursors).cast("Q")
@@ -84,11 +84,6 @@ class MappedSlots:
         self._cursor_words.release()
         self._events.close()
         self._cursors.close()
-
-
-def _map(fd: int, size: int) -> mmap.mmap:
-    page = mmap.PAGESIZE
-    return mmap.mmap(fd, (size + page - 1) // page * page, mmap.MAP_SHARED, mmap.PROT_READ)
 
 
 class Reader:

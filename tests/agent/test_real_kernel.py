@@ -220,12 +220,15 @@ def fill_history(flows: int) -> None:
         flow = {"source_identity": 65536 + number, "destination_identity": 2, "port": 80, "protocol": 6, "verdict": 1}
         records.append(encode("flows", "value", {**blank, **flow, "last_seen": now, "first_seen": 1 + number}))
         one = dict(zip(("packets", "bytes", "answer_packets", "answer_bytes"), (number, 60 * number, 1, 60)))
-        counts.append(encode("flow_counts", "value", one) * cpus)
-    for name, values in (("flows", records), ("flow_counts", counts)):
+        counts.append(encode("flow_counts", "value", one))
+    counted = [
+        (cpu * (first + flows) + first + number).to_bytes(4, "little") for cpu in range(cpus) for number in range(flows)
+    ]
+    for name, places, values in (("flows", keys, records), ("flow_counts", counted, counts * cpus)):
         handle = open_pin(pins.map(name))
         assert handle is not None
         try:
-            assert syscall.update_batch(handle, b"".join(keys), b"".join(values), flows) == flows
+            assert syscall.update_batch(handle, b"".join(places), b"".join(values), len(places)) == len(places)
         finally:
             os.close(handle)
 

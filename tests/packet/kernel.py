@@ -182,6 +182,7 @@ class Datapath:
         self.maps: Dict[str, Map] = {}
         self.programs: Dict[str, int] = {}
         self._objects: List[int] = []
+        self._flow_slots = flow_slots(constants)
         self._lib = libbpf()
         for name, functions in PROGRAMS.items():
             self._load(name, next(iter(functions)), constants)
@@ -230,9 +231,9 @@ class Datapath:
                 check(lib.bpf_map__set_max_entries(one, CPUS * (constants.get("copies_mask", COPIES - 1) + 1)))
             elif map_name == "event_cursor":
                 check(lib.bpf_map__set_max_entries(one, CPUS))
-            elif map_name in FLOW_MAPS and "flows_passed" in constants:
-                room = ENUMS["flow_slot"]["first"] + constants["flows_passed"] + constants["flows_dropped"]
-                check(lib.bpf_map__set_max_entries(one, room))
+            elif map_name in FLOW_MAPS:
+                each = CPUS if map_name == "flow_counts" else 1
+                check(lib.bpf_map__set_max_entries(one, each * self._flow_slots))
             one = lib.bpf_object__next_map(opened, one)
         check(lib.bpf_object__load(opened))
         for map_name, one in names.items():
@@ -315,14 +316,19 @@ class Datapath:
         """The history: what each slot is and carried, first those that did not fit; numbers become names."""
         found = []
         first = ENUMS["flow_slot"]["first"]
-        counts = self.maps["flow_counts"]
         for key, flow in self.maps["flows"].items():
-            count = counts.lookup(key)
+            count = self.flow_count(key["index"])
             if flow["verdict"] or (key["index"] < first and count["packets"] + count["answer_packets"]):
                 for field in ("verdict", "direction", "reason"):
                     flow[field] = layout.name_of(field, flow[field])
                 found.append({"slot": key["index"], **flow, **count})
         return found
+
+    def flow_count(self, slot: int) -> Dict[str, int]:
+        """What a slot of the history carried, over all CPUs."""
+        counts = self.maps["flow_counts"]
+        each = [counts.lookup({"index": cpu * self._flow_slots + slot}) for cpu in range(CPUS)]
+        return {name: sum(one[name] for one in each) for name in each[0]}
 
     def counters(self) -> Dict[str, int]:
         """Packets by the reason's name."""
@@ -346,6 +352,13 @@ class Datapath:
                     event[field] = layout.name_of(field, event[field])
                 found.append(event)
         return sorted(found, key=lambda event: event["time_ns"])
+
+
+def flow_slots(constants: Mapping[str, Any]) -> int:
+    """Of the history by these constants, or else as base.h has them."""
+    if "flows_passed" not in constants:
+        return int(ENUMS["flow_slot"]["limit"])
+    return int(ENUMS["flow_slot"]["first"] + constants["flows_passed"] + constants["flows_dropped"])
 
 
 @contextlib.contextmanager

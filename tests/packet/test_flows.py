@@ -44,7 +44,7 @@ def flows(datapath: Datapath) -> Dict[Tuple[Any, ...], Tuple[int, ...]]:
 
 def did_not_fit(datapath: Datapath, slot: str) -> int:
     """Packets of flows that did not fit."""
-    return int(datapath.maps["flow_counts"].lookup({"index": SLOTS[slot]})["packets"])
+    return datapath.flow_count(SLOTS[slot])["packets"]
 
 
 def flow(

@@ -32,6 +32,7 @@ FIXED = {
     "events",  # a ring that overwrites
     "event_cursor",
     "failsafe",
+    "flow_counts",  # from that of flows and the number of CPUs
     "flow_cursors",
     "generation",
     "node",

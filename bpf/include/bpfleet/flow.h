@@ -81,9 +81,11 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
+/* By CPU and slot, see flow_count_find. Not a per-CPU array: to find the element of one, its pointer must be read first. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, FLOW_LIMIT);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 64 * FLOW_LIMIT);
+	__uint(map_flags, BPF_F_MMAPABLE); /* its elements begin at a page, so that none lies across two cache lines */
 	__type(key, __u32);
 	__type(value, struct flow_count);
 } flow_counts SEC(".maps");
@@ -101,10 +103,18 @@ static __always_inline __u32 flow_now(void)
 	return clock_coarse_ns() >> FLOW_TICK_SHIFT;
 }
 
+/* Each CPU has as many counts as `flows` has slots, one CPU's after the other's; NULL if there is no such CPU. */
+static __always_inline struct flow_count *flow_count_find(__u32 cpu, __u32 slot)
+{
+	__u32 index = cpu * (FLOW_FIRST + flows_passed + flows_dropped) + slot;
+
+	return bpf_map_lookup_elem(&flow_counts, &index);
+}
+
 /* Count a packet into a slot. The path of every packet. */
 static __always_inline void flow_add(const __u32 *slot, bool is_answer, __u32 bytes)
 {
-	struct flow_count *count = bpf_map_lookup_elem(&flow_counts, slot);
+	struct flow_count *count = flow_count_find(bpf_get_smp_processor_id(), *slot);
 
 	if (!count)
 		return;
@@ -166,7 +176,7 @@ static __always_inline bool flow_is_since(struct flow *flow, __u32 seen, __u32 n
 
 static long flow_clear_cpu(__u32 cpu, void *slot)
 {
-	struct flow_count *count = bpf_map_lookup_percpu_elem(&flow_counts, slot, cpu);
+	struct flow_count *count = flow_count_find(cpu, *(__u32 *)slot);
 
 	if (!count)
 		return 1;

@@ -277,9 +277,9 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'digest': '6dae43a4ba9e',
     },
     'flow_counts': {
-        'type': 'percpu_array',
-        'max_entries': 10242,
-        'flags': 0,
+        'type': 'array',
+        'max_entries': 655488,
+        'flags': 1024,
         'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {
             'size': 32,
@@ -290,7 +290,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'answer_bytes', 'offset': 24, 'size': 8, 'kind': 'u64'},
             ],
         },
-        'digest': '7150fd9960f7',
+        'digest': 'b3d2c4547f27',
     },
     'flow_cursors': {
         'type': 'array',
