@@ -96,6 +96,16 @@ def make_devices() -> None:
 
 
 @pytest.fixture
+def one_cpu() -> Iterator[None]:
+    """All packets pass on one CPU: each has copies of connections of its own. Workers beside this one take others."""
+    home = os.sched_getaffinity(0)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    os.sched_setaffinity(0, {sorted(home)[worker % len(home)]})
+    yield
+    os.sched_setaffinity(0, home)
+
+
+@pytest.fixture
 def place(devices: None, tmp_path: Path) -> Iterator[Place]:
     """A kernel with pins of its own, for changes by the real plan and apply."""
     pins = f"/sys/fs/bpf/bpfleet-flips-{os.getpid()}"

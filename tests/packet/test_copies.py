@@ -6,9 +6,8 @@ anew, and that makes an event.
 
 from __future__ import annotations
 
-import os
 import time
-from typing import Callable, Iterator
+from typing import Callable
 
 import pytest
 
@@ -22,19 +21,10 @@ from tests.packet.world import ADDRESSES, CONSTANTS, DEVICES, IDENTITIES, UNDERL
 
 __all__ = ["wire"]
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("one_cpu")]
 
 PORTS, BACK = (40000, 80), (80, 40000)
 TICK_NS = 1 << ENUMS["connection_time"]["tick_shift"]
-
-
-@pytest.fixture(autouse=True)
-def one_cpu() -> Iterator[None]:
-    """Each CPU has copies of its own."""
-    home = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(home)})
-    yield
-    os.sched_setaffinity(0, home)
 
 
 def within_a_tick(work: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, FrozenSet, List, Tuple, Union
+from typing import Any, Dict, FrozenSet, List, Sequence, Tuple, Union
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -32,7 +32,7 @@ from tests.reference.ends import HOST
 from tests.reference.judge import Declared
 from tests.reference.traffic import BACKEND_PORT, BACKENDS, Sent
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("one_cpu")]
 
 EXAMPLES = int(os.environ.get("BPFLEET_FUZZ_EXAMPLES", "40"))
 NAMES = ("a", "b", "t", "c", "u", "host", "gateway", "node2", "world")
@@ -185,6 +185,12 @@ def frontend(number: int) -> Frontend:
     return Frontend(x["front"], 80, protocol, tuple((x[name], BACKEND_PORT) for name in names), listed)
 
 
+def again(dice: random.Random, steps: Sequence[Any]) -> List[Any]:
+    """One of the latest frames once more, or twice: from the third on they go by a copy of their connection."""
+    before = [step for step in steps if hasattr(step, "frame")][-6:]
+    return [dice.choice(before)] * dice.choice((1, 2, 2)) if before else []
+
+
 WAITS = (7, 7, 48, 48, 3000)
 """Ticks. No sum of a few comes near the ends of a life, which are at 10, 56 and 7451."""
 WAITS_AT_MOST = 7
@@ -210,6 +216,8 @@ def stories(draw: st.DrawFn, of_node: bool) -> Story:
             steps.append(Wait(dice.choice(WAITS)))
         elif chance < 0.16:
             steps.append(dice.choice((NewAddresses(), Forget("translations"), Forget("connections"))))
+        elif chance < 0.40:
+            steps += again(dice, steps)
         else:
             steps.append(traffic.sent(dice.getrandbits(32), talks, ADDRESSES))
     return Story(draw(st.sampled_from(("a", "c"))), tuple(steps))

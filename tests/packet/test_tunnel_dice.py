@@ -34,7 +34,7 @@ from tests.reference.traffic import Sent
 from tests.reference.tunnel import Tunnel
 from tests.reference.tunnelled import Arrived
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("one_cpu")]
 
 STEPS = 80
 """Of a story: more than Hypothesis makes elsewhere, as its own choices take the most time, so of fewer stories."""
@@ -216,6 +216,8 @@ def stories(draw: st.DrawFn, of_node: bool) -> Tuple[str, List[Step]]:
             steps.append(dice.choice((node.NewAddresses(), Forget("translations"), Forget("connections"))))
         elif chance < 0.12:
             steps.append(Moved("c", dice.choice((UNDERLAY_2, UNDERLAY_6))))
+        elif chance < 0.35:
+            steps += node.again(dice, steps)
         else:
             steps.append(tunnelled.sent(dice.getrandbits(32), talks, ADDRESSES, NODES))
     return draw(st.sampled_from(("a", "c"))), steps
