@@ -2,8 +2,9 @@
 
 New entries are put before old ones go (plan.py), so a map must hold both for a moment: its peak.
 
-What counts is the room that a map really has: one that is there keeps the size it was made with, whatever the cluster
-declares since. Maps that the programs fill (connections, translations) forget the idlest entry rather than overflow.
+What counts is the room that a map will have: a change makes those whose limit was changed anew (resize.py), before it
+needs the room if they grow, after it if they shrink. Maps that programs fill keep the size they were made with,
+whatever the cluster declares since; they never overflow: connections and translations forget the idlest entry.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ LIMITS: Dict[str, str] = {
     "translations": "translations",
 }
 """By map the field of the cluster's limits that makes it larger."""
+
+KEPT = frozenset({"connections", "translations", "flows", "flow_slots"})
+"""Maps that programs fill. One that is there keeps its size until the node restarts: programs are replaced hook after
+hook, and what is noted in one map meanwhile would not be found in the other."""
 
 _REMEDY = {
     "addresses": "Declare fewer endpoints, split the cluster",
@@ -99,7 +104,23 @@ def usage(want: NodeState, have: Optional[NodeState] = None) -> List[Usage]:
 
 def overfull(want: NodeState, have: Optional[NodeState] = None) -> List[InvalidInput]:
     """An error for each map that would not hold what is wanted. Without `have` nothing is said of what is used now."""
-    return [_error(one, want, have) for one in usage(want, have) if one.peak > one.limit]
+    return [
+        _error(one, want, have) for one in usage(want, have) if one.wanted > one.limit or one.peak > _room(one, have)
+    ]
+
+
+def resized(want: NodeState, have: NodeState) -> Dict[str, int]:
+    """By map that is there and is to have another size, the entries it is to have room for."""
+    return {
+        name: size
+        for name, size in sorted(want.sizes.items())
+        if name not in KEPT and have.sizes.get(name, size) != size
+    }
+
+
+def needs_room(want: NodeState, have: NodeState) -> bool:
+    """Whether a map that is there is too small for the change."""
+    return any(one.peak > have.sizes.get(one.map, one.peak) for one in usage(want, have) if one.key is None)
 
 
 def check_capacity(want: NodeState, have: Optional[NodeState] = None) -> None:
@@ -119,7 +140,7 @@ def kept_sizes(want: NodeState, have: NodeState, cluster: Optional[str]) -> List
         f"{have.sizes[name]} entries, {size} are declared: it keeps its size, and what it holds, until the node "
         "restarts. Restart the node to have a map of the declared size"
         for name, size in sorted(want.sizes.items())
-        if have.sizes.get(name, size) != size
+        if name in KEPT and have.sizes.get(name, size) != size
     ]
 
 
@@ -133,6 +154,11 @@ def blame(error: InvalidInput, compiled: Compiled, changed: Collection[str]) -> 
         (document for document in changed if document.partition("/")[0] in kinds),
         key=lambda document: (kinds.index(document.partition("/")[0]), document),
     )
+    lowered = [document for document in changed if "was" in error.details and document.startswith("cluster/")]
+    if lowered:
+        return InvalidInput(
+            error.what, resource=lowered[0], field=f"limits.{LIMITS[name]}", remedy=error.remedy, details=error.details
+        )
     candidates = [document for document in ranked if document in changed] or others or ranked
     if not candidates:
         return error
@@ -149,24 +175,23 @@ def blame(error: InvalidInput, compiled: Compiled, changed: Collection[str]) -> 
 
 def _error(one: Usage, want: NodeState, have: Optional[NodeState]) -> InvalidInput:
     of = "" if one.key is None else f" of {_owner(one)}"
-    declared = want.sizes.get(one.map, one.limit)
     limit = LIMITS.get(one.map)
     remedy = _REMEDY.get(one.map, "Declare less for this node")
-    if limit is not None and declared > one.limit:
-        remedy += (
-            f"; or restart the node: limits.{limit} is {declared}, which holds for maps that are made from then on"
-        )
-    elif limit is not None:
+    if limit is not None:
         remedy += f"; or raise limits.{limit} of the cluster"
+    was = have.sizes.get(one.map, one.limit) if have is not None else one.limit
+    room = one.limit if one.wanted > one.limit else max(one.limit, was)
+    has = "has" if room == was else "is to have"
+    lowered = {"was": was} if one.wanted > one.limit and was > one.limit else {}
     why = f"{one.wanted} are needed" + (f"; {one.used} are used now" if have is not None else "")
     if one.wanted <= one.limit:
         why = f"{one.peak} are needed while {one.wanted} take the place of {one.used}"
         remedy = f"Remove in one change and add in the next; or: {remedy[0].lower()}{remedy[1:]}"
     return InvalidInput(
-        f"the map {one.map}{of} has room for {one.limit} entries, {why}",
+        f"the map {one.map}{of} {has} room for {room} entries, {why}",
         field=one.map,
         remedy=remedy + ".",
-        details={"needed": one.wanted, **one.to_json()},
+        details={"needed": one.wanted, **lowered, **one.to_json()},
     )
 
 
@@ -188,7 +213,12 @@ def _contents(state: NodeState) -> Iterator[Tuple[str, Optional[int], KeysView[A
 
 def _limit(name: str, want: NodeState, have: NodeState) -> int:
     declared = want.sizes.get(name, int(MAPS[name]["max_entries"]))
-    return have.sizes.get(name, declared)
+    return have.sizes.get(name, declared) if name in KEPT else declared
+
+
+def _room(one: Usage, have: Optional[NodeState]) -> int:
+    """What a map has room for while the change is made."""
+    return max(one.limit, have.sizes.get(one.map, 0)) if have is not None else one.limit
 
 
 def _by_policy(name: str, key: object, compiled: Compiled) -> Counter[str]:

@@ -275,6 +275,11 @@ class FakeKernel:
         self._nested[POLICIES] = in_force(self._nested.get(POLICIES, {}), staged, self._generation)
         self._generation = settled(self._generation)
 
+    def _do_ResizeMaps(self, step: s.ResizeMaps) -> None:
+        for name, size in step.sizes.items():
+            self._need_map(name)
+            self.sizes[name] = size
+
     def _do_RemoveMap(self, step: s.RemoveMap) -> None:
         self.maps.discard(step.name)
         self._tables.pop(step.name, None)

@@ -51,6 +51,8 @@ def _waits(step: steps.Step) -> int:
         return len(step.inners)
     if isinstance(step, steps.RemoveInner):
         return len(step.keys)
+    if isinstance(step, steps.ResizeMaps):
+        return len(step.hooks)
     return int(isinstance(step, WAITS))
 
 

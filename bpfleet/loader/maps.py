@@ -16,7 +16,12 @@ from bpfleet.model.state import Row, Table
 
 _ENOTSUPP = 524  # the kernel's own, which escapes where a map type has no batch operation
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP)
-_INNER_TYPES = {"hash": syscall.MAP_HASH, "array": syscall.MAP_ARRAY, "lpm_trie": syscall.MAP_LPM_TRIE}
+_TYPES = {
+    "hash": syscall.MAP_HASH,
+    "array": syscall.MAP_ARRAY,
+    "lpm_trie": syscall.MAP_LPM_TRIE,
+    "hash_of_maps": syscall.MAP_HASH_OF_MAPS,
+}
 _CHUNK = 8192  # elements a batch: the kernel copies a batch piece by piece, and the buffers stay small
 _INNER_CHUNK = 256  # inner maps a batch: each is an open descriptor until it is in its place
 
@@ -79,11 +84,20 @@ class Maps:
 
     def size(self, name: str) -> Optional[int]:
         """How many entries a map has room for; None if there is no such map."""
+        info = self._info(name)
+        return info.max_entries if info is not None else None
+
+    def identifier(self, name: str) -> Optional[int]:
+        """The kernel's id of a map; None if there is no such map."""
+        info = self._info(name)
+        return info.id if info is not None else None
+
+    def _info(self, name: str) -> Optional[syscall.MapInfo]:
         fd = open_pin(self._pins.map(name))
         if fd is None:
             return None
         with closing(fd):
-            return syscall.map_info(fd).max_entries
+            return syscall.map_info(fd)
 
     def _contents(self, name: str) -> Optional[Dict[bytes, bytes]]:
         fd = open_pin(self._pins.map(name))
@@ -134,6 +148,33 @@ class Maps:
         outer = codec_for(name, None)
         with closing(self._required(name)) as fd:
             self._delete(fd, [outer.encode_key((number,)) for number in keys])
+
+    def copy(self, name: str, entries: int) -> int:
+        """A map like the pinned one, with all it holds and room for `entries`; a descriptor, which alone keeps it."""
+        with ExitStack() as opened:
+            contents = dump(opened.enter_context(closing(self._required(name))), name)
+            inner = MAPS[name].get("inner")
+            like = opened.enter_context(closing(self._create(inner, 1))) if inner is not None else 0
+            made = self._create(name, entries, like)
+            try:
+                if inner is None:
+                    self._update(made, name, list(contents.items()))
+                else:
+                    self._share_inner(made, name, list(contents.items()))
+            except BaseException:
+                os.close(made)
+                raise
+        return made
+
+    def _share_inner(self, fd: int, name: str, entries: Sequence[Tuple[bytes, bytes]]) -> None:
+        """Put inner maps, known by their ids, into an outer map as well."""
+        for start in range(0, len(entries), _INNER_CHUNK):
+            with ExitStack() as opened:
+                inners = [
+                    (key, opened.enter_context(closing(syscall.map_by_id(int.from_bytes(identifier, "little")))))
+                    for key, identifier in entries[start : start + _INNER_CHUNK]
+                ]
+                self._update(fd, name, [(key, inner.to_bytes(4, "little")) for key, inner in inners])
 
     def begin_generations(self) -> None:
         """Give the first generation its number, where there is none yet: one that no record of an earlier map has."""
@@ -191,16 +232,7 @@ class Maps:
 
     def _build_inner(self, inner_name: str, table: Table) -> int:
         codec = codec_for(inner_name, table)
-        key_size, value_size = codec.sizes
-        fd = syscall.map_create(
-            _INNER_TYPES[MAPS[inner_name]["type"]],
-            key_size,
-            value_size,
-            max(len(table.rows), 1),
-            flags=MAPS[inner_name]["flags"],
-            name=inner_name,
-        )
-        self._wrote()
+        fd = self._create(inner_name, max(len(table.rows), 1))
         try:
             self._update(
                 fd, inner_name, [(codec.encode_key(key), codec.encode_value(row)) for key, row in table.rows.items()]
@@ -208,6 +240,20 @@ class Maps:
         except BaseException:
             os.close(fd)
             raise
+        return fd
+
+    def _create(self, name: str, entries: int, inner_fd: int = 0) -> int:
+        described = MAPS[name]
+        fd = syscall.map_create(
+            _TYPES[described["type"]],
+            described["key"]["size"],
+            described["value"]["size"],
+            entries,
+            flags=described["flags"],
+            name=name,
+            inner_fd=inner_fd,
+        )
+        self._wrote()
         return fd
 
     def _update(self, fd: int, name: str, pairs: Sequence[Tuple[bytes, bytes]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
 from bpfleet.errors import HostFailed, ObjectRejected
 from bpfleet.loader import layout, syscall
@@ -60,13 +60,34 @@ class Objects:
         Raises ObjectRejected (the end of the log and the path of all of it in details), HostFailed for an object that
         was not built together with this Python, InvalidInput for an unknown constant.
         """
+        return self._load(program, lambda opened: self._configure(opened, program))
+
+    def load_again(self, object_name: str, running: int, moved: Mapping[str, Path]) -> int:
+        """A program as the one behind the descriptor `running`, with its very constants, but for the maps in `moved`:
+        those are where it says. A descriptor, as of `load`.
+
+        Raises HostFailed if the object's file holds another program by now.
+        """
+        info = syscall.program_info(running)
+        loaded = self._load(Program(object_name), lambda opened: self._configure_again(opened, info, moved))
+        if syscall.program_info(loaded).tag != info.tag:
+            os.close(loaded)
+            raise HostFailed(
+                f"the program {object_name} that is in force is of another version of the agent, so it cannot be made "
+                "anew on larger maps",
+                file=str(self._path(object_name)),
+                remedy="Make two changes of this one: first raise the limits, then add what needs them.",
+            )
+        return loaded
+
+    def _load(self, program: Program, configure: Callable[[Object], Tuple[str, int]]) -> int:
         path = self._path(program.object)
         layout.check(path)
         libbpf = self.libbpf()
         del libbpf.messages[:]
         try:
             with libbpf.open(str(path)) as opened:
-                name, item = self._configure(opened, program)
+                name, item = configure(opened)
                 opened.load()
                 loaded = os.dup(opened.program_fd(item))
         except OSError as error:
@@ -82,15 +103,8 @@ class Objects:
         return loaded
 
     def _configure(self, opened: Object, program: Program) -> Tuple[str, int]:
-        programs = opened.programs()
-        if len(programs) != 1:
-            raise HostFailed(
-                f"{program.object} holds {len(programs)} programs, not one: {', '.join(programs)}",
-                file=str(self._path(program.object)),
-                remedy="Put each hook into an object of its own.",
-            )
         maps = opened.maps()
-        # One that is there keeps its contents, and so its size: what was declared since is for the next new map.
+        # One that is there keeps its contents, and so its size for now: what was declared since, resize.py sees to.
         declared = {**_event_entries(), **program.sizes}
         sizes = {name: _entries(self._pins.map(name)) or declared.get(name, 0) for name in maps}
         _size_by_cpus(sizes)
@@ -105,6 +119,27 @@ class Objects:
             if sizes[name]:
                 opened.resize(item, sizes[name])
             opened.pin_at(item, str(self._pins.map(name)))
+        return self._only_program(opened, program.object)
+
+    def _configure_again(self, opened: Object, info: syscall.ProgramInfo, moved: Mapping[str, Path]) -> Tuple[str, int]:
+        constants = _constants_of(info)
+        if len(constants) == len(opened.read_constants()):  # else it is another program, as its tag will say
+            opened.write_constants(constants)
+        for name, item in opened.maps().items():
+            path = moved.get(name) or self._pins.map(name)
+            if _entries(path):
+                opened.resize(item, _entries(path))
+            opened.pin_at(item, str(path))
+        return self._only_program(opened, info.name)
+
+    @staticmethod
+    def _only_program(opened: Object, object_name: str) -> Tuple[str, int]:
+        programs = opened.programs()
+        if len(programs) != 1:
+            raise HostFailed(
+                f"{object_name} holds {len(programs)} programs, not one: {', '.join(programs)}",
+                remedy="Put each hook into an object of its own.",
+            )
         return next(iter(programs.items()))
 
     def _rejected(self, program: Program, path: Path, error: OSError, messages: List[str]) -> ObjectRejected:
@@ -191,6 +226,19 @@ def _event_entries() -> Dict[str, int]:
     """Sizes of new arrays of events: as large as this host's CPUs need them."""
     cpus = possible_cpus()
     return {"events": cpus * new_event_slots(cpus, MAPS["events"]["value"]["size"]), "event_cursor": cpus}
+
+
+def _constants_of(info: syscall.ProgramInfo) -> bytes:
+    """The constants of a program in the kernel; empty if it has none."""
+    for number in info.map_ids:
+        fd = syscall.map_by_id(number)
+        try:
+            found = syscall.map_info(fd)
+            if found.name.endswith(".rodata"):
+                return syscall.map_lookup(fd, bytes(found.key_size), found.value_size) or b""
+        finally:
+            os.close(fd)
+    return b""
 
 
 def _entries(path: Path) -> int:

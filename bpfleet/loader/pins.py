@@ -2,6 +2,8 @@
 
     maps/<map>_v<digest of its layout>     programs/<object>-<digest>     links/<device>-<hook>
 
+While maps are made anew in another size (resize.py), they and the programs on them have names that end in _next.
+
 bpffs forbids dots in names, and device names have them (eth0.100): they are written %2e. The place of socket hooks is
 "/", which is written %2f.
 """
@@ -20,6 +22,7 @@ from bpfleet.loader.generated.layouts import MAPS
 
 DEFAULT = "/sys/fs/bpf/bpfleet"
 _BPF_FS_MAGIC = 0xCAFE4A11
+_NEXT = "_next"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -75,9 +78,17 @@ class Pins:
         """Where the map of this name and today's layout is pinned."""
         return self.maps / f"{name}_v{MAPS[name]['digest']}"
 
+    def next_map(self, name: str) -> Path:
+        """Where the map that will take its place is pinned."""
+        return self.maps / f"{self.map(name).name}{_NEXT}"
+
     def program(self, object_name: str, digest: str) -> Path:
         """Where an object of this digest is pinned."""
         return self.programs / f"{object_name}-{digest}"
+
+    def next_program(self, object_name: str, digest: str) -> Path:
+        """Where the program that will take its place is pinned."""
+        return self.programs / f"{object_name}-{digest}{_NEXT}"
 
     def link(self, device: str, hook: str) -> Path:
         """Where the link that holds our program at a hook is pinned."""
@@ -86,6 +97,10 @@ class Pins:
     def list_maps(self) -> List[str]:
         """File names of pinned maps."""
         return _names(self.maps)
+
+    def list_lasting_maps(self) -> List[str]:
+        """File names of pinned maps, but for those that are to take the place of others."""
+        return [name for name in self.list_maps() if not name.endswith(_NEXT)]
 
     def list_programs(self) -> List[Tuple[str, str]]:
         """(object, digest) of pinned programs."""
@@ -124,6 +139,13 @@ def unpin(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def take_over(fd: int, path: Path, through: Path) -> None:
+    """Have `path` name what is behind `fd`, at once; `through` is a name for the moment before."""
+    unpin(through)
+    syscall.pin(fd, str(through))
+    through.replace(path)
 
 
 def require_bpffs() -> None:

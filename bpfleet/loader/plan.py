@@ -18,6 +18,8 @@ The order, and why:
  7. Programs are attached, or replaced in place: all that they read is there. XDP comes first and goes last, as the
     program behind it looks for blocked networks only where XDP does not. Then devices are set up, then routes.
  8. What nothing uses any more goes: programs, devices, maps.
+ 9. Maps get their declared size. Where the change itself needs more room, those that grow do right after 0, with the
+    programs that are in force then.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Set, Tuple
 
-from bpfleet.loader.capacity import check_capacity
+from bpfleet.loader.capacity import check_capacity, needs_room, resized
 from bpfleet.loader.kernel import Found
 from bpfleet.loader.rows import REVISION_FIELD, is_index
 from bpfleet.loader.staging import POLICIES, STAGED
@@ -43,6 +45,7 @@ from bpfleet.loader.steps import (
     RemoveInner,
     RemoveMap,
     RemoveRoute,
+    ResizeMaps,
     SetDown,
     SetSysctl,
     SettlePolicies,
@@ -66,10 +69,17 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
     Raises InvalidInput if `want` does not fit into the maps.
     """
     check_capacity(want, have)
+    sizes = resized(want, have)
+    first = {name: size for name, size in sizes.items() if size > have.sizes[name]} if needs_room(want, have) else {}
+    last = {name: size for name, size in sizes.items() if name not in first}
+    loaded = have.programs
     rebuilt = {name for name, device in have.devices.items() if _must_rebuild(want.devices.get(name), device)}
     steps: List[Step] = []
     if have.nested.get(STAGED):
         steps.append(SettlePolicies())
+    if first:
+        steps.append(ResizeMaps(first, tuple(sorted(have.attachments)), have.sizes))
+        have = _with_programs_at_hooks(have)
     if rebuilt:
         steps += _take_away(have, rebuilt)
         have = _without(have, rebuilt)
@@ -91,9 +101,13 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
     steps += [hook for hook in unwanted if is_xdp(hook.hook)]
     steps += _devices_up(want, have)
     steps += [PutRoute(route) for key, route in sorted(want.routes.items()) if have.routes.get(key) != route]
-    steps += [DropProgram(name) for name in sorted(have.programs) if name not in want.programs]
+    steps += [DropProgram(name) for name in sorted(loaded) if name not in want.programs]
     steps += [RemoveDevice(name) for name in sorted(have.devices) if name not in want.devices]
     steps += [RemoveMap(name) for name in sorted({*have.tables, *have.nested} - {*want.tables, *want.nested})]
+    if last:
+        steps.append(ResizeMaps(last, tuple(sorted(want.attachments)), have.sizes))
+        at_hooks = _with_programs_at_hooks(want).programs
+        steps += [LoadProgram(item) for name, item in sorted(want.programs.items()) if name not in at_hooks]
     return steps
 
 
@@ -201,6 +215,12 @@ def _attachments(want: NodeState, have: NodeState) -> List[Step]:
         if found != name or have.programs.get(name) != want.programs[name]:
             steps.append(Attach(device, hook, want.programs[name], found))
     return steps
+
+
+def _with_programs_at_hooks(state: NodeState) -> NodeState:
+    """Without the programs at no hook, which are not made anew on the maps that are."""
+    used = set(state.attachments.values())
+    return replace(state, programs={name: item for name, item in state.programs.items() if name in used})
 
 
 # -- maps --------------------------------------------------------------------------------------------------------------

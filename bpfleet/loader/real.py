@@ -22,6 +22,7 @@ from bpfleet.loader.grace import expedited
 from bpfleet.loader.maps import Maps
 from bpfleet.loader.objects import Objects
 from bpfleet.loader.pins import DEFAULT, Pins, open_pin, require_bpffs, unpin
+from bpfleet.loader.resize import Resizing
 from bpfleet.loader.routes import Routes, read_routes
 from bpfleet.loader.rows import Missing, device_index, salt
 from bpfleet.loader.rtnl import ETHERNET, NAMESPACES, Link, Reader
@@ -61,6 +62,7 @@ class RealKernel:
                 cgroup.Cgroup(self._pins, self._wrote),
             ]
         )
+        self._resizing = Resizing(self._pins, self._maps, self._objects, self._hooks, self._wrote)
         self._use_tcx = use_tcx
         self._devices = Devices(self._wrote)
         self._routes = Routes(self._wrote)
@@ -156,7 +158,7 @@ class RealKernel:
 
     def _map_ids(self) -> set[int]:
         found = set()
-        for name in self._pins.list_maps():
+        for name in self._pins.list_lasting_maps():
             fd = open_pin(self._pins.maps / name)
             if fd is not None:
                 try:
@@ -336,6 +338,8 @@ class RealKernel:
             self._maps.switch_policies()
         elif isinstance(step, steps.SettlePolicies):
             self._maps.settle_policies()
+        elif isinstance(step, steps.ResizeMaps):
+            self._resizing.do(step)
         elif isinstance(step, steps.RemoveMap):
             path = self._pins.map(step.name) if step.name in MAPS else self._pins.maps / step.name
             if unpin(path):

@@ -210,6 +210,22 @@ class SettlePolicies(Step):
 
 
 @dataclass(frozen=True)
+class ResizeMaps(Step):
+    """Make maps anew in another size, with what they hold, and the programs at these hooks anew on them (resize.py).
+
+    `sizes`: entries by map; `before`: those of now, for people.
+    """
+
+    sizes: Mapping[str, int]
+    hooks: Tuple[Tuple[str, str], ...]
+    before: Mapping[str, int]
+
+    def describe(self) -> str:
+        changes = ", ".join(f"{name} from {self.before[name]} to {size}" for name, size in sorted(self.sizes.items()))
+        return f"resize {_count(len(self.sizes), 'map')}, with all they hold: {changes} entries"
+
+
+@dataclass(frozen=True)
 class RemoveMap(Step):
     """Forget a map and all it holds; `name` is its key in the state that was read."""
 

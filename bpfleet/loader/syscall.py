@@ -177,11 +177,12 @@ class MapInfo:
 
 @dataclass(frozen=True)
 class ProgramInfo:
-    """What the kernel says of a program."""
+    """What the kernel says of a program. `tag`: a hash of its instructions, whatever its maps and constants are."""
 
     id: int
     name: str
     map_ids: Tuple[int, ...]
+    tag: bytes
 
 
 @dataclass(frozen=True)
@@ -235,9 +236,16 @@ def get(path: str) -> int:
 
 
 def map_create(
-    map_type: int, key_size: int, value_size: int, max_entries: int, *, flags: int = 0, name: str = ""
+    map_type: int,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    *,
+    flags: int = 0,
+    name: str = "",
+    inner_fd: int = 0,
 ) -> int:
-    """A new map."""
+    """A new map. `inner_fd`: of a map of maps, a map that is like those it will hold."""
     return _call(
         _MAP_CREATE,
         _MapCreate(
@@ -246,6 +254,7 @@ def map_create(
             value_size=value_size,
             max_entries=max_entries,
             map_flags=flags,
+            inner_map_fd=inner_fd,
             map_name=name.encode()[:15],
         ),
     )
@@ -373,7 +382,7 @@ def program_info(fd: int) -> ProgramInfo:
     if count:
         info = _ProgramInfo(nr_map_ids=count, map_ids=_address(ids))
         _info(fd, info)
-    return ProgramInfo(info.id, info.name.decode(), tuple(ids[: min(count, info.nr_map_ids)]))
+    return ProgramInfo(info.id, info.name.decode(), tuple(ids[: min(count, info.nr_map_ids)]), bytes(info.tag))
 
 
 def link_info(fd: int) -> LinkInfo:

@@ -287,9 +287,11 @@ def _limit(name: str, least: int, most: int, doc: str) -> Field:
 
 LIMITS = Object(
     "Limits",
-    "What each node has room for, in entries of its kernel maps. A change that needs more is refused before anything "
-    "is changed. A map that is in use keeps the size it was made with, so that nothing it remembers is lost: a changed "
-    "limit holds for it after the node's next restart, and until then the node warns of the difference.",
+    "What each node has room for, in entries of its kernel maps. A change that needs more is refused before "
+    "anything is changed, and so is a limit that is lowered below what is there. A changed limit holds at once, "
+    "without a packet lost: maps are made anew in the new size with all they hold. But what the traffic itself "
+    "fills keeps the size it was made with (connections, translations, flows): there a changed limit holds after "
+    "the node's next restart, and until then the node warns of the difference.",
     (
         _limit("addresses", 256, 1 << 22, "Addresses of all endpoints and nodes of the cluster (about 90 bytes each)."),
         _limit("endpoints", 16, 65535, "Endpoints on one node, and so the identities that have policies there."),

@@ -128,8 +128,7 @@ class NodeState:
     device are "ingress", "egress", "xdp-native" and "xdp-generic", of CGROUP_ROOT SOCKET_HOOKS.
     tables: map name -> Table.             nested: outer map name -> {outer key: Table of the inner map}.
     devices: device name -> its kind.      routes: (destination, device) -> Route.      sysctls: dotted name -> value.
-    sizes: map name -> the entries it has room for; of an inner map the most that one may have. A map that is there
-    keeps its own, which is what a state that was read says.
+    sizes: map name -> the entries it has room for; of an inner map the most that one may have.
     """
 
     programs: Mapping[str, Program] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from bpfleet.errors import HostFailed, ObjectRejected
 from bpfleet.loader.apply import apply
 from bpfleet.loader.kernel import Kernel
 from bpfleet.loader.plan import plan
-from bpfleet.loader.steps import Attach, EnsureDevice, LoadProgram, PutRows, SetUp, Step, SwapInner
+from bpfleet.loader.steps import Attach, EnsureDevice, LoadProgram, PutRows, ResizeMaps, SetUp, Step, SwapInner
 from bpfleet.model.state import TUNNEL_DEVICE, NodeState, Table
 from tests.contract.rigs import TAP, UNDERLAY, FailingKernel, Rig, with_constants
 from tests.contract.states import ALL, EMPTY, MORE_NODES, ONE, OTHER_PORT, OTHER_RULES, TWO, WEB, state, veth
@@ -82,17 +82,26 @@ def sized(want: NodeState, **sizes: int) -> NodeState:
     return dataclasses.replace(want, programs=programs, sizes=sizes)
 
 
-def test_maps_are_as_large_as_declared_and_keep_what_they_hold(rig: Rig) -> None:
-    """A size that is declared anew is for maps that are made anew: nothing that a map remembers is ever lost for it."""
+def test_maps_become_as_large_as_declared_and_keep_what_they_hold(rig: Rig) -> None:
+    """By a step of the change. Those that programs fill keep their size until they are made anew."""
     first = sized(TWO, addresses=1000, connections=5000, policies=99, prefix_sets=77, policy_entries=300, flows=102)
-    second = sized(TWO, addresses=2000, connections=9000, policies=199, prefix_sets=177, policy_entries=400, flows=202)
+    larger = sized(TWO, addresses=2000, connections=9000, policies=199, prefix_sets=177, policy_entries=400, flows=202)
     bring(rig.kernel, first)
     assert rig.kernel.read(first) == first
-    assert bring(rig.kernel, second) == []
-    assert rig.kernel.read(second).sizes == {**first.sizes, "policy_entries": 400}
+    links = {hook: rig.link_id(*hook) for hook in first.attachments if hook[1] in ("ingress", "egress")}
+    for want, kept in ((larger, first), (first, first)):
+        (step,) = bring(rig.kernel, want)
+        assert isinstance(step, ResizeMaps) and set(step.sizes) == {"addresses", "policies", "prefix_sets"}
+        sizes = {**want.sizes, "connections": kept.sizes["connections"], "flows": kept.sizes["flows"]}
+        assert rig.kernel.read(want) == dataclasses.replace(want, sizes=sizes)
+        assert bring(rig.kernel, want) == []
+        rig.kernel.do(step)
+        assert bring(rig.kernel, want) == []
+    assert links == {hook: rig.link_id(*hook) for hook in links}, "programs are replaced in place"
     bring(rig.kernel, EMPTY)
-    bring(rig.kernel, second)
-    assert rig.kernel.read(second) == second
+    assert rig.left() == set()
+    bring(rig.kernel, larger)
+    assert rig.kernel.read(larger) == larger
 
 
 def circuit(names: List[str]) -> List[str]:

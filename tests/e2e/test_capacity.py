@@ -1,5 +1,5 @@
 """More than the limits of the cluster have room for, through a real stack and a real playbook: refused as a whole, in
-words that say what to do. And what becomes of a limit that was raised."""
+words that say what to do. And what becomes of limits that are changed."""
 
 from __future__ import annotations
 
@@ -53,9 +53,11 @@ def maps(controller: Controller, host: str, name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def warnings(controller: Controller, host: str) -> list[str]:
+def told(controller: Controller, host: str) -> tuple[list[str], list[str]]:
+    """A host's warnings and drift."""
     with Fleet() as fleet:
-        return list(fleet.call(controller.target(host), "status")["warnings"])
+        answer = fleet.call(controller.target(host), "status")
+    return list(answer["warnings"]), list(answer["drift"])
 
 
 def written(controller: Controller) -> dict[str, tuple[Any, ...]]:
@@ -90,25 +92,41 @@ def test_an_update_that_no_map_has_room_for_changes_no_host(controller: Controll
     del stack.resources["second"]
     stack.resources["first"] = inside("Service", frontends(1))
 
-    # A raised limit: the map that is there keeps its size, and everybody is told so, and what to do.
+    # A raised limit has its room made before what needs it comes.
     stack.resources["fleet"] = cluster(*HOSTS, limits={"frontends": 100})
-    run = stack.up()
-    said = "map services has room for 16 entries, 100 are declared: it keeps its size, and what it holds, until the"
-    assert f"h1, h2: cluster/fleet, limits.frontends: {said}" in run.warnings("fleet")
-    assert "Restart the node" in run.warnings("fleet")
-    assert any(said in warning for warning in warnings(controller, "h1"))
-    assert maps(controller, "h1", "services")["limit"] == 16
     stack.resources["second"] = inside("Service", frontends(2))
-    assert stack.preview().ops == {"second": "create"}, "only the hosts know what room there really is"
+    assert stack.preview().ops == {"fleet": "update", "second": "create"}
+    run = stack.up()
+    assert run.warnings("fleet") == ""
+    for name in HOSTS:
+        gauge = maps(controller, name, "services")
+        assert (gauge["limit"], gauge["used"], told(controller, name)) == (100, 20, ([], []))
+
+    # A lowered one must hold what is there.
     before = written(controller)
+    stack.resources["fleet"] = cluster(*HOSTS, limits={"frontends": 16})
     run = stack.up(ok=False)
-    assert REFUSED in run.errors("second") and "restart the node: limits.frontends is 100" in run.errors("second")
+    lowered = "the map services is to have room for 16 entries, 20 are needed; 20 are used now"
+    assert lowered in run.errors("fleet") and "raise limits.frontends of the cluster" in run.errors("fleet")
     assert written(controller) == before
+    del stack.resources["second"]  # what goes does so after all updates
+    stack.resources["fleet"] = cluster(*HOSTS, limits={"frontends": 100})
+    stack.up()
+    stack.resources["fleet"] = cluster(*HOSTS, limits={"frontends": 18})
+    stack.up()
+    assert maps(controller, "h1", "services")["limit"] == 18
+
+    # What programs fill keeps its size, and everybody is told so, and what to do.
+    stack.resources["fleet"] = cluster(*HOSTS, limits={"frontends": 18, "connections": 2048})
+    run = stack.up()
+    said = "map connections has room for 131072 entries, 2048 are declared: it keeps its size, and what it holds, until"
+    assert f"h1, h2: cluster/fleet, limits.connections: {said}" in run.warnings("fleet")
+    assert "Restart the node" in run.warnings("fleet")
+    (warning,), drift = told(controller, "h1")
+    assert said in warning and drift == []
     for name in HOSTS:
         assert lab.reboot(name) == 0
-        assert maps(controller, name, "services")["limit"] == 100 and warnings(controller, name) == []
-    assert stack.up().ops == {"second": "create"}
-    assert maps(controller, "h2", "services")["used"] == 20
+        assert maps(controller, name, "connections")["limit"] == 2048 and told(controller, name) == ([], [])
     stack.destroy()
 
 

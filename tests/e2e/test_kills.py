@@ -25,7 +25,7 @@ from bpfleet.lab import Lab
 from bpfleet.transport.fleet import Fleet
 from tests.e2e.traffic.ground import OWNER, Ground
 from tests.e2e.traffic.streams import Streams
-from tests.fleet import node_policy, policy
+from tests.fleet import document, node_policy, policy
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
@@ -63,8 +63,11 @@ class Node:
             web,
         ]
         # An endpoint more and one less, another policy map, and one for the host: that is a constant in each program.
-        self.forth = self.stage([late, other_web, everybody], [early.key])
-        self.back = self.stage([early, web], [late.key, everybody.key])
+        # And another limit, so that maps are made anew.
+        cluster = self.old[0]
+        roomy = document("cluster", cluster.name, **{**cluster.spec, "limits": {"addresses": 1 << 18}})
+        self.forth = self.stage([late, other_web, everybody, roomy], [early.key])
+        self.back = self.stage([early, web, cluster], [late.key, everybody.key])
 
     def stage(self, puts: list[Any], deletes: list[str]) -> dict[str, Any]:
         return {"node": "h1", "owner": OWNER, "puts": [self.ground.item(one) for one in puts], "deletes": deletes}
@@ -103,7 +106,7 @@ class Node:
         with self.agent() as call:
             found: dict[str, int] = call("stage", **self.forth)["steps"]
         assert {"EnsureDevice", "RemoveDevice", "LoadProgram", "PutRows", "Attach", "Detach"} <= set(found)
-        assert {"SwapInner", "SwitchPolicies", "SettlePolicies"} <= set(found)
+        assert {"SwapInner", "SwitchPolicies", "SettlePolicies", "ResizeMaps"} <= set(found)
         return sum(found.values())
 
     def pending(self) -> Any:

@@ -326,3 +326,34 @@ def test_any_order_and_batches_end_in_the_same_state(ground: Ground, seed: int) 
         assert now["drift"] == []
     flows = matrix.flows(ground, [("tcp", 7001), ("udp", OPEN_PORTS[1])])
     assert matrix.wrong(ground, FINAL_POLICIES, ground.reached(flows)) == []
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------
+
+
+def test_changed_limits_cut_nothing(ground: Ground) -> None:
+    """Maps are made anew, larger and smaller, under connections that only policy and records let pass; and what policy
+    denies gets through at no time."""
+    allowed = [{"peers": [{"labels": {"app": "web"}}], "ports": [{"port": 7001}]}]
+    ground.declare(*ground.base(), db_policy(allowed), policy("web", {"app": "web"}, ingress=[]))
+    cluster = ground.base()[0]
+    routes = [
+        ("web-1", f"db-{host}", protocol, family) for host in (1, 2) for protocol, family in (("tcp", 4), ("udp", 6))
+    ]
+
+    def drops() -> list[dict[str, int]]:
+        """But for what the workloads' stacks send of their own accord."""
+        return [{**ground.drops(name), "multicast": 0} for name in ground.hosts]
+
+    before = drops()
+    streams = Streams(ground, routes)
+    larger = {"addresses": 1 << 18, "endpoints": 9000, "frontends": 100, "blocked_cidrs": 100}
+    for limits in (larger, {"addresses": 4096}, larger, {}):
+        ground.change(document("cluster", cluster.name, **{**cluster.spec, "limits": limits}))
+        for host in ground.hosts:
+            status = ground.status(host)
+            room = {gauge["map"]: gauge["limit"] for gauge in status["maps"]}
+            assert (status["drift"], room["addresses"]) == ([], limits.get("addresses", 1 << 17))
+    assert streams.end() == {}
+    assert drops() == before
+    assert not ground.at("free-1").reaches(ground.flow("tcp", "db-2", 7001), 0.3)

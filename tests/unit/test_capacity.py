@@ -15,6 +15,7 @@ from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.layout import layout
 from bpfleet.loader.objects import history_shares
 from bpfleet.loader.plan import plan
+from bpfleet.loader.steps import ResizeMaps
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import CLUSTER, DEFAULT_LIMITS
 from bpfleet.model.state import Compiled, NodeState
@@ -180,20 +181,51 @@ def test_a_map_holds_what_comes_beside_what_goes() -> None:
     assert overfull(compiled(fleet.quickstart(), frontends=16).state, have) == []
 
 
-def test_a_map_that_is_there_keeps_its_size_and_counts_with_that() -> None:
-    have = dataclasses.replace(compiled(fleet.quickstart(), frontends=16).state)
-    services = [fleet.service("many", [f"10.96.0.1:{port}" for port in range(1, 18)], [])]
-    want = compiled([*fleet.quickstart(), *services], frontends=100, connections=2048)
-    (error,) = overfull(want.state, have)
-    assert "services has room for 16" in error.what
-    assert "restart the node: limits.frontends is 100" in error.remedy
-    told = kept_sizes(want.state, have, "fleet")
-    assert [text.split()[3] for text in told] == ["backends", "connections", "services"]
-    assert told[1].startswith("cluster/fleet, limits.connections: ") and "2048 are declared" in told[1]
-    assert "it keeps its size, and what it holds, until the node restarts. Restart the node" in told[1]
-    assert kept_sizes(want.state, want.state, "fleet") == [] == kept_sizes(want.state, NodeState(), None)
-    larger = [step.kind for step in plan(dataclasses.replace(have, sizes=want.state.sizes), have)]
-    assert larger == []  # nothing is dropped to make room
+def frontends(count: int) -> List[Document]:
+    """The quickstart, and a service of so many frontends."""
+    return [*fleet.quickstart(), fleet.service("many", [f"10.96.0.1:{port}" for port in range(1, count + 1)], [])]
+
+
+def resizes(want: NodeState, have: NodeState) -> Dict[int, Dict[str, int]]:
+    """By place in the plan, counted from the end but for the first, what it resizes."""
+    steps = [step for step in plan(want, have) if step.kind != "LoadProgram"]
+    return {at and at - len(steps): dict(step.sizes) for at, step in enumerate(steps) if isinstance(step, ResizeMaps)}
+
+
+def test_a_changed_limit_is_a_step_of_the_plan() -> None:
+    """The last one, unless the change itself needs the room."""
+    small, large = compiled(frontends(9), frontends=16).state, compiled(frontends(9), frontends=100).state
+    grown, shrunk = {"backends": 200, "services": 100}, {"backends": 32, "services": 16}
+    assert resizes(large, small) == {0: grown} and resizes(small, large) == {0: shrunk}
+    assert "backends from 32 to 200, services from 16 to 100 entries" in plan(large, small)[0].describe()
+    more = compiled(frontends(17), frontends=100, blocked_cidrs=16).state
+    assert resizes(more, small) == {0: grown, -1: {"blocked": 16}}, "what shrinks does so when what goes is gone"
+    assert resizes(small, more) == {-1: {**shrunk, "blocked": small.sizes["blocked"]}}
+
+
+def test_a_lowered_limit_that_what_is_there_does_not_fit_is_refused_by_name() -> None:
+    have, want = compiled(frontends(17), frontends=100), compiled(frontends(17), frontends=16)
+    (error,) = overfull(want.state, have.state)
+    said = blame(error, want, {"cluster/fleet"})
+    assert said.what == "the map services is to have room for 16 entries, 17 are needed; 17 are used now"
+    assert (said.resource, said.field) == ("cluster/fleet", "limits.frontends")
+    assert "raise limits.frontends" in said.remedy
+    with pytest.raises(InvalidInput, match="the map services"):
+        plan(want.state, have.state)
+    fewer = compiled(frontends(16), frontends=16)
+    assert overfull(fewer.state, have.state) == [], "they go before the map is made smaller"
+
+
+def test_maps_that_programs_fill_keep_their_size() -> None:
+    have = compiled(fleet.quickstart()).state
+    want = compiled(fleet.quickstart(), connections=2048, translations=2048, flows=2048).state
+    told = kept_sizes(want, have, "fleet")
+    kept = {"connections", "flow_slots", "flows", "translations"}
+    assert {text.split()[3] for text in told} == kept
+    assert told[0].startswith("cluster/fleet, limits.connections: ") and "2048 are declared" in told[0]
+    assert "it keeps its size, and what it holds, until the node restarts. Restart the node" in told[0]
+    assert kept_sizes(want, want, "fleet") == [] == kept_sizes(want, NodeState(), None)
+    assert plan(want, have) == []
 
 
 @pytest.mark.parametrize(
