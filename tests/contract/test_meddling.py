@@ -48,6 +48,12 @@ def altered(fd: int) -> None:
     syscall.map_update(fd, key, bytes(byte ^ 0xFF for byte in value))
 
 
+def blinded(fd: int) -> None:
+    """A header that has packets look for nothing; in other entries those bytes are the programs'."""
+    key, value = next(one for one in elements(fd) if one[0].startswith(b"\xff" * 4))
+    syscall.map_update(fd, key, value[:-3] + bytes(byte ^ 0xFF for byte in value[-3:]))
+
+
 def removed(fd: int) -> None:
     key, _ = next(elements(fd))
     assert syscall.map_delete(fd, key)
@@ -97,6 +103,7 @@ HARM: dict[str, Callable[[], None]] = {
     "an endpoint is forgotten": of_map("endpoints", removed),
     "the node's record is another": of_map("node", altered),
     "a rule says something else": of_map("policies", altered, inner=True),
+    "a direction has other rules": of_map("policies", blinded, inner=True),
     "a rule is gone": of_map("policies", removed, inner=True),
     "a policy is gone": of_map("policies", removed),
     "a frontend has other backends": of_map("services", altered),

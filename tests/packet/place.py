@@ -14,7 +14,8 @@ from typing import Any, List
 from bpfleet.compile.compiler import Compiler
 from bpfleet.loader import syscall
 from bpfleet.loader.apply import apply
-from bpfleet.loader.pins import Pins
+from bpfleet.loader.maps import closing
+from bpfleet.loader.pins import Pins, open_pin
 from bpfleet.loader.plan import plan
 from bpfleet.loader.real import RealKernel
 from bpfleet.loader.steps import Step
@@ -78,6 +79,16 @@ def pinned_program(pins: str) -> int:
     named = Pins(pins)
     ((object_name, digest),) = named.list_programs()
     return syscall.get(str(named.program(object_name, digest)))
+
+
+def inner_of(pins: str, subject: int) -> int:
+    """A descriptor of the policy map of an identity."""
+    handle = open_pin(Pins(pins).map("policies"))
+    assert handle is not None
+    with closing(handle):
+        found = syscall.map_lookup(handle, subject.to_bytes(4, "little"), 4)
+    assert found is not None
+    return syscall.map_by_id(int.from_bytes(found, "little"))
 
 
 def context_of(ifindex: int) -> bytes:

@@ -14,23 +14,21 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Set, Tuple
 
 import pytest
 
 from bpfleet.loader import layout, syscall
 from bpfleet.loader.generated.layouts import MAPS
-from bpfleet.loader.pins import Pins, open_pin
 from bpfleet.model.document import Document
 from bpfleet.model.state import Table
 from bpfleet.observe.reader import Reader, open_slots
 from tests import fleet
 from tests.packet import frames as f
 from tests.packet.kernel import run_program
-from tests.packet.place import NUMBERS, Place, context_of, hammered, pinned_program, state_of, two_ends
+from tests.packet.place import NUMBERS, Place, context_of, hammered, inner_of, pinned_program, state_of, two_ends
 from tests.reference.judge import Flow, Verdict, judge
 
 pytestmark = pytest.mark.root
@@ -184,8 +182,7 @@ def test_a_mixture_would_be_seen(place: Place) -> None:
     wide = Table(wide.key, wide.value, {**wide.rows, **rows})
     policies = {**states[0].nested["policies"], subject: wide}
     place.bring(replace(states[0], nested={**states[0].nested, **both, "policies": policies}))
-    inner = _inner(place.pins, subject)
-    assert inner is not None
+    inner = inner_of(place.pins, subject)
 
     def flip(number: int) -> None:
         for gone in rows:
@@ -201,14 +198,6 @@ def test_a_mixture_would_be_seen(place: Place) -> None:
         assert hammered(place, hammer, flip, FLIPS).mixtures != []
     finally:
         os.close(inner)
-
-
-def _inner(pins: str, subject: int) -> Optional[int]:
-    handle = open_pin(Pins(pins).map("policies"))
-    assert handle is not None
-    with closing(os.fdopen(handle, "rb", closefd=True)):
-        found = syscall.map_lookup(handle, subject.to_bytes(4, "little"), 4)
-    return None if found is None else syscall.map_by_id(int.from_bytes(found, "little"))
 
 
 def _key(row: Tuple[Any, ...]) -> bytes:

@@ -260,7 +260,10 @@ static __noinline long connection_put(const struct connection_key *key, const st
 	return bpf_map_update_elem(&connections, key, &fresh, BPF_ANY);
 }
 
-/* The slot of what was judged. By itself for the sake of the stack, as connection_put. */
+/* The slot of what was judged. By itself for the sake of the stack, as connection_put.
+ *
+ * The entry that decided may remember it, which saves a look-up among all flows. One from which many flows come keeps one
+ * of them until that one is quiet for a tick, so that they do not write over each other's all the time. */
 static __noinline __u32 flow_judged(const struct question *question, const struct judgement *judgement, __u32 now)
 {
 	bool is_egress = question->direction == DIRECTION_EGRESS;
@@ -273,8 +276,18 @@ static __noinline __u32 flow_judged(const struct question *question, const struc
 		.direction = question->direction,
 		.verdict = judgement->verdict,
 	};
+	bool remembers = policy_remembers(question, judgement);
+	__u32 slot = judgement->hint;
+	struct flow *hinted = slot ? bpf_map_lookup_elem(&flows, &slot) : NULL;
 
-	return flow_find(&key, now);
+	if (hinted && flow_is(hinted, &key) && flow_hold(hinted, &key, now))
+		return slot;
+	if (hinted && judgement->shape != SHAPE_PEER_PORT && hinted->last_seen == now)
+		remembers = false;
+	slot = flow_find(&key, now);
+	if (remembers && slot >= FLOW_FIRST)
+		policy_remember(question, judgement, slot);
+	return slot;
 }
 
 /* Why a record denies, in the packet: what its flow says. False if that flow did not fit, or its slot is another's by

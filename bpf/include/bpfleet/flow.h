@@ -12,8 +12,9 @@
  * whether its slot has another flow since (flow_is_since). Where none is idle, the flow is counted together with all
  * others that did not fit.
  *
- * Taking a slot over: last_seen is exchanged for 0, then the slot is written, then last_seen. Who found it by its old key
- * sees the 0 or another key, and counts that packet as one that did not fit.
+ * Taking a slot over: last_seen is exchanged for 0, then the slot is written, then its key is put into `flow_slots`, then
+ * last_seen is written. Who found it by its old key sees the 0 or another key, and counts that packet as one that did not
+ * fit. So a slot that was seen is what its key leads to, and who remembers a slot (policy.h) need only look at it.
  */
 #pragma once
 
@@ -259,12 +260,12 @@ __noinline int flow_find(const struct flow_key *wanted, __u32 now)
 		return kind;
 	flow->key = key;
 	flow->first_seen = bpf_ktime_get_ns();
-	__sync_lock_test_and_set(&flow->last_seen, now);
 	if (bpf_map_update_elem(&flow_slots, &key, &slot, BPF_NOEXIST)) {
 		/* Another CPU was first. This slot is free again once it has been idle. */
 		flow->key = (struct flow_key){};
 		known = bpf_map_lookup_elem(&flow_slots, &key);
-		return known ? *known : kind;
+		slot = known ? *known : kind;
 	}
+	__sync_lock_test_and_set(&flow->last_seen, now);
 	return slot;
 }
