@@ -325,7 +325,8 @@ class EventsResult(TypedDict):
 class ExplainParams(TypedDict, total=False):
     """source, destination: an endpoint's or node's name, an address, or "world", "host", "remote-node".
 
-    type, code: of an ICMP or ICMPv6 message; by default that of an echo request.
+    port: of the destination; TCP, UDP and SCTP need it. type, code: of an ICMP or ICMPv6 message; by default that of an
+    echo request.
     """
 
     source: str

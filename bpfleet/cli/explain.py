@@ -9,10 +9,14 @@ from typing import Any
 
 from bpfleet.cli.reach import add_arguments, colour, targets, visible
 from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
-from bpfleet.observe.filters import PORT_HELP, parse_port
+from bpfleet.observe.filters import parse_port
 
 _COLOURS = {"allowed": "32", "audited": "33", "denied": "31", "dropped": "31", "mixed": "33", "refused": "31"}
 _SHOWN_BACKENDS = 10
+_PORT_HELP = (
+    "destination port and protocol (443/tcp, 53/udp; of a port alone TCP is meant), or for ICMP the protocol (icmp, an "
+    "echo request) or a message's type or type and code (8/icmp, 3.1/icmp)"
+)
 
 
 def register(subparsers: Any) -> None:
@@ -29,29 +33,33 @@ def register(subparsers: Any) -> None:
     ends = "an endpoint, a node, an address, or world, host, remote-node"
     parser.add_argument("--from", dest="source", required=True, metavar="A", help=ends)
     parser.add_argument("--to", dest="destination", required=True, metavar="B", help="the same")
-    parser.add_argument("--port", required=True, metavar="80/tcp", help=PORT_HELP)
+    parser.add_argument("--port", required=True, metavar="80/tcp", help=_PORT_HELP)
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="(%(default)s)")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
+    from bpfleet.observe.explain import first_packet
     from bpfleet.transport.fleet import Fleet
 
-    params: dict[str, Any] = {"source": options.source, "destination": options.destination, **parse_port(options.port)}
+    asked = {"protocol": "tcp", **parse_port(options.port)}
+    # What no packet can be is said before a node is asked.
+    first_packet(asked["protocol"], asked.get("port"), (asked.get("type"), asked.get("code")))
+    params: dict[str, Any] = {"source": options.source, "destination": options.destination, **asked}
     failures: list[BpfleetError] = []
     with Fleet() as fleet:
         # Every member holds all documents: the first that answers will do, but for addresses that no document has.
-        asked = list(targets(options, fleet).values())
-        while asked:
+        nodes = list(targets(options, fleet).values())
+        while nodes:
             try:
-                answer = fleet.call(asked.pop(0), "explain", params)
+                answer = fleet.call(nodes.pop(0), "explain", params)
             except InvalidInput:
                 raise
             except BpfleetError as error:
                 failures.append(error)
                 continue
             if answer.get("undeclared"):
-                others = fleet.each(asked, lambda target: fleet.call(target, "explain", params))
+                others = fleet.each(nodes, lambda target: fleet.call(target, "explain", params))
                 answer = best([answer, *others.values()])
             print(json.dumps(answer, indent=2, sort_keys=True) if options.output == "json" else render(answer))
             return 0

@@ -8,7 +8,7 @@ unjudged; places.py knows whose the addresses are.
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any, Collection, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Collection, Dict, FrozenSet, List, Mapping, Optional, Tuple
 
 from bpfleet.compile import entries, lookup, policy
 from bpfleet.compile.entries import Settings
@@ -20,13 +20,15 @@ from bpfleet.model.resources import PORT_PROTOCOLS, PROTOCOL_NUMBERS
 from bpfleet.model.state import RuleName
 from bpfleet.observe.events import NOT_CLOSED, VERDICTS
 from bpfleet.observe.names import rule_names
-from bpfleet.observe.places import Places, parsed_address
+from bpfleet.observe.places import End, Places, parsed_address
 from bpfleet.observe.way import Packet, Way
 
 _TO_ITSELF = "the client itself, which its sockets reach unjudged; packets that passed no hooked socket go to another"
 _NODE_TO_ITSELF = "what a node says to itself is not judged"
 ECHO_REQUESTS = {"icmp": 8, "icmpv6": 128}
 """Type of the message that is meant where none is named (RFC 792, RFC 4443)."""
+_FAMILIES = {"icmp": 4, "icmpv6": 6}
+"""IP version of the protocols that are of one only."""
 
 
 def explain(
@@ -46,14 +48,10 @@ def explain(
     that nodes, by name, have and no document names. shared: those of their networks' broadcasts.
     A service's frontend is given a backend before anything is judged, so each that may be chosen is decided by itself:
     `backends` has them, and `verdict` is theirs if it is the same, else `mixed`; without any it is `refused`.
-    InvalidInput for names and protocols that do not exist, and where neither end is an endpoint or node.
+    InvalidInput for names and protocols that do not exist, for what no packet can be, and where neither end is an
+    endpoint or node.
     """
-    if protocol not in PROTOCOL_NUMBERS:
-        choices = ", ".join(PROTOCOL_NUMBERS)
-        raise InvalidInput(f"{protocol!r} is no protocol", field="protocol", remedy=f"Use one of {choices}.")
-    if protocol not in PORT_PROTOCOLS and port is not None:
-        raise InvalidInput(f"{protocol} has no ports", field="port", remedy="Leave the port out.")
-    asked = _asked(protocol, port, message)
+    asked = first_packet(protocol, port, message)
     book, places = _Policies(documents), Places(documents, held, shared)
     found = _frontend(documents, destination, protocol, port)
     if found is not None:
@@ -77,6 +75,7 @@ def _decide(
             field="destination",
             remedy="What a node says to itself is never judged: name another end.",
         )
+    _check_families(*ends, protocol)
     judged = Way(places, book, *ends, Packet(protocol, asked)).judged()
     verdicts = [entry["verdict"] for entry in judged]
     ending = next((word for word in verdicts if word in ("denied", "dropped")), None)
@@ -92,21 +91,71 @@ def _decide(
     }
 
 
-def _asked(protocol: str, port: Optional[int], message: Tuple[Optional[int], Optional[int]]) -> Dict[str, int]:
-    """The port, or the type and code, of a flow in the words of wire.ExplainResult."""
+def first_packet(protocol: str, port: Optional[int], message: Tuple[Optional[int], Optional[int]]) -> Dict[str, int]:
+    """The port, or the type and code, of a flow's first packet in the words of wire.ExplainResult.
+
+    InvalidInput for what no packet can have, and for a flow of a protocol with ports whose port is not named.
+    """
     kind, code = message
+    if protocol not in PROTOCOL_NUMBERS:
+        choices = ", ".join(PROTOCOL_NUMBERS)
+        raise InvalidInput(f"{protocol!r} is no protocol", field="protocol", remedy=f"Use one of {choices}.")
     if protocol in PORT_PROTOCOLS:
         if kind is not None or code is not None:
             raise InvalidInput(f"{protocol} has no types", field="type", remedy="Leave type and code out.")
-        return {} if port is None else {"port": port}
-    return {"type": ECHO_REQUESTS[protocol] if kind is None else kind, "code": code or 0}
+        if port is None:
+            raise InvalidInput(
+                f"which port of {protocol} is not said, and rules are about ports",
+                field="port",
+                remedy=f"Name the destination port, such as 80/{protocol}.",
+            )
+        return {"port": _number("port", port, 1, 65535)}
+    if port is not None:
+        raise InvalidInput(f"{protocol} has no ports", field="port", remedy="Leave the port out.")
+    kind = ECHO_REQUESTS[protocol] if kind is None else _number("type", kind, 0, 255)
+    return {"type": kind, "code": 0 if code is None else _number("code", code, 0, 255)}
+
+
+def _number(field: str, value: Any, least: int, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidInput(f"{value!r} is no {field}", field=field, remedy=f"Use a number from {least} to {most}.")
+    return value
+
+
+def _check_families(source: End, destination: End, protocol: str) -> None:
+    """InvalidInput unless a packet may have both ends, and be of the protocol."""
+    families = _families(source, destination) & _families(destination, source)
+    if not families:
+        raise InvalidInput(
+            f"no packet goes from {source.text} to {destination.text}: one is known by IPv4, the other by IPv6",
+            field="destination",
+            remedy="Name two addresses of one family.",
+        )
+    of = _FAMILIES.get(protocol)
+    if of is not None and of not in families:
+        other = next(name for name, family in _FAMILIES.items() if family != of)
+        raise InvalidInput(
+            f"{protocol} is of IPv{of}, and what goes from {source.text} to {destination.text} is of IPv{10 - of}",
+            field="protocol",
+            remedy=f"Ask about {other}, or name other addresses.",
+        )
+
+
+def _families(end: End, other: End) -> FrozenSet[int]:
+    """IP versions of what may go between an end and another.
+
+    A node that is named may use an address which no document has. To another node it is who it is by its declared
+    address alone.
+    """
+    is_named_node = end.is_node and parsed_address(end.text, "source") is None
+    return frozenset((4, 6) if is_named_node and not other.is_node else end.families)
 
 
 def _frontend(
     documents: DocumentSet, text: str, protocol: str, port: Optional[int]
 ) -> Optional[Tuple[Document, Mapping[str, Any]]]:
     """The service and its frontend that these name."""
-    address = parsed_address(text)
+    address = parsed_address(text, "destination")
     for _, service in sorted(documents.of_kind("service").items()):
         for frontend in service.spec["frontends"]:
             if (frontend["address"], frontend["port"], frontend["protocol"]) == (address, port, protocol):
@@ -131,6 +180,7 @@ def _through(
             field="source",
             remedy="Ask from an endpoint or a node, or about one of its backends.",
         )
+    _check_families(client, places.end(frontend["address"], "destination"), frontend["protocol"])
     index = LabelIndex((one.spec["number"], one.spec["labels"]) for one in documents.of_kind("identity").values())
     backends: List[Dict[str, Any]] = []
     for address, at in Backends(documents, index).of_frontend(service, frontend):

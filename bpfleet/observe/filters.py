@@ -20,7 +20,10 @@ from bpfleet.observe.events import FIRST_DROP, VERDICTS
 Event = Mapping[str, Any]
 Test = Callable[[Event], bool]
 
-PORT_HELP = "port and protocol, a protocol such as icmp, or a message's type or type and code, such as 8/icmp, 3.1/icmp"
+PORT_HELP = (
+    "a port (443), of one protocol (443/tcp; of tcp, udp, sctp), a protocol (tcp, icmp), or a message's type, or type "
+    "and code (8/icmp, 3.1/icmp)"
+)
 ENDS = ("ip", "port", "label", "identity", "endpoint", "any")
 """What an end can be known by; "any" is an address, endpoint, identity, node or label. Each with from- or to- before it
 for one end, alone for either."""

@@ -11,6 +11,7 @@ from bpfleet.errors import InvalidInput
 from bpfleet.model import identity
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.state import Row
+from bpfleet.observe.addresses import as_address
 
 ENTITY_NUMBERS = {"world": identity.WORLD, "host": identity.HOST, "remote-node": identity.REMOTE_NODE}
 _BROADCASTS = 224
@@ -35,6 +36,11 @@ class End:
     def address(self) -> Optional[str]:
         """Any of its addresses will do."""
         return self.addresses[0] if self.addresses else None
+
+    @property
+    def is_node(self) -> bool:
+        """Whether it is a node itself, not an endpoint there."""
+        return self.node is not None and self.endpoint is None
 
     @property
     def families(self) -> Collection[int]:
@@ -91,7 +97,7 @@ class Places:
         """One end by its text: a name, an address or an entity. Raises InvalidInput for what is none."""
         if text in ENTITY_NUMBERS:
             return End(text, text, ENTITY_NUMBERS[text])
-        address = parsed_address(text)
+        address = parsed_address(text, field)
         if address is not None:
             return self._of_address(text, address)
         kind, _, name = text.rpartition("/")
@@ -184,12 +190,10 @@ class Places:
         return self._rows[node]
 
 
-def parsed_address(text: str) -> Optional[str]:
-    """An address in canonical form, None for other text."""
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        return None
+def parsed_address(text: str, field: str) -> Optional[str]:
+    """An address in canonical form, None for other text. InvalidInput for one that no packet has."""
+    address = as_address(text, field)
+    return None if address is None else str(address)
 
 
 def _holds(cidr: str, address: Any) -> bool:

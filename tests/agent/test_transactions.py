@@ -496,6 +496,7 @@ def test_missing_parameters_are_named(host: Host) -> None:
         ("apply", {"transaction": 7}, "transaction"),
         ("confirm", {}, "transaction"),
         ("explain", {"source": "a"}, "destination"),
+        ("explain", {"source": "a", "destination": "b", "protocol": "tcp"}, "port"),
     ):
         with pytest.raises(InvalidInput) as raised:
             connection.call(method, **params)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import struct
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Mapping, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Set, Tuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpfleet.compile.compiler import Compiler
+from bpfleet.errors import InvalidInput
 from bpfleet.loader.generated.layouts import ENUMS
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.observe.events import VERDICTS
@@ -50,6 +51,7 @@ MESSAGES = {
     "icmp": ((8, 0), (0, 0), (0, 1), (3, 1), (5, 1), (13, 0), (255, 255)),
     "icmpv6": ((128, 0), (129, 0), (129, 3), (1, 4), (130, 0), (133, 0), (135, 0), (137, 0), (143, 0), (255, 255)),
 }
+OF_FAMILY = {"icmp": 4, "icmpv6": 6}
 SENT_FROM = {67: 68, 68: 67, 547: 546, 546: 547}
 """The sender's port of DHCP; of all else any."""
 OUTER = {node: ipaddress.ip_address(f"192.168.77.{node[1]}") for node in ("h1", "h2")}
@@ -90,13 +92,28 @@ class First:
             return f.ether(f.sctp(*ends, ports))
         return f.ether(f.tcp(*ends, ports) if self.protocol == "tcp" else f.udp(*ends, ports))
 
+    @property
+    def families(self) -> Set[int]:
+        """IP versions of its ends and its protocol."""
+        ends = {ipaddress.ip_address(end).version for end in (self.source, self.destination)}
+        return ends | {OF_FAMILY[self.protocol]} if self.protocol in OF_FAMILY else ends
+
+    @property
+    def has_mapped_end(self) -> bool:
+        """Whether an IPv4 address is written as IPv6."""
+        return any("::ffff:" in end for end in (self.source, self.destination))
+
+
+def others(source: str) -> List[str]:
+    """What else there is to ask about from there."""
+    known = OURS if source in STRANGERS else (*OURS, *STRANGERS, *BESIDES)
+    own = NODES.get(source)
+    return [one for one in known if one != source and (own is None or NODES.get(one) != own)]
+
 
 def destinations(source: str) -> List[str]:
-    """What is asked about from there."""
-    others = OURS if source in STRANGERS else (*OURS, *STRANGERS, *BESIDES)
-    own = NODES.get(source)
-    fitting = [one for one in others if (":" in one) == (":" in source) and one != source]
-    return [one for one in fitting if own is None or NODES.get(one) != own]
+    """Those of the same family."""
+    return [one for one in others(source) if (":" in one) == (":" in source)]
 
 
 @st.composite
@@ -107,6 +124,16 @@ def first_packets(draw: st.DrawFn) -> First:
     protocol = draw(st.sampled_from(("tcp", "udp", "udp", "sctp", "icmpv6" if ":" in source else "icmp")))
     port = draw(st.sampled_from(MESSAGES.get(protocol, PORTS)))
     return First(source, destination, protocol, port)
+
+
+@st.composite
+def first_packets_of_any_family(draw: st.DrawFn) -> First:
+    """The same, with ends and protocols of both families, and IPv4 addresses written as IPv6."""
+    source = draw(st.sampled_from((*OURS, *OURS, *STRANGERS)))
+    ends = source, draw(st.sampled_from(others(source)))
+    ends = tuple(f"::ffff:{end}" if ":" not in end and draw(st.booleans()) else end for end in ends)  # type: ignore[assignment]
+    protocol = draw(st.sampled_from(("tcp", "udp", *OF_FAMILY)))
+    return First(*ends, protocol, draw(st.sampled_from(MESSAGES.get(protocol, PORTS))))
 
 
 def documents_of(cluster: List[Document]) -> List[Document]:
@@ -216,14 +243,19 @@ class Journey:
         return fate
 
 
+def explained(documents: DocumentSet, packet: First) -> Dict[str, Any]:
+    """What `explain` says of it."""
+    port, message = (None, packet.port) if isinstance(packet.port, tuple) else (packet.port, (None, None))
+    return explain(documents, packet.source, packet.destination, packet.protocol, port, message, HELD)
+
+
 def compare(documents: List[Document], packets: Iterable[First]) -> None:
     """Who judges each packet, by which rules, and what becomes of it."""
     held = DocumentSet(documents)
     judged = {number: is_judged(documents, number) for number in (1, 2)}
     for packet in packets:
         met = Journey({f"h{number}": model(documents, number, judged[number]) for number in judged}, packet)
-        port, message = (None, packet.port) if isinstance(packet.port, tuple) else (packet.port, (None, None))
-        answer = explain(held, packet.source, packet.destination, packet.protocol, port, message, HELD)
+        answer = explained(held, packet)
         said: List[Judgement] = []
         reason = ""
         for entry in answer["judged"]:
@@ -243,6 +275,33 @@ def compare(documents: List[Document], packets: Iterable[First]) -> None:
 @given(fleets.clusters(), st.lists(first_packets(), min_size=1, max_size=25))
 def test_explain_says_what_becomes_of_a_first_packet(cluster: List[Document], packets: List[First]) -> None:
     compare(documents_of(cluster), packets)
+
+
+@settings(max_examples=100, deadline=None)
+@given(fleets.clusters(), st.lists(first_packets_of_any_family(), min_size=1, max_size=25))
+def test_what_no_packet_can_be_has_no_verdict(cluster: List[Document], packets: List[First]) -> None:
+    """Of two families, or of a protocol of the other one, there is no packet. One with a mapped address can be made,
+    and no endpoint's programs let it pass."""
+    documents = documents_of(cluster)
+    held = DocumentSet(documents)
+    for packet in packets:
+        if len(packet.families) == 1 and not packet.has_mapped_end:
+            assert explained(held, packet)["verdict"] in {*VERDICTS.values()}
+            continue
+        with pytest.raises(InvalidInput) as refused:
+            explained(held, packet)
+        assert refused.value.field in ("source", "destination", "protocol") and refused.value.remedy, packet
+        if len(packet.families) == 1:
+            assert {fate.reason for fate in fates(documents, packet)} <= {"malformed"}, packet
+
+
+def fates(documents: List[Document], packet: First) -> Iterator[Fate]:
+    """Of a packet at the devices of the endpoints that its ends are, however their addresses are written."""
+    sender, receiver = (ENDPOINTS.get(end.replace("::ffff:", "")) for end in (packet.source, packet.destination))
+    if sender is not None:
+        yield model(documents, ON[sender], False).sends(sender, packet.frame)
+    if receiver is not None:
+        yield model(documents, ON[receiver], False).receives(receiver, packet.frame, "eth0")
 
 
 CLOSED = (

@@ -117,6 +117,59 @@ def test_a_node_is_believed_beyond_the_tunnel_by_its_declared_address_only(sourc
     assert said(documents(), "h1", "db-1", "80/tcp", held=held)["verdict"] == "allowed"
 
 
+OF_ONE_FAMILY = [
+    fleet.document("endpoint", name, node="h2", identity="api", addresses=[address], attach={"netns": name})
+    for name, address in (("old", "10.77.2.7"), ("new", "fd77:0:0:2::7"))
+]
+V6_SERVICE = fleet.service("six", ["[fd00:96::1]:80"], [{"labels": {"app": "api"}}])
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "port", "field", "says"),
+    [
+        ("web-1", "::ffff:10.77.2.1", "80/tcp", "destination", "is the IPv4 address 10.77.2.1 written as IPv6"),
+        ("::ffff:10.77.2.1", "web-1", "80/tcp", "source", "is the IPv4 address 10.77.2.1 written as IPv6"),
+        ("web-1", "::FFFF:a4d:201", "8/icmp", "destination", "is the IPv4 address 10.77.2.1 written as IPv6"),
+        ("web-1", "fe80::1%eth0", "80/tcp", "destination", "has a zone"),
+        ("10.77.1.1", "fd77:0:0:2::1", "80/tcp", "destination", "no packet goes from 10.77.1.1 to fd77:0:0:2::1"),
+        ("fd77:0:0:2::1", "10.77.1.1", "80/tcp", "destination", "no packet goes from fd77:0:0:2::1 to 10.77.1.1"),
+        ("192.0.2.7", "fd77:0:0:2::1", "80/tcp", "destination", "no packet goes from 192.0.2.7"),
+        ("old", "new", "80/tcp", "destination", "no packet goes from old to new"),
+        ("old", "2001:db8::9", "80/tcp", "destination", "no packet goes from old"),
+        ("h1", "fd00:bf:77::2", "80/tcp", "destination", "no packet goes from h1"),
+        ("h1", "new", "8/icmp", "protocol", "icmp is of IPv4"),
+        ("fd77:0:0:1::1", "fd77:0:0:2::1", "8/icmp", "protocol", "icmp is of IPv4"),
+        ("10.77.1.1", "10.77.2.1", "128/icmpv6", "protocol", "icmpv6 is of IPv6"),
+        ("web-1", "old", "128/icmpv6", "protocol", "icmpv6 is of IPv6"),
+        ("h1", "h2", "128/icmpv6", "protocol", "icmpv6 is of IPv6"),
+        ("old", "fd00:96::1", "80/tcp", "destination", "no packet goes from old to fd00:96::1"),
+        ("web-1", "::ffff:10.96.0.1", "80/tcp", "destination", "is the IPv4 address 10.96.0.1 written as IPv6"),
+    ],
+)
+def test_what_no_packet_can_be_has_no_verdict(source: str, destination: str, port: str, field: str, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says) as raised:
+        said(documents(*OF_ONE_FAMILY, V6_SERVICE), source, destination, port, held=HELD)
+    assert raised.value.field == field
+    assert raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "port"),
+    [
+        ("web-1", "old", "8/icmp"),
+        ("web-1", "new", "128/icmpv6"),
+        ("h1", "new", "128/icmpv6"),  # by an address that is not declared
+        ("host", "fd77:0:0:2::7", "80/tcp"),
+        ("world", "h1", "128/icmpv6"),
+        ("new", "world", "128/icmpv6"),
+        ("192.168.77.1", "h2", "8/icmp"),
+        ("web-1", "fd00:96::1", "80/tcp"),
+    ],
+)
+def test_ends_that_have_a_family_in_common_are_judged(source: str, destination: str, port: str) -> None:
+    assert said(documents(*OF_ONE_FAMILY, V6_SERVICE), source, destination, port, held=HELD)["verdict"]
+
+
 def test_what_is_denied_first_is_denied() -> None:
     closed = fleet.policy("web", {"app": "web"}, egress=[])
     assert said(documents(closed), "web-1", "10.77.2.99", "80/tcp")["verdict"] == "denied"

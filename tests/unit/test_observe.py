@@ -181,6 +181,42 @@ def test_what_cannot_be_explained(source: str, destination: str, protocol: str, 
     assert raised.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("protocol", "port", "message", "field"),
+    [
+        ("tcp", None, (None, None), "port"),
+        ("udp", None, (None, None), "port"),
+        ("sctp", None, (None, None), "port"),
+        ("tcp", 0, (None, None), "port"),
+        ("tcp", -1, (None, None), "port"),
+        ("tcp", 65536, (None, None), "port"),
+        ("tcp", "80", (None, None), "port"),
+        ("tcp", True, (None, None), "port"),
+        ("tcp", 80, (8, None), "type"),
+        ("icmp", None, (300, None), "type"),
+        ("icmp", None, (-1, 0), "type"),
+        ("icmpv6", None, ("128", 0), "type"),
+        ("icmp", None, (3, 999), "code"),
+        ("icmp", None, (3, -1), "code"),
+    ],
+)
+def test_what_no_first_packet_can_be_is_not_explained(protocol: str, port: Any, message: Any, field: str) -> None:
+    """A port that is left out is none: asked about TCP as such, policies would be said to deny what they allow."""
+    with pytest.raises(InvalidInput) as raised:
+        explain(DOCUMENTS, "web-1", "api-2", protocol, port, message)
+    assert raised.value.field == field
+    assert raised.value.remedy
+
+
+@pytest.mark.parametrize("port", ["tcp", "UDP", "sctp"])
+def test_a_flow_without_its_port_is_refused_before_a_node_is_asked(
+    port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["explain", "--seed", "192.0.2.1", "--from", "web-1", "--to", "api-2", "--port", port]
+    assert main(words) == 2
+    assert f"field port: which port of {port.lower()}" in capsys.readouterr().err
+
+
 def test_explain_for_people() -> None:
     text = explain_cli.render(explain(DOCUMENTS, "web-1", "db-1", "tcp", 5432))
     assert text.splitlines() == [
