@@ -8,14 +8,15 @@ from __future__ import annotations
 import difflib
 import ipaddress
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
 from bpfleet.errors import InvalidInput
 from bpfleet.loader.generated.layouts import ENUMS
 from bpfleet.model.document import DocumentSet
 from bpfleet.model.identity import RESERVED_NAMES
-from bpfleet.model.resources import PROTOCOL_NUMBERS
-from bpfleet.observe.events import FIRST_DROP, VERDICTS
+from bpfleet.model.resources import PORT_PROTOCOLS, PROTOCOL_NUMBERS
+from bpfleet.observe.addresses import as_address, as_network
+from bpfleet.observe.events import FIRST_DROP, PROTOCOL_NAMES, VERDICTS
 
 Event = Mapping[str, Any]
 Test = Callable[[Event], bool]
@@ -104,7 +105,7 @@ def check_for_history(filters: Iterable[Filter], documents: Optional[DocumentSet
 
 def _meant(value: str, documents: Optional[DocumentSet]) -> str:
     """Which of _NOT_IN_HISTORY the value of a filter "any" is; "any" if it may be something that the history keeps."""
-    if as_address(value) is not None:
+    if as_address(value, "with") is not None:
         return "ip"
     if documents is None or value in documents.of_kind("identity") or value in RESERVED_NAMES.values():
         return "any"
@@ -131,25 +132,23 @@ def _test(one: Filter) -> Test:
 
 
 def _ip_test(value: str) -> Test:
-    try:
-        network = ipaddress.ip_network(value, strict=False)
-    except ValueError:
+    network = as_network(value, "ip")
+    if network is None:
         raise InvalidInput(
             f"{value!r} is no address and no CIDR", field="ip", remedy="Write it as 10.0.0.7 or fd00::/64."
-        ) from None
+        )
     return lambda end: bool(end.get("address")) and ipaddress.ip_address(end["address"]) in network
 
 
-def as_address(text: str) -> Optional[Union[ipaddress.IPv4Address, ipaddress.IPv6Address]]:
-    """The address that a text is, however it is written; None if it is none."""
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None
+def _named(field: str, value: str, example: str) -> None:
+    """InvalidInput for an empty name, which nothing has."""
+    if not value:
+        raise InvalidInput("the name is empty, and nothing is called so", field=field, remedy=f"Write {example}.")
 
 
 def _label_test(value: str) -> Test:
     key, equals, wanted = value.partition("=")
+    _named("label", key, "app=db, or the key alone")
 
     def test(end: Event) -> bool:
         labels = end.get("labels", {})
@@ -159,15 +158,33 @@ def _label_test(value: str) -> Test:
 
 
 def _identity_test(value: str) -> Test:
+    _named("identity", value, "an identity's name or number")
     return lambda end: value in (end.get("identity_name"), str(end.get("identity")))
 
 
+def _endpoint_test(value: str) -> Test:
+    _named("endpoint", value, "an endpoint's name")
+    return lambda end: end.get("endpoint") == value
+
+
+def _node_test(value: str) -> Test:
+    _named("node", value, "a node's name")
+    return lambda end: end.get("node") == value
+
+
 def _any_test(value: str) -> Test:
-    address = as_address(value)
+    address = as_address(value, "with")
     if address is not None:
         return lambda end: bool(end.get("address")) and ipaddress.ip_address(end["address"]) == address
     if "=" in value:
         return _label_test(value)
+    if as_network(value, "with") is not None:
+        raise InvalidInput(
+            f"{value} is a CIDR, and no end is called so",
+            field="with",
+            remedy=f"Write --ip {value}, or --from-ip or --to-ip.",
+        )
+    _named("with", value, "a name, an address or a label")
     return lambda end: value in (end.get("endpoint"), end.get("identity_name"), end.get("node"))
 
 
@@ -176,13 +193,13 @@ _END_TESTS: Dict[str, Callable[[str], Test]] = {
     "label": _label_test,
     "identity": _identity_test,
     "any": _any_test,
-    "endpoint": lambda value: lambda end: end.get("endpoint") == value,
-    "node": lambda value: lambda end: end.get("node") == value,
+    "endpoint": _endpoint_test,
+    "node": _node_test,
 }
 
 
 def _port_test(side: str, value: str) -> Test:
-    asked = parse_port(value, any_protocol=True)
+    asked = parse_port(value)
     protocol, port = asked.get("protocol"), asked.get("port")
     message = {key: asked[key] for key in ("type", "code") if key in asked}
 
@@ -199,30 +216,44 @@ def _port_test(side: str, value: str) -> Test:
     return test
 
 
-def parse_port(text: str, *, any_protocol: bool = False) -> Dict[str, Any]:
-    """ "80/tcp" -> {"protocol": "tcp", "port": 80}; "icmp" -> {"protocol": "icmp"}; "80" means TCP, or any protocol.
+def parse_port(text: str) -> Dict[str, Any]:
+    """ "80/tcp" -> {"protocol": "tcp", "port": 80}; "80" -> {"port": 80}; "icmp" -> {"protocol": "icmp"}.
 
     "3.1/icmp" -> {"protocol": "icmp", "type": 3, "code": 1}; the code may be left out.
     """
-    number, _, protocol = text.lower().partition("/")
+    number, slash, protocol = text.lower().partition("/")
     if protocol in _MESSAGES:
         return {"protocol": protocol, **_message(text, number)}
-    if not (number.isascii() and number.isdigit()):
-        if protocol or number not in PROTOCOL_NUMBERS:
-            raise InvalidInput(f"{text!r} is no port", field="port", remedy="Write it as 80/tcp, or as icmp.")
+    if not slash and number in PROTOCOL_NUMBERS:
         return {"protocol": number}
-    if not 1 <= int(number) <= 65535:
-        raise InvalidInput(f"port {number} is out of range", field="port", remedy="Use 1 to 65535.")
-    if not protocol and any_protocol:
-        return {"port": int(number)}
-    return {"protocol": protocol or "tcp", "port": int(number)}
+    if not (number.isascii() and number.isdigit()):
+        raise InvalidInput(f"{text!r} is no port", field="port", remedy="Write it as 80/tcp, or as icmp.")
+    port = _number(number, 65535)
+    if not port:
+        raise InvalidInput(f"port {number[:20]} is out of range", field="port", remedy="Use 1 to 65535.")
+    if slash and protocol not in PORT_PROTOCOLS:
+        raise InvalidInput(
+            f"{text!r} is no port: {protocol!r} is no protocol that has ports",
+            field="port",
+            remedy=f"Write {port} alone, or with one of {', '.join(PORT_PROTOCOLS)}: {port}/tcp.",
+        )
+    return {"protocol": protocol, "port": port} if slash else {"port": port}
 
 
 def _message(text: str, numbers: str) -> Dict[str, int]:
-    parts = numbers.split(".")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) <= 255 for part in parts):
+    found = [_number(part, 255) for part in numbers.split(".")]
+    known = [number for number in found if number is not None]
+    if len(found) > 2 or len(known) < len(found):
         raise InvalidInput(f"{text!r} is no ICMP message", field="port", remedy="Write it as 8/icmp, or as 3.1/icmp.")
-    return dict(zip(("type", "code"), map(int, parts)))
+    return dict(zip(("type", "code"), known))
+
+
+def _number(text: str, most: int) -> Optional[int]:
+    """The number that digits are, up to `most`; None for what is none."""
+    digits = text.lstrip("0") or text[-1:]
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > len(str(most)):
+        return None
+    return int(digits) if int(digits) <= most else None
 
 
 # -- everything else ---------------------------------------------------------------------------------------------------
@@ -249,9 +280,12 @@ def _reason_test(value: str) -> Test:
 
 def _protocol_test(value: str) -> Test:
     name = value.lower()
-    if not (name.isascii() and name.isdigit() and int(name) < 256):
+    number = _number(name, 255)
+    if number is not None:
+        name = PROTOCOL_NAMES.get(number, str(number))
+    else:
         _one_of("protocol", "protocol", name, PROTOCOL_NUMBERS)
-    return lambda event: name in (event.get("protocol"), str(PROTOCOL_NUMBERS.get(str(event.get("protocol")))))
+    return lambda event: event.get("protocol") == name
 
 
 def _direction_test(value: str) -> Test:
@@ -262,6 +296,7 @@ def _direction_test(value: str) -> Test:
 def _policy_test(value: str) -> Test:
     """A policy called so, or with such a label, decided; a default deny belongs to several."""
     key, equals, wanted = value.partition("=")
+    _named("policy", key, "a policy's name, or a label of it such as team=shop")
 
     def test(event: Event) -> bool:
         if value in str(event.get("policy") or "").split(", "):
@@ -311,7 +346,7 @@ def _unknown_name(documents: DocumentSet, one: Filter) -> Optional[str]:
 
 def unknown_end(documents: DocumentSet, name: str) -> Optional[str]:
     """What is wrong with a name of an end, as the filter "any" takes it; None if it may match."""
-    if as_address(name) is not None:
+    if as_address(name, "with") is not None:
         return None
     if "=" in name:
         return _unknown_label(documents, name)

@@ -99,6 +99,8 @@ YES_AND_NO: List[Tuple[str, str, str]] = [
     ("verdict", "allowed", "denied"),
     ("protocol", "tcp", "udp"),
     ("protocol", "6", "17"),
+    ("protocol", "06", "017"),
+    ("port", "080", "081"),
     ("policy", "api", "db"),
     ("direction", "ingress", "egress"),
 ]
@@ -154,6 +156,12 @@ def test_filters_together(filters: List[Filter]) -> None:
     assert matcher([Filter.from_json(json.loads(json.dumps(one.to_json()))) for one in filters])(event()) is expected
 
 
+def test_a_protocol_without_a_name_is_known_by_its_number() -> None:
+    for text in ("47", "047"):
+        assert matcher([Filter("protocol", text)])(event(protocol=47))
+        assert not matcher([Filter("protocol", text)])(event())
+
+
 def test_a_default_deny_belongs_to_each_policy_that_closes() -> None:
     found = {**event(), "policy": "api, db", "policy_labels": {"team": "shop"}}
     assert matcher([Filter("policy", "db")])(found)
@@ -175,6 +183,34 @@ def test_a_default_deny_belongs_to_each_policy_that_closes() -> None:
         ("to-port", "70000", "out of range"),
         ("direction", "up", "is no direction"),
         ("from-verdict", "x", "there is no filter"),
+        ("port", "80/foo", "'foo' is no protocol that has ports"),
+        ("port", "80/47", "'47' is no protocol that has ports"),
+        ("port", "80/any", "'any' is no protocol that has ports"),
+        ("from-port", "80/tcp/udp", "'tcp/udp' is no protocol that has ports"),
+        ("to-port", "80/", "'' is no protocol that has ports"),
+        ("port", "tcp/", "is no port"),
+        ("port", "0", "out of range"),
+        ("port", "9" * 5_000, "out of range"),
+        ("port", f"{'9' * 5_000}/icmp", "is no ICMP message"),
+        ("protocol", "9" * 5_000, "is no protocol"),
+        ("protocol", "", "is no protocol"),
+        ("ip", "::ffff:10.0.0.1", "is the IPv4 address 10.0.0.1 written as IPv6"),
+        ("from-ip", "::ffff:10.0.0.0/104", "is the IPv4 address 10.0.0.0 written as IPv6"),
+        ("to-any", "::ffff:a00:1", "is the IPv4 address 10.0.0.1 written as IPv6"),
+        ("ip", "fe80::1%eth0", "has a zone"),
+        ("any", "fe80::1%eth0", "has a zone"),
+        ("ip", "", "is no address and no CIDR"),
+        ("any", "10.0.0.0/8", "is a CIDR.*--ip 10.0.0.0/8"),
+        ("from-any", "fd00::/8", "is a CIDR"),
+        ("policy", "", "the name is empty"),
+        ("policy", "=shop", "the name is empty"),
+        ("identity", "", "the name is empty"),
+        ("from-label", "=x", "the name is empty"),
+        ("label", "", "the name is empty"),
+        ("to-endpoint", "", "the name is empty"),
+        ("from-node", "", "the name is empty"),
+        ("any", "", "the name is empty"),
+        ("any", "=x", "the name is empty"),
     ],
 )
 def test_what_nothing_can_match_is_refused(key: str, value: str, says: str) -> None:
@@ -259,7 +295,8 @@ def test_names_that_nobody_has_are_said(key: str, name: str, says: Any) -> None:
     [
         ("80/tcp", {"protocol": "tcp", "port": 80}),
         ("53/UDP", {"protocol": "udp", "port": 53}),
-        ("443", {"protocol": "tcp", "port": 443}),
+        ("443", {"port": 443}),
+        ("0443/tcp", {"protocol": "tcp", "port": 443}),
         ("icmp", {"protocol": "icmp"}),
         ("8/icmp", {"protocol": "icmp", "type": 8}),
         ("3.1/icmp", {"protocol": "icmp", "type": 3, "code": 1}),
@@ -269,7 +306,9 @@ def test_ports_on_the_command_line(text: str, found: Dict[str, Any]) -> None:
     assert parse_port(text) == found
 
 
-@pytest.mark.parametrize("text", ["0/tcp", "70000", "http/tcp", "3.1.1/icmp", "256/icmp"])
+@pytest.mark.parametrize(
+    "text", ["0/tcp", "70000", "http/tcp", "3.1.1/icmp", "256/icmp", "/icmp", "/tcp", "٣", "8./icmp"]
+)
 def test_what_is_no_port(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_port(text)
