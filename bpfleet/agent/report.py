@@ -169,10 +169,10 @@ def _filters(params: Mapping[str, Any]) -> List[Filter]:
 
 
 def _history_filter(params: Mapping[str, Any], documents: DocumentSet) -> Callable[[Mapping[str, Any]], bool]:
-    from bpfleet.observe.filters import check_for_history, matcher
+    from bpfleet.observe.filters import check_for_history, known_in, matcher
 
     filters = _filters(params)
-    check_for_history(filters, documents)
+    check_for_history(filters, known_in(documents))
     matches = matcher(filters)
     since, until = params.get("since"), params.get("until")
 

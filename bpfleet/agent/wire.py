@@ -437,7 +437,7 @@ def decode(line: bytes) -> Dict[str, Any]:
     """The message in one line. Raises ProtocolFailed, showing the line's start, for anything but a JSON object."""
     try:
         message = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of brackets without end
         raise _not_a_message(line) from error
     if not isinstance(message, dict):
         raise _not_a_message(line)

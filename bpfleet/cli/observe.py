@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import heapq
 import itertools
-import json
 import queue
 import re
 import sys
@@ -18,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 from bpfleet.cli.negation import AddFilter, AddNode, Not, refuse_negation
 from bpfleet.cli.observed import OUTPUTS, Printer, lost
 from bpfleet.cli.reach import add_arguments, targets, visible
+from bpfleet.cli.recording import check_filters, newest, read_lines, replayed, when
 from bpfleet.errors import BpfleetError, InvalidInput
 from bpfleet.observe.filters import (
     ENDS,
     PORT_HELP,
     Filter,
     check_for_history,
+    known_in,
+    known_in_lines,
     matcher,
     unknown_names,
 )
@@ -128,7 +130,7 @@ def _add_filters(group: Any) -> None:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit():
+    if not re.fullmatch(r"[0-9]{1,18}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of events")
     return int(text)
 
@@ -144,10 +146,10 @@ def moment(text: str, now: float) -> float:
     """Seconds since the epoch of a span back from now, a time of this day, a date with time, or such seconds."""
     import datetime
 
-    span = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    span = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]+)?)([smhdw])", text)
     if span is not None:
         return now - float(span[1]) * _SPANS[span[2]]
-    if re.fullmatch(r"\d{9,}(\.\d+)?", text):
+    if re.fullmatch(r"[0-9]{9,12}(\.[0-9]+)?", text):
         return float(text)
     if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?", text):
         day = datetime.datetime.fromtimestamp(now).date()
@@ -160,6 +162,12 @@ def _run(options: argparse.Namespace) -> int:
         raise InvalidInput("--not stands before no filter", field="not", remedy="Write --not --verdict allowed.")
     if options.follow and options.history:
         raise InvalidInput("a history cannot be followed", field="follow", remedy="Leave -f or --history out.")
+    if options.since is not None and options.until is not None and options.since > options.until:
+        raise InvalidInput(
+            "nothing is both after --since and before --until",
+            field="until",
+            remedy="Give --until the later time: --since 1h --until 1m.",
+        )
     matcher(options.filters)  # what no filter can be is said before anything is asked
     if options.history:
         check_for_history(options.filters)
@@ -185,9 +193,10 @@ def _ask(options: argparse.Namespace, params: dict[str, Any], printer: Printer) 
                 raise InvalidInput(f"there is no node {name}", field="node", remedy=f"Nodes: {', '.join(chosen)}.")
         documents = documents_for(fleet, chosen, options.filters)
         if documents is not None:
+            known = known_in(documents)
             if options.history:
-                check_for_history(options.filters, documents)
-            for warning in unknown_names(documents, options.filters):
+                check_for_history(options.filters, known)
+            for warning in unknown_names(known, options.filters):
                 print(f"bpfleet: {visible(warning)}", file=sys.stderr)
         nodes = [target for name, target in chosen.items() if _is_of(options, name)]
         streams = Streams(fleet, nodes, "flows" if options.history else "events")
@@ -214,20 +223,20 @@ def _replay(options: argparse.Namespace, last: int, printer: Printer) -> int:
     """Show what `-o json` wrote, by the same filters."""
     if options.follow:
         raise InvalidInput("a file cannot be followed", field="follow", remedy="Leave -f or --input-file out.")
-    with contextlib.ExitStack() as held:
-        if options.input_file == "-":
-            file = sys.stdin
-        else:
-            try:
-                file = held.enter_context(open(options.input_file, encoding="utf-8"))  # noqa: PTH123
-            except OSError as problem:
-                raise InvalidInput(
-                    f"{options.input_file} cannot be read: {problem.strerror}", field="input-file"
-                ) from problem
-        lines = list(read_lines(file, options.input_file))
+    name = options.input_file
+    try:
+        # What is no UTF-8 is kept, for the line that has it to be named.
+        with open(0 if name == "-" else name, encoding="utf-8", errors="surrogateescape", closefd=name != "-") as file:
+            lines = list(read_lines(file, name))
+    except OSError as problem:
+        raise InvalidInput(f"{name} cannot be read: {problem.strerror}", field="input-file") from problem
     if options.history:
         lines = [line for line in lines if "verdict" not in line or "packets" in line]
+    known = known_in_lines(lines)
     lines = [line for line in lines if _is_of(options, line.get("node"))]
+    check_filters(lines, options.filters, known)
+    for warning in unknown_names(known, options.filters):
+        print(f"bpfleet: {visible(f'{name}: {warning}')}", file=sys.stderr)
     for line in replayed(lines, options.filters, options.since, options.until, last):
         printer.show(line)
     for line in lines:
@@ -235,63 +244,8 @@ def _replay(options: argparse.Namespace, last: int, printer: Printer) -> int:
             print(f"bpfleet: {visible(warning)}", file=sys.stderr)
     if not printer.shown:
         told = sum("verdict" in line for line in lines)
-        print(f"bpfleet: none of the {told} lines of {options.input_file} matches", file=sys.stderr)
+        print(f"bpfleet: none of the {told} lines of {name} matches", file=sys.stderr)
     return 0
-
-
-def read_lines(file: Any, name: str) -> Iterator[dict[str, Any]]:
-    """The lines of a file that `-o json` wrote; InvalidInput, naming the line, for anything else."""
-    for number, text in enumerate(file, 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            seen = line["last_seen"] if "packets" in line else line["time"]
-            if not isinstance(seen, (int, float)) or (
-                "verdict" in line and not {"source", "destination"} <= line.keys()
-            ):
-                raise ValueError
-        except (ValueError, KeyError, TypeError):
-            raise InvalidInput(
-                f"line {number} of {name} is no event",
-                field="input-file",
-                remedy="Give a file that `bpfleet observe -o json` wrote.",
-            ) from None
-        yield line
-
-
-def replayed(
-    lines: list[dict[str, Any]],
-    filters: list[Filter],
-    since: float | None,
-    until: float | None,
-    last: int,
-) -> list[dict[str, Any]]:
-    """What of recorded lines the options let through, in order of time, with those about what is missing."""
-    keep = matcher(filters)
-
-    def is_wanted(line: Mapping[str, Any]) -> bool:
-        if "verdict" not in line:
-            return "lost" in line or "kept" in line
-        first, final = ("last_seen", "first_seen") if "packets" in line else ("time", "time")
-        if (since is not None and line[first] < since) or (until is not None and line[final] > until):
-            return False
-        return keep(line)
-
-    return newest(sorted((line for line in lines if is_wanted(line)), key=_when), last)
-
-
-def _when(line: Mapping[str, Any]) -> float:
-    return float(line["last_seen"] if "packets" in line else line["time"])
-
-
-def newest(lines: list[dict[str, Any]], last: int) -> list[dict[str, Any]]:
-    """The newest `last` events of lines in order of time (all, if negative), with the losses and notices."""
-    told = [line for line in lines if "verdict" in line]
-    if last < 0 or len(told) <= last:
-        return lines
-    chosen = {id(line) for line in (told[-last:] if last else [])}
-    return [line for line in lines if "verdict" not in line or id(line) in chosen]
 
 
 def documents_for(fleet: Fleet, nodes: Mapping[str, Target], filters: list[Filter]) -> DocumentSet | None:
@@ -368,7 +322,7 @@ class Streams:
                 self._failed(name, answer)
             else:
                 found.extend(answer)
-        found.sort(key=_when)
+        found.sort(key=when)
         return iter(newest(found, last))
 
     def follow(self, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -415,4 +369,4 @@ def merge(arrived: queue.Queue[dict[str, Any] | None], sources: int, hold_second
             if event is None:
                 sources -= 1
             else:
-                heapq.heappush(held, (_when(event), next(order), time.monotonic() + hold_seconds, event))
+                heapq.heappush(held, (when(event), next(order), time.monotonic() + hold_seconds, event))

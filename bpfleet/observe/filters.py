@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
 from bpfleet.errors import InvalidInput
@@ -87,13 +87,13 @@ def matcher(filters: Iterable[Filter]) -> Test:
     return keep
 
 
-def check_for_history(filters: Iterable[Filter], documents: Optional[DocumentSet] = None) -> None:
+def check_for_history(filters: Iterable[Filter], known: Optional[Known] = None) -> None:
     """InvalidInput for a filter by what the history does not keep. Whether "any" means an endpoint or a node is known
-    only with the documents."""
+    only with the names that there are."""
     for one in filters:
         kind = one.key if one.key in _NOT_IN_HISTORY else one.key.rpartition("-")[2]
         if kind == "any":
-            kind = _meant(one.value, documents)
+            kind = _meant(one.value, known)
         if kind in _NOT_IN_HISTORY:
             what, remedy = _NOT_IN_HISTORY[kind]
             raise InvalidInput(
@@ -103,13 +103,13 @@ def check_for_history(filters: Iterable[Filter], documents: Optional[DocumentSet
             )
 
 
-def _meant(value: str, documents: Optional[DocumentSet]) -> str:
+def _meant(value: str, known: Optional[Known]) -> str:
     """Which of _NOT_IN_HISTORY the value of a filter "any" is; "any" if it may be something that the history keeps."""
     if as_address(value, "with") is not None:
         return "ip"
-    if documents is None or value in documents.of_kind("identity") or value in RESERVED_NAMES.values():
+    if known is None or value in known.identities or value in RESERVED_NAMES.values():
         return "any"
-    return next((kind for kind in ("endpoint", "node") if value in documents.of_kind(kind)), "any")
+    return "endpoint" if value in known.endpoints else "node" if value in known.nodes else "any"
 
 
 def _test(one: Filter) -> Test:
@@ -315,68 +315,111 @@ _PLAIN: Dict[str, Callable[[str], Test]] = {
 }
 
 
-# -- names that do not exist -------------------------------------------------------------------------------------------
+# -- names that exist, and others --------------------------------------------------------------------------------------
 
 
-def unknown_names(documents: DocumentSet, filters: Iterable[Filter]) -> List[str]:
-    """What filters name and no document has, with names like it: that they find nothing would say less."""
-    found = (_unknown_name(documents, one) for one in filters)
+@dataclass(frozen=True)
+class Known:
+    """Names that there are; numbers: of identities, as text; labels: keys with values."""
+
+    identities: Set[str] = field(default_factory=set)
+    numbers: Set[str] = field(default_factory=set)
+    labels: Set[Tuple[str, str]] = field(default_factory=set)
+    endpoints: Set[str] = field(default_factory=set)
+    nodes: Set[str] = field(default_factory=set)
+    policies: Set[str] = field(default_factory=set)
+    policy_labels: Set[Tuple[str, str]] = field(default_factory=set)
+
+
+def known_in(documents: DocumentSet) -> Known:
+    """What is declared."""
+    identities, policies = documents.of_kind("identity"), documents.of_kind("policy")
+    return Known(
+        identities=set(identities),
+        numbers={str(identity.spec["number"]) for identity in identities.values()},
+        labels={pair for identity in identities.values() for pair in identity.spec["labels"].items()},
+        endpoints=set(documents.of_kind("endpoint")),
+        nodes=set(documents.of_kind("node")),
+        policies=set(policies),
+        policy_labels={pair for policy in policies.values() for pair in policy.spec.get("labels", {}).items()},
+    )
+
+
+def known_in_lines(lines: Iterable[Event]) -> Known:
+    """What is named in recorded events and flows, whatever is declared now."""
+    known = Known()
+    for line in lines:
+        if "node" in line:
+            known.nodes.add(line["node"])
+        if "verdict" not in line:
+            continue
+        known.policies.update(str(line.get("policy") or "").split(", "))
+        known.policy_labels.update(line.get("policy_labels", {}).items())
+        for end in (line["source"], line["destination"]):
+            known.labels.update(end.get("labels", {}).items())
+            known.numbers.add(str(end.get("identity")))
+            for names, key in (
+                (known.identities, "identity_name"),
+                (known.endpoints, "endpoint"),
+                (known.nodes, "node"),
+            ):
+                if end.get(key):
+                    names.add(end[key])
+    return known
+
+
+def unknown_names(known: Known, filters: Iterable[Filter]) -> List[str]:
+    """What filters name and nothing has, with names like it: that they find nothing would say less."""
+    found = (_unknown_name(known, one) for one in filters)
     return [said for said in found if said is not None]
 
 
-def _unknown_name(documents: DocumentSet, one: Filter) -> Optional[str]:
+def _unknown_name(known: Known, one: Filter) -> Optional[str]:
     kind = one.key.rpartition("-")[2]
     if kind == "any":
-        return unknown_end(documents, one.value)
+        return _unknown_end(known, one.value)
     if kind == "policy":
-        return unknown_policy(documents, one.value)
+        return _unknown_policy(known, one.value)
     if kind == "label":
-        return _unknown_label(documents, one.value)
+        return _unknown_label(known, one.value)
     if kind == "identity":
-        numbers = {str(identity.spec["number"]) for identity in documents.of_kind("identity").values()}
-        known = {*documents.of_kind("identity"), *RESERVED_NAMES.values()}
-        if one.value in known or one.value in numbers or one.value in map(str, RESERVED_NAMES):
+        names = {*known.identities, *RESERVED_NAMES.values()}
+        if one.value in names or one.value in known.numbers or one.value in map(str, RESERVED_NAMES):
             return None
-        return _unknown(f"there is no identity {one.value}", one.value, known)
+        return _unknown(f"there is no identity {one.value}", one.value, names)
     if kind in ("node", "endpoint"):
-        names = documents.of_kind(kind)
-        return None if one.value in names else _unknown(f"there is no {kind} {one.value}", one.value, names)
+        named = known.nodes if kind == "node" else known.endpoints
+        return None if one.value in named else _unknown(f"there is no {kind} {one.value}", one.value, named)
     return None
 
 
-def unknown_end(documents: DocumentSet, name: str) -> Optional[str]:
-    """What is wrong with a name of an end, as the filter "any" takes it; None if it may match."""
+def _unknown_end(known: Known, name: str) -> Optional[str]:
     if as_address(name, "with") is not None:
         return None
     if "=" in name:
-        return _unknown_label(documents, name)
-    known = {*RESERVED_NAMES.values()}.union(*(documents.of_kind(kind) for kind in ("endpoint", "identity", "node")))
-    if name in known:
+        return _unknown_label(known, name)
+    names = {*RESERVED_NAMES.values(), *known.endpoints, *known.identities, *known.nodes}
+    if name in names:
         return None
-    return _unknown(f"{name!r} is no address, endpoint, identity, node or label", name, known)
+    return _unknown(f"{name!r} is no address, endpoint, identity, node or label", name, names)
 
 
-def unknown_policy(documents: DocumentSet, name: str) -> Optional[str]:
-    """The same for a policy's name, or a label of one."""
-    policies = documents.of_kind("policy")
+def _unknown_policy(known: Known, name: str) -> Optional[str]:
     key, equals, value = name.partition("=")
     if equals:
-        labels = {pair for policy in policies.values() for pair in policy.spec.get("labels", {}).items()}
-        if (key, value) in labels:
+        if (key, value) in known.policy_labels:
             return None
-        return _unknown(f"no policy has the label {name}", name, (f"{one}={two}" for one, two in labels))
-    return None if name in policies else _unknown(f"there is no policy {name}", name, policies)
+        return _unknown(f"no policy has the label {name}", name, (f"{one}={two}" for one, two in known.policy_labels))
+    return None if name in known.policies else _unknown(f"there is no policy {name}", name, known.policies)
 
 
-def _unknown_label(documents: DocumentSet, name: str) -> Optional[str]:
+def _unknown_label(known: Known, name: str) -> Optional[str]:
     key, equals, value = name.partition("=")
-    labels: Set[Tuple[str, str]] = {
-        pair for identity in documents.of_kind("identity").values() for pair in identity.spec["labels"].items()
-    }
+    labels = known.labels
     if (key, value) in labels or (not equals and any(key == one for one, _ in labels)):
         return None
-    known = (f"{one}={two}" for one, two in labels) if equals else {one for one, _ in labels}
-    return _unknown(f"no identity has the label {name}", name, known)
+    like = (f"{one}={two}" for one, two in labels) if equals else {one for one, _ in labels}
+    return _unknown(f"no identity has the label {name}", name, like)
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:

@@ -85,6 +85,8 @@ def test_a_login_script_that_prints_is_explained() -> None:
     with pytest.raises(ProtocolFailed, match="Welcome") as raised:
         wire.decode(b"Welcome to h1!\n")
     assert "login script" in raised.value.remedy
+    with pytest.raises(ProtocolFailed, match="one line"):
+        wire.decode(b"[" * 100_000)
 
 
 def test_every_method_is_there(host: Host) -> None:

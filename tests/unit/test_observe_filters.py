@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import queue
 import signal
@@ -15,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpfleet.cli import observe, observed
+from bpfleet.cli import observe, observed, recording
 from bpfleet.cli.main import main
 from bpfleet.errors import InvalidInput
 from bpfleet.loader.layout import layout, name_of
 from bpfleet.observe.events import flow_of
-from bpfleet.observe.filters import KEYS, Filter, check_for_history, matcher, parse_port, unknown_names
+from bpfleet.observe.filters import KEYS, Filter, check_for_history, known_in, matcher, parse_port, unknown_names
 from tests.unit.test_observe import DOCUMENTS, NAMES, NUMBER, event, rule_id
 
 FLOW_BLANK: Dict[str, Any] = dict.fromkeys(layout("flows", "value").names, 0)
@@ -238,9 +237,9 @@ def test_what_the_history_does_not_keep_is_no_filter_of_it(key: str) -> None:
 )
 def test_an_end_that_the_history_does_not_keep_is_refused_by_name(key: str, value: str, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
-        check_for_history([Filter(key, value)], DOCUMENTS)
+        check_for_history([Filter(key, value)], known_in(DOCUMENTS))
     for kept in ("web", "app=web", "world", "nobody"):
-        check_for_history([Filter(key, kept)], DOCUMENTS)
+        check_for_history([Filter(key, kept)], known_in(DOCUMENTS))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +282,7 @@ def test_the_other_filters_are_for_both(key: str) -> None:
     ],
 )
 def test_names_that_nobody_has_are_said(key: str, name: str, says: Any) -> None:
-    found = unknown_names(DOCUMENTS, [Filter(key, name)])
+    found = unknown_names(known_in(DOCUMENTS), [Filter(key, name)])
     if says is None:
         assert found == []
     else:
@@ -352,13 +351,14 @@ def test_recorded_events_pass_the_same_filters() -> None:
     lines = [at(3.0), at(1.0, verdict=2), {"lost": 4, "time": 2.5, "node": "h2"}, {**at(2.0), "node": "h2"}]
 
     def found(filters: Any = (), since: Any = None, until: Any = None, last: int = -1) -> List[float]:
-        return [line["time"] for line in observe.replayed(lines, list(filters), since, until, last)]
+        return [line["time"] for line in recording.replayed(lines, list(filters), since, until, last)]
 
     assert found() == [1.0, 2.0, 2.5, 3.0]
     assert found([Filter("verdict", "denied")]) == [1.0, 2.5]
     assert found([Filter("verdict", "denied", True)]) == [2.0, 2.5, 3.0]
     assert found(since=2.0) == [2.0, 2.5, 3.0]
-    assert found(until=2.0) == [1.0, 2.0, 2.5]
+    assert found(until=2.0) == [1.0, 2.0], "nor is what was lost later a loss of that time"
+    assert found(since=2.7) == [3.0]
     assert found(last=1) == [2.5, 3.0]
     assert found(last=0) == [2.5]
 
@@ -366,7 +366,7 @@ def test_recorded_events_pass_the_same_filters() -> None:
 def test_recorded_flows_by_when_they_were_seen() -> None:
     lines = [flow()]  # from 1002.5 to 1010.7
     for since, until, kept in ((1010, None, 1), (1011, None, 0), (None, 1003, 1), (None, 1002, 0), (1005, 1006, 1)):
-        assert len(observe.replayed(lines, [], since, until, -1)) == kept
+        assert len(recording.replayed(lines, [], since, until, -1)) == kept
 
 
 def test_a_file_is_looked_at_without_nodes(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,6 +379,58 @@ def test_a_file_is_looked_at_without_nodes(tmp_path: Any, capsys: pytest.Capture
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [flow()]
     assert main(["observe", "--input-file", str(file), "--verdict", "audited"]) == 0
     assert "none of the 3 lines" in capsys.readouterr().err
+
+
+def replay(tmp_path: Any, lines: Any, words: str) -> int:
+    """`observe` of a recording called f. lines: of which those that are no text yet are made such."""
+    file = tmp_path / "f"
+    file.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return main(["observe", "--input-file", str(file), *words.split()])
+
+
+@pytest.mark.parametrize("history", ["", " --history"])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--ip 10.0.0.1", "field ip: the history does not keep addresses"),
+        ("--not --ip 10.0.0.1", "field ip: the history does not keep addresses"),
+        ("--not --from-port 5", "field from-port: the history does not keep the ports of senders"),
+        ("--not --to-node h2", "field to-node: the history does not keep the nodes of both ends"),
+        ("--not --from 10.0.0.1", "field from: the history does not keep addresses"),
+        ("--with h1", "field with: the history does not keep the nodes of both ends"),
+    ],
+)
+def test_a_recorded_history_has_not_what_the_history_does_not_keep(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str], words: str, says: str, history: str
+) -> None:
+    """However it is asked: an answer without it would be none, or all."""
+    assert replay(tmp_path, [flow(), KEPT], words + history) == 2
+    told = capsys.readouterr()
+    assert says in told.err and not told.out
+    assert replay(tmp_path, [at(1.0), {"lost": 1, "time": 2.0}], words) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--from wep-1", "f: 'wep-1' is no address, endpoint, identity, node or label (did you mean web-1?)"),
+        ("--label app=wep", "f: no identity has the label app=wep (did you mean app=web?)"),
+        ("--not --policy apj", "f: there is no policy apj (did you mean api?)"),
+        ("--identity 7", "f: there is no identity 7"),
+        ("--to-endpoint web", "f: there is no endpoint web (did you mean web-1?)"),
+        ("--from web-1 --to api --policy api --label tier --to-node h1 --identity world", ""),
+        (f"--identity {NUMBER['api']}", ""),
+        ("--policy team=shop", ""),
+        ("--policy db", ""),
+    ],
+)
+def test_names_that_no_recorded_line_has_are_said(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str], words: str, says: str
+) -> None:
+    lines = [at(1.0), {**at(2.0), "policy": "web, db", "policy_labels": {"team": "shop"}}]
+    assert replay(tmp_path, lines, words) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "none of the" not in line]
+    assert [line.partition(str(tmp_path) + "/")[2] for line in said] == ([says] if says else [])
 
 
 KEPT = {
@@ -442,10 +494,71 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Any, count: int) -> 
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-@pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"time": "x"}', '{"time": 1, "verdict": "allowed"}'])
-def test_what_is_no_recording_is_refused_by_line(text: str) -> None:
-    with pytest.raises(InvalidInput, match="line 2 of f"):
-        list(observe.read_lines(io.StringIO(f"{json.dumps(at(1.0))}\n{text}\n"), "f"))
+def without(line: Dict[str, Any], *names: str) -> Dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in names}
+
+
+ODD: List[Tuple[Any, str]] = [
+    ("no json", "no JSON"),
+    ("[" * 100_000, "no JSON"),
+    ("9" * 5_000, "no JSON"),
+    ('{"time": 1, "lost": 1, "more": ' + "[" * 100 + "]" * 100 + "}", "too deep"),
+    ("[]", "no JSON object"),
+    ({}, "time is missing"),
+    ({"time": "x"}, "time is"),
+    ('{"time": NaN, "lost": 1}', "no JSON"),
+    ({"time": 1e300, "lost": 1}, "time is"),
+    ({"time": -1, "lost": 1}, "time is"),
+    ({"time": True, "lost": 1}, "time is"),
+    ({"time": 1, "lost": "1"}, "lost is"),
+    ({"time": 1, "lost": 1, "node": 7}, "node is"),
+    ({"time": 1, "verdict": "allowed"}, "is missing"),
+    ({**KEPT, "did_not_fit": 3}, "did_not_fit is"),
+    ({**KEPT, "did_not_fit": {"passed": {"packets": 1}}}, "did_not_fit.passed.bytes is missing"),
+    (without(KEPT, "limit"), "limit is missing"),
+    ({**KEPT, "retired": {"dropped": "2"}}, "retired.dropped is"),
+    ({**at(1.0), "source": None}, "source is"),
+    ({**at(1.0), "verdict": 7}, "verdict is"),
+    ({**at(1.0), "source": {"address": "x"}}, "source.address is"),
+    ({**at(1.0), "source": {"labels": ["app"]}}, "source.labels is"),
+    ({**at(1.0), "destination": {"labels": {"app": 1}}}, "destination.labels.app is"),
+    ({**at(1.0), "destination": {"port": "80"}}, "destination.port is"),
+    (without(at(1.0), "direction"), "direction is missing"),
+    (without(at(1.0), "protocol"), "protocol is missing"),
+    (without(at(1.0), "rule"), "rule is missing"),
+    (without(at(1.0, verdict=4, reason=26), "reason"), "reason is missing"),
+    ({**at(1.0), "icmp": {"type": 8}}, "icmp.code is missing"),
+    ({**at(1.0), "policy_labels": "x"}, "policy_labels is"),
+    ({**at(1.0), "policy": "\ud800"}, "no text"),
+    (without(flow(), "first_seen"), "first_seen is missing"),
+    ({**flow(), "packets": "7"}, "packets is"),
+    ({**flow(), "bytes": 10**400}, "bytes is"),
+    (without(flow(), "answer_bytes"), "answer_bytes is missing"),
+]
+
+
+@pytest.mark.parametrize("words", ["", "-o json", "-o table --ip 10.0.0.1", "-o dict --until 1d", "--history"])
+@pytest.mark.parametrize(("line", "says"), ODD, ids=range(len(ODD)))
+def test_what_is_no_recording_is_refused_by_line(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str], line: Any, says: str, words: str
+) -> None:
+    assert replay(tmp_path, [at(1.0), "", line], words) == 2
+    told = capsys.readouterr()
+    assert f"line 3 of {tmp_path}/f is no event" in told.err and says in told.err
+    assert len(told.err) < 1_000 and not told.out
+
+
+def test_what_is_no_text_is_refused_by_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "f"
+    file.write_bytes(json.dumps(at(1.0)).encode() + b'\n{"node": "h\xff", "lost": 1, "time": 1}\n')
+    assert main(["observe", "--input-file", str(file)]) == 2
+    assert f"line 2 of {tmp_path}/f is no event" in capsys.readouterr().err
+
+
+def test_what_newer_nodes_say_besides_is_shown(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    line = {**at(1.0), "more": {"list": [1, 2.5, None, True, "é"]}}
+    assert replay(tmp_path, [line, {"time": 2.0, "clock": 2.0}], "-o json") == 0
+    assert json.loads(capsys.readouterr().out) == line
 
 
 # -- the command line
@@ -461,6 +574,8 @@ def test_what_is_no_recording_is_refused_by_line(text: str) -> None:
         ("--drop-reason x", "is no reason to drop"),
         ("--input-file /nonexistent", "cannot be read"),
         ("--input-file x --follow", "a file cannot be followed"),
+        ("--input-file x --since 1m --until 1h", "field until: nothing is both after"),
+        ("--history --since 1m --until 1h", "field until: nothing is both after"),
         ("--lab --seed 192.0.2.1", "--lab and --seed name different nodes"),
     ],
 )
@@ -482,7 +597,18 @@ def test_not_before_what_is_no_filter_is_refused_by_name(option: str, capsys: py
     assert option.split()[0] in said and "--not" in said
 
 
-@pytest.mark.parametrize("words", ["--since soon", "--last x", "--verdict maybe", "-o yaml"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--since soon",
+        f"--since {'9' * 5_000}",
+        f"--last {'9' * 5_000}",
+        "--last ²",
+        "--last x",
+        "--verdict maybe",
+        "-o yaml",
+    ],
+)
 def test_what_does_not_parse(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["observe", *words.split()])
@@ -543,8 +669,8 @@ def test_losses_clocks_and_what_is_not_kept_are_said() -> None:
 def test_the_newest_of_many_keep_the_losses() -> None:
     lines = [{"time": float(n), "verdict": "allowed"} for n in range(4)]
     lines.insert(1, {"time": 0.5, "lost": 1})
-    assert [line["time"] for line in observe.newest(lines, 2)] == [0.5, 2.0, 3.0]
-    assert observe.newest(lines, -1) == lines
+    assert [line["time"] for line in recording.newest(lines, 2)] == [0.5, 2.0, 3.0]
+    assert recording.newest(lines, -1) == lines
 
 
 # -- for people
