@@ -120,7 +120,7 @@ def _test(one: Filter) -> Test:
         return _PLAIN[one.key](one.value)
     if kind == "port":
         return _port_test(side if dash else "", one.value)
-    end_test = _END_TESTS[kind](one.value)
+    end_test = _any_test(one.value, _OPTIONS[one.key]) if kind == "any" else _END_TESTS[kind](one.value)
     if side == "from":
         return lambda event: end_test(event["source"])
     if side == "to":
@@ -172,19 +172,19 @@ def _node_test(value: str) -> Test:
     return lambda end: end.get("node") == value
 
 
-def _any_test(value: str) -> Test:
-    address = as_address(value, "with")
+def _any_test(value: str, field: str) -> Test:
+    address = as_address(value, field)
     if address is not None:
         return lambda end: bool(end.get("address")) and ipaddress.ip_address(end["address"]) == address
     if "=" in value:
         return _label_test(value)
-    if as_network(value, "with") is not None:
+    if as_network(value, field) is not None:
         raise InvalidInput(
             f"{value} is a CIDR, and no end is called so",
-            field="with",
+            field=field,
             remedy=f"Write --ip {value}, or --from-ip or --to-ip.",
         )
-    _named("with", value, "a name, an address or a label")
+    _named(field, value, "a name, an address or a label")
     return lambda end: value in (end.get("endpoint"), end.get("identity_name"), end.get("node"))
 
 
@@ -192,7 +192,6 @@ _END_TESTS: Dict[str, Callable[[str], Test]] = {
     "ip": _ip_test,
     "label": _label_test,
     "identity": _identity_test,
-    "any": _any_test,
     "endpoint": _endpoint_test,
     "node": _node_test,
 }

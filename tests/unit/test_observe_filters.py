@@ -200,7 +200,7 @@ def test_a_default_deny_belongs_to_each_policy_that_closes() -> None:
         ("any", "fe80::1%eth0", "has a zone"),
         ("ip", "", "is no address and no CIDR"),
         ("any", "10.0.0.0/8", "is a CIDR.*--ip 10.0.0.0/8"),
-        ("from-any", "fd00::/8", "is a CIDR"),
+        ("from-any", "fd00::/8", "field from: fd00::/8 is a CIDR"),
         ("policy", "", "the name is empty"),
         ("policy", "=shop", "the name is empty"),
         ("identity", "", "the name is empty"),
