@@ -141,8 +141,6 @@ def _owned(
 
 def _unfit(address: str) -> str:
     parsed = ipaddress.ip_address(address)
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
-        return f"is the IPv4 address {parsed.ipv4_mapped} written as IPv6"
     kinds = (
         ("a loopback address", parsed.is_loopback),
         ("a link-local address", parsed.is_link_local),

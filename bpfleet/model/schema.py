@@ -54,12 +54,13 @@ class Boolean:
 
 @dataclass(frozen=True)
 class Address:
-    """An IPv4 or IPv6 address, normalised to its canonical form."""
+    """An IPv4 or IPv6 address, normalised to its canonical form: without a link's name behind it, and no IPv4 in IPv6
+    notation."""
 
 
 @dataclass(frozen=True)
 class Cidr:
-    """A network in CIDR form without host bits."""
+    """A network in CIDR form without host bits, written as an `Address` is."""
 
 
 @dataclass(frozen=True)
@@ -277,12 +278,25 @@ def _check_network(kind: Union[Address, Cidr], value: Any, path: str, problems: 
     except ValueError as error:
         problems.append(Problem(path, f"{value!r} is not {noun}", str(error)))
         return value
+    mapped = _mapped(parsed)
+    if mapped:
+        # Maps and packets have one form for IPv4: this would be a second name of the same.
+        problems.append(Problem(path, f"{value!r} is {mapped} in IPv6 notation", f"Write {mapped}."))
+    elif "%" in value:
+        bare = parse(re.sub("%[^/]*", "", value))
+        what = f"{value!r} is of one link of one host, which no packet says and no other node knows"
+        problems.append(Problem(path, what, f"Write {bare}."))
+    return str(parsed)
+
+
+def _mapped(parsed: Any) -> str:
+    """The IPv4 address or network that an IPv6 one stands for (RFC 4291, 2.5.5.2); empty for others."""
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(parsed.ipv4_mapped or "")
     if isinstance(parsed, ipaddress.IPv6Network) and parsed.prefixlen >= 96:
         mapped = parsed.network_address.ipv4_mapped
-        if mapped is not None:
-            ipv4 = f"{mapped}/{parsed.prefixlen - 96}"
-            problems.append(Problem(path, f"{value!r} is an IPv4 network in IPv6 notation", f"Write {ipv4}."))
-    return str(parsed)
+        return f"{mapped}/{parsed.prefixlen - 96}" if mapped else ""
+    return ""
 
 
 def _check_list(kind: ListOf, value: Any, path: str, problems: List[Problem]) -> Any:

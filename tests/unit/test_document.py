@@ -38,13 +38,36 @@ def _endpoint(**change: Any) -> Dict[str, Any]:
     return {"kind": "endpoint", "name": "a", "spec": spec}
 
 
+def _node(**change: Any) -> Dict[str, Any]:
+    spec = {"address": "10.0.0.1", "devices": [{"name": "eth0"}], "workload_cidrs": ["10.0.1.0/24"], **change}
+    return {"kind": "node", "name": "n", "spec": spec}
+
+
 def _policy(rule: Dict[str, Any]) -> Dict[str, Any]:
     return {"kind": "policy", "name": "p", "spec": {"selector": {}, "ingress": [rule]}}
+
+
+def _service(**change: Any) -> Dict[str, Any]:
+    spec = {"frontends": [{"address": "10.96.0.1", "port": 80}], "backends": [], **change}
+    return {"kind": "service", "name": "s", "spec": spec}
 
 
 BAD: List[Tuple[str, Dict[str, Any], str, str]] = [
     ("unknown field", _endpoint(adresses=[]), "adresses", "Did you mean addresses?"),
     ("not an address", _endpoint(addresses=["10.0.0.300"]), "addresses[0]", "10.0.0.300"),
+    ("an address of one link", _endpoint(addresses=["fd77::5%eth0"]), "addresses[0]", "Write fd77::5."),
+    ("IPv4 written as IPv6", _endpoint(addresses=["::ffff:10.77.1.1"]), "addresses[0]", "Write 10.77.1.1."),
+    ("a node's address of one link", _node(address="fe80::1%eth0"), "address", "Write fe80::1."),
+    ("a node's IPv4 written as IPv6", _node(address="::ffff:c0a8:4d03"), "address", "Write 192.168.77.3."),
+    ("a network of one link", _node(workload_cidrs=["fe80::%eth0/64"]), "workload_cidrs[0]", "Write fe80::/64."),
+    ("a peer of one link", _policy({"peers": [{"cidr": "fe80::%eth0/64"}]}), "ingress[0].peers[0].cidr", "fe80::/64"),
+    ("a group's network of one link", {"kind": "cidr_group", "name": "g", "spec": {"cidrs": ["::/0", "fe80::%x/64"]}},
+     "cidrs[1]", "Write fe80::/64."),
+    ("a blocked network of one link", {"kind": "cluster", "name": "c", "spec": {"id": 1, "members": ["a"],
+     "blocked_cidrs": ["fe80::7%2"]}}, "blocked_cidrs[0]", "Write fe80::7/128."),
+    ("a frontend's IPv4 written as IPv6", _service(frontends=[{"address": "::ffff:10.96.0.1", "port": 80}]),
+     "frontends[0].address", "Write 10.96.0.1."),
+    ("a backend of one link", _service(backends=[{"address": "fe80::1%eth0"}]), "backends[0].address", "Write fe80::1"),
     ("repeated address", _endpoint(addresses=["10.0.0.1", "10.0.0.1"]), "addresses[1]", "Remove one"),
     ("no address", _endpoint(addresses=[]), "addresses", "at least 1"),
     ("a tap's owner without tap", _endpoint(attach={"netns": "w1", "owner": "qemu"}), "attach.owner", "tap"),
@@ -61,8 +84,7 @@ BAD: List[Tuple[str, Dict[str, Any], str, str]] = [
     ("unknown action", _policy({"action": "drop"}), "ingress[0].action", "allow or deny"),
     ("boolean for a number", {"kind": "cluster", "name": "c", "spec": {"id": True, "members": ["a"]}}, "id", "number"),
     ("cluster id 256", {"kind": "cluster", "name": "c", "spec": {"id": 256, "members": ["a"]}}, "id", "1 to 255"),
-    ("host bits", {"kind": "node", "name": "n", "spec": {"address": "10.0.0.1", "devices": [{"name": "eth0"}],
-     "workload_cidrs": ["10.0.1.1/24"]}}, "workload_cidrs[0]", "host bits"),
+    ("host bits", _node(workload_cidrs=["10.0.1.1/24"]), "workload_cidrs[0]", "host bits"),
     ("missing field", {"kind": "identity", "name": "i", "spec": {"number": 70000}}, "labels", "missing"),
     ("bad name", {"kind": "identity", "name": "I!", "spec": {"labels": {}, "number": 70000}}, "name", "I!"),
     ("unknown kind", {"kind": "pod", "name": "x", "spec": {}}, "kind", "Use one of"),

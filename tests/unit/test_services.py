@@ -41,7 +41,6 @@ def held(*services: Document) -> DocumentSet:
         ([fleet.service("b", ["[fe80::1]:80"], API)], "frontends[0].address", "link-local"),
         ([fleet.service("b", ["224.0.0.1:80"], API)], "frontends[0].address", "multicast"),
         ([fleet.service("b", ["0.0.0.0:80"], API)], "frontends[0].address", "unspecified"),
-        ([fleet.service("b", ["[::ffff:10.96.0.1]:80"], API)], "frontends[0].address", "IPv4 address 10.96.0.1"),
         ([fleet.service("b", ["10.96.0.1:80"], [{"address": "127.0.0.1"}])], "backends[0].address", "loopback"),
     ],
 )  # fmt: skip
