@@ -13,7 +13,7 @@ import yaml
 
 import bpfleet
 from bpfleet.emit.ansible_texts import COMMON, EXAMPLES, OTHERS, RETURNS, SYNOPSES
-from bpfleet.model.resources import NAME, RESOURCES, Resource
+from bpfleet.model.resources import RESOURCES, Resource
 from bpfleet.model.schema import Address, Boolean, Cidr, Field, Integer, ListOf, MapOf, Object, Text, Type
 
 DIRECTORY = "ansible_collection/plugins"
@@ -47,7 +47,10 @@ def resource_options(resource: Resource) -> Options:
     """Options of a resource's module."""
     options: Options = {
         "name": {
-            "description": [f"Name of the {resource.kind}: {NAME.rule}.", "Other documents refer to it by this name."],
+            "description": [
+                f"Name of the {resource.kind}: {resource.name.rule}.",
+                "Other documents refer to it by this name.",
+            ],
             "type": "str",
             "required": True,
         }

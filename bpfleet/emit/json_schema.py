@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Sequence
 
-from bpfleet.model.resources import NAME, RESOURCES, Resource
+from bpfleet.model.resources import RESOURCES, Resource
 from bpfleet.model.schema import Address, Boolean, Cidr, Field, Integer, ListOf, MapOf, Object, Text, Type, walk_fields
 
 
@@ -34,7 +34,7 @@ def _document(resource: Resource) -> Dict[str, Any]:
         "type": "object",
         "properties": {
             "kind": {"const": resource.kind},
-            "name": _type(NAME),
+            "name": _type(resource.name),
             "spec": _object(resource.doc, resource.spec_fields, resource.exactly_one),
         },
         "required": ["kind", "name", "spec"],

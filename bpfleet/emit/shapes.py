@@ -63,12 +63,13 @@ class Shape:
 
 
 def _shape(resource: Resource) -> Shape:
-    inputs = [NAME_FIELD]
+    inputs = [replace(NAME_FIELD, type=resource.name)]
     for field in resource.input_fields:
         if field.handles is not None:
-            least = field.type.least if isinstance(field.type, ListOf) else 0
-            doc = f"{field.doc} A map from each one's name to its handle" + (", at least one." if least else ".")
-            field = replace(field, type=MapOf(field.handles, key=NAME), doc=doc)
+            names = field.type
+            assert isinstance(names, ListOf) and isinstance(names.item, Text)
+            doc = f"{field.doc} A map from each one's name to its handle" + (", at least one." if names.least else ".")
+            field = replace(field, type=MapOf(field.handles, key=names.item), doc=doc)
         inputs.append(field)
     outputs = [replace(field, required=True) for field in resource.fields if field.computed]
     if resource.kind in ("cluster", "node"):

@@ -11,7 +11,7 @@ import json
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 from bpfleet.errors import InvalidInput, UnknownField
-from bpfleet.model.resources import NAME, RESOURCES
+from bpfleet.model.resources import RESOURCES
 from bpfleet.model.schema import Field, Problem, check
 
 _FINGERPRINT_BITS = 256
@@ -77,7 +77,8 @@ def problems_of(data: Mapping[str, Any]) -> List[InvalidInput]:
     found: List[InvalidInput] = []
     for extra in sorted(set(data) - {"kind", "name", "spec"}):
         found.append(UnknownField(f"unknown field {extra}", resource=resource, field=extra, remedy="Remove it."))
-    _, name_problems = check([Field("name", NAME, "the resource's name", required=True)], {"name": name})
+    name_field = Field("name", RESOURCES[kind].name, "the resource's name", required=True)
+    _, name_problems = check([name_field], {"name": name})
     spec = data.get("spec")
     if not isinstance(spec, Mapping):
         found.append(InvalidInput("must be a mapping", resource=resource, field="spec", remedy="Give the fields."))

@@ -10,6 +10,7 @@ import hashlib
 from typing import Dict, Iterable, Iterator, Mapping
 
 from bpfleet.model.document import canonical_json
+from bpfleet.model.resources import ENTITY_NAMES
 
 UNKNOWN = 0
 HOST = 1
@@ -17,13 +18,7 @@ WORLD = 2
 WAITING = 5
 REMOTE_NODE = 6
 
-RESERVED_NAMES: Dict[int, str] = {
-    UNKNOWN: "unknown",
-    HOST: "host",
-    WORLD: "world",
-    WAITING: "waiting",
-    REMOTE_NODE: "remote-node",
-}
+RESERVED_NAMES: Dict[int, str] = dict(zip((UNKNOWN, HOST, WORLD, WAITING, REMOTE_NODE), ENTITY_NAMES))
 
 _LOCAL_BITS = 16
 _LOCAL_RESERVED = 256

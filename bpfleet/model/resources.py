@@ -16,6 +16,13 @@ NAME = Text(
     pattern=r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?",
     rule="1 to 63 of a-z, 0-9, - and ., starting and ending with a letter or digit",
 )
+ENTITY_NAMES = ("unknown", "host", "world", "waiting", "remote-node")
+"""What ends without an identity of their own are called where they are shown and asked for."""
+END_NAME = Text(
+    pattern=rf"(?!({'|'.join(ENTITY_NAMES)})$)(?!([0-9]+\.){{3}}[0-9]+$)(?![0-9]+$){NAME.pattern}",
+    rule=f"{NAME.rule}; no number, no address and none of {', '.join(ENTITY_NAMES)}: those mean other ends of a flow",
+)
+"""Name of a node, identity or endpoint: one by which `observe` and `explain` find it and nothing else."""
 LABEL_KEY = Text(
     pattern=r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,126}[A-Za-z0-9])?",
     rule="1 to 128 of letters, digits, -, _, . and /, starting and ending with a letter or digit",
@@ -137,7 +144,7 @@ NODE_HANDLE = Object(
     "NodeHandle",
     "A node as a cluster needs it: its name and how to reach it.",
     (
-        Field("name", NAME, "Name of the node.", required=True),
+        Field("name", END_NAME, "Name of the node.", required=True),
         Field("address", Address(), "Underlay address of the node.", required=True),
         Field("ssh", SSH, "How the controller reaches it.", required=True),
     ),
@@ -148,7 +155,7 @@ CLUSTER_HANDLE = Object(
     "A cluster as its resources need it: its name and a few members to ask for the rest.",
     (
         Field("cluster", NAME, "Name of the cluster.", required=True),
-        Field("seeds", MapOf(NODE_HANDLE, key=NAME), "A few members, by name.", required=True),
+        Field("seeds", MapOf(NODE_HANDLE, key=END_NAME), "A few members, by name.", required=True),
     ),
 )
 
@@ -410,6 +417,8 @@ class Resource:
     exactly_one: Tuple[str, ...] = ()
     """Names of fields of which one and only one must be given."""
     checks: Tuple[Check, ...] = ()
+    name: Text = NAME
+    """What a document of it may be called."""
 
     @property
     def token(self) -> str:
@@ -442,7 +451,7 @@ CLUSTER = Resource(
         Field("routing", ROUTING, "How packets travel between nodes.", default={}),
         Field(
             "members",
-            ListOf(NAME, set_like=True, least=1),
+            ListOf(END_NAME, set_like=True, least=1),
             "The nodes that belong to it.",
             required=True,
             handles=NODE_HANDLE,
@@ -512,6 +521,7 @@ NODE = Resource(
         ),
         Field("handle", NODE_HANDLE, "What a cluster's members refer to.", metadata=True, computed=True),
     ),
+    name=END_NAME,
 )
 
 IDENTITY = Resource(
@@ -529,6 +539,7 @@ IDENTITY = Resource(
             computed=True,
         ),
     ),
+    name=END_NAME,
 )
 
 ENDPOINT = Resource(
@@ -537,8 +548,8 @@ ENDPOINT = Resource(
     "A workload: where it runs, who it is, its addresses and how it is attached.",
     (
         _CLUSTER,
-        Field("node", NAME, "Name of the node it runs on.", required=True),
-        Field("identity", NAME, "Name of its identity.", required=True),
+        Field("node", END_NAME, "Name of the node it runs on.", required=True),
+        Field("identity", END_NAME, "Name of its identity.", required=True),
         Field(
             "addresses",
             ListOf(Address(), set_like=True, least=1),
@@ -547,6 +558,7 @@ ENDPOINT = Resource(
         ),
         Field("attach", ATTACH, "How it is attached.", required=True),
     ),
+    name=END_NAME,
 )
 
 CIDR_GROUP = Resource(

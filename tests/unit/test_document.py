@@ -8,6 +8,7 @@ import pytest
 
 from bpfleet.errors import InvalidInput
 from bpfleet.model.document import Document, DocumentSet, parse_document, problems_of
+from bpfleet.model.identity import RESERVED_NAMES
 from bpfleet.model.resources import RESOURCES
 from bpfleet.model.schema import UNKNOWN, check
 from tests import fleet
@@ -96,6 +97,53 @@ BAD: List[Tuple[str, Dict[str, Any], str, str]] = [
      "attach.interface", "control character"),
     ("extra beside spec", {**_endpoint(), "status": {}}, "status", "Remove it"),
 ]  # fmt: skip
+
+
+def _named(kind: str, name: str) -> Dict[str, Any]:
+    if kind == "identity":
+        return {"kind": kind, "name": name, "spec": {"labels": {}, "number": 70000}}
+    return {**(_node() if kind == "node" else _endpoint()), "name": name}
+
+
+@pytest.mark.parametrize("kind", ["node", "identity", "endpoint"])
+@pytest.mark.parametrize("name", [*RESERVED_NAMES.values(), "66130", "7", "10.0.0.1", "010.0.0.1"])
+def test_what_means_another_end_names_no_end(kind: str, name: str) -> None:
+    """Where an end is asked for by any of its names, and where it is shown, nothing would tell the two apart."""
+    (problem,) = problems_of(_named(kind, name))
+    assert (problem.resource, problem.field) == (f"{kind}/{name}", "name")
+    assert name in problem.what and "number" in problem.remedy and "world" in problem.remedy
+
+
+@pytest.mark.parametrize("kind", ["node", "identity", "endpoint"])
+@pytest.mark.parametrize(
+    "name", ["world-1", "hosts", "all", "host.1", "1a", "10.0.0.1.example", "10.0.0", "1-1", "a" * 63]
+)
+def test_what_only_looks_like_another_end_names_one(kind: str, name: str) -> None:
+    assert problems_of(_named(kind, name)) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        (_endpoint(node="host"), "node"),
+        (_endpoint(identity="world"), "identity"),
+        ({"kind": "cluster", "name": "c", "spec": {"id": 1, "members": ["h1", "10.0.0.1"]}}, "members[1]"),
+    ],
+)
+def test_nothing_refers_to_a_name_that_none_can_have(data: Dict[str, Any], field: str) -> None:
+    """It would wait for ever."""
+    assert [problem.field for problem in problems_of(data)] == [field]
+
+
+@pytest.mark.parametrize("kind", ["policy", "service", "cidr_group", "cluster"])
+def test_who_is_no_end_may_be_called_like_one(kind: str) -> None:
+    spec: Dict[str, Dict[str, Any]] = {
+        "policy": {"selector": {}, "ingress": []},
+        "service": _service()["spec"],
+        "cidr_group": {"cidrs": []},
+        "cluster": {"id": 1, "members": ["h1"]},
+    }
+    assert problems_of({"kind": kind, "name": "world", "spec": spec[kind]}) == []
 
 
 @pytest.mark.parametrize(("data", "field", "says"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])

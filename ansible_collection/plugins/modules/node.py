@@ -21,7 +21,9 @@ description:
 options:
   name:
     description:
-      - 'Name of the node: 1 to 63 of a-z, 0-9, - and ., starting and ending with a letter or digit.'
+      - 'Name of the node: 1 to 63 of a-z, 0-9, - and ., starting and ending with a letter or digit; no
+        number, no address and none of unknown, host, world, waiting, remote-node: those mean other ends
+        of a flow.'
       - Other documents refer to it by this name.
     type: str
     required: true
