@@ -7,11 +7,13 @@ unjudged; places.py knows whose the addresses are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Collection, Dict, FrozenSet, List, Mapping, Optional, Tuple
 
 from bpfleet.compile import entries, lookup, policy
 from bpfleet.compile.entries import Settings
+from bpfleet.compile.rules import Content
 from bpfleet.compile.selector import LabelIndex
 from bpfleet.compile.services import Backends, frontend_text
 from bpfleet.errors import InvalidInput
@@ -52,7 +54,8 @@ def explain(
     endpoint or node.
     """
     asked = first_packet(protocol, port, message)
-    book, places = _Policies(documents), Places(documents, held, shared)
+    places = Places(documents, held, shared)
+    book = _Policies(documents, places)
     found = _frontend(documents, destination, protocol, port)
     if found is not None:
         return _through(documents, book, places, source, found, asked["port"])
@@ -205,51 +208,69 @@ def _through(
     }
 
 
+@dataclass(frozen=True)
+class _Node:
+    """What the policies make of one node: the sides of each of its subjects, and the numbers that it gives them."""
+
+    sides: Mapping[int, Tuple[entries.Side, ...]]
+    ids: Mapping[Content, int]
+    set_ids: Mapping[Content, int]
+    names: Mapping[int, RuleName]
+
+
 class _Policies:
     """The policy maps of the documents' identities, made as the compiler makes them, when asked for."""
 
-    def __init__(self, documents: DocumentSet) -> None:
-        index = LabelIndex(
+    def __init__(self, documents: DocumentSet, places: Places) -> None:
+        self._index = LabelIndex(
             (document.spec["number"], document.spec["labels"]) for document in documents.of_kind("identity").values()
         )
-        clusters = documents.of_kind("cluster")
-        self._index = index
         self._documents = documents
-        self._cluster = clusters[min(clusters)] if clusters else None
-        self._made: Dict[Tuple[str, int], Tuple[lookup.Maps, Dict[int, RuleName]]] = {}
+        self._places = places
+        self._settings = Settings.of(places.cluster)
+        self._nodes: Dict[str, _Node] = {}
+        self._maps: Dict[Tuple[str, int], lookup.Maps] = {}
 
     def is_open(self, node: str, subject: int) -> bool:
         """Whether the subject has no map on that node."""
-        return not self._maps(node, subject)[0].entries
+        return not self._maps_of(node, subject).entries
 
     def judge(self, node: str, subject: int, question: lookup.Question) -> Dict[str, Any]:
         """What the subject's map on that node says of a new connection."""
-        maps, names = self._maps(node, subject)
-        found = lookup.judge(maps, question)
+        found = lookup.judge(self._maps_of(node, subject), question)
         verdict = VERDICTS[found.verdict]
         if not found.rule_id:
             return {"verdict": verdict, "rule": NOT_CLOSED}
-        rule = names[found.rule_id]
+        rule = self._node(node).names[found.rule_id]
         return {"verdict": verdict, "rule_id": found.rule_id, "action": rule.action, **rule_names(rule)}
 
-    def _maps(self, node: str, subject: int) -> Tuple[lookup.Maps, Dict[int, RuleName]]:
-        if (node, subject) not in self._made:
-            self._made[(node, subject)] = self._make(node, subject)
-        return self._made[(node, subject)]
+    def _maps_of(self, node: str, subject: int) -> lookup.Maps:
+        if (node, subject) not in self._maps:
+            self._maps[(node, subject)] = self._make_maps(self._node(node), subject)
+        return self._maps[(node, subject)]
 
-    def _make(self, node: str, subject: int) -> Tuple[lookup.Maps, Dict[int, RuleName]]:
-        """The subject's maps on that node, and what the rules in them are called."""
+    def _node(self, node: str) -> _Node:
+        if node not in self._nodes:
+            self._nodes[node] = self._make_node(node)
+        return self._nodes[node]
+
+    def _make_node(self, node: str) -> _Node:
+        """Of all subjects, as one hash for two rules or default denies makes a number depend on what else is there."""
         nodes, groups = policy.Nodes.of(self._documents, node), self._documents.of_kind("cidr_group")
         policies = sorted(self._documents.of_kind("policy").items())
         resolved = [policy.resolve(document, self._index, nodes, groups) for _, document in policies]
-        selected = [item for item in resolved if subject in item.subjects]
-        settings = Settings.of(self._cluster)
-        sides = entries.sides_of(subject, selected, settings)
-        ids, names = entries.number_rules(resolved, sides)
-        set_ids = entries.number_sets(sides)
-        maps = lookup.Maps(
-            entries.subject_table(subject, sides, ids, set_ids, settings.entries).table.rows,
+        sides = {
+            subject: entries.sides_of(subject, [item for item in resolved if subject in item.subjects], self._settings)
+            for subject in self._places.subjects(node)
+        }
+        every_side = [side for found in sides.values() for side in found]
+        ids, names = entries.number_rules(resolved, every_side)
+        return _Node(sides, ids, entries.number_sets(every_side), names)
+
+    def _make_maps(self, node: _Node, subject: int) -> lookup.Maps:
+        sides, set_ids = node.sides[subject], node.set_ids
+        return lookup.Maps(
+            entries.subject_table(subject, sides, node.ids, set_ids, self._settings.entries).table.rows,
             {set_ids[side.prefixes.content]: side.prefixes.table() for side in sides if side.prefixes is not None},
             {set_ids[side.ports.content]: side.ports.table() for side in sides if side.ports is not None},
         )
-        return maps, names

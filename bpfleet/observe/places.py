@@ -10,7 +10,6 @@ from bpfleet.compile import topology
 from bpfleet.errors import InvalidInput
 from bpfleet.model import identity
 from bpfleet.model.document import Document, DocumentSet
-from bpfleet.model.state import Row
 from bpfleet.observe.addresses import as_address
 
 ENTITY_NUMBERS = {"world": identity.WORLD, "host": identity.HOST, "remote-node": identity.REMOTE_NODE}
@@ -86,7 +85,7 @@ class Places:
         self._documents = documents
         self._nodes = {name: known[name] for name in self.cluster.spec["members"] if name in known}
         self._held, self._shared = held, shared
-        self._rows: Dict[str, Mapping[Row, Row]] = {}
+        self._built: Dict[str, topology.Topology] = {}
 
     def ends(self, source: str, destination: str) -> Tuple[End, End]:
         """Both ends by their texts. `host`, and the address of a gateway, are of the other end's node."""
@@ -121,7 +120,11 @@ class Places:
         """The number of an end's identity as a node's address map has it."""
         if end.address is None:
             return end.number
-        return int(self._of(node).get((end.address,), (identity.WORLD,))[0])
+        return int(self._of(node).addresses.rows.get((end.address,), (identity.WORLD,))[0])
+
+    def subjects(self, node: str) -> Collection[int]:
+        """Numbers of whom a node judges: the identities of its endpoints, and HOST, itself."""
+        return self._of(node).subjects | {identity.HOST}
 
     def declared_address(self, node: str) -> str:
         """The address by which the others know a node."""
@@ -182,12 +185,12 @@ class Places:
             return self._node(end.text, other.node, end.address)
         return end
 
-    def _of(self, node: str) -> Mapping[Row, Row]:
-        if node not in self._rows:
+    def _of(self, node: str) -> topology.Topology:
+        if node not in self._built:
             own = self._nodes[node]
             facts = topology.declared_facts(self._documents, own, self._held.get(node, ()))
-            self._rows[node] = topology.build(self._documents, self.cluster, own, facts).addresses.rows
-        return self._rows[node]
+            self._built[node] = topology.build(self._documents, self.cluster, own, facts)
+        return self._built[node]
 
 
 def parsed_address(text: str, field: str) -> Optional[str]:

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from bpfleet.cli.explain import best, render
+from bpfleet.compile.compiler import Compiler
 from bpfleet.errors import InvalidInput, Unreachable
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.observe.explain import explain
@@ -36,6 +37,21 @@ def ways(answer: Dict[str, Any]) -> List[Tuple[str, str, str, str]]:
         (entry["direction"], entry["node"], entry["verdict"], entry.get("reason") or entry.get("policy", ""))
         for entry in answer["judged"]
     ]
+
+
+def test_rules_have_the_ids_of_the_node_also_where_two_would_have_one() -> None:
+    """The hashes of both default denies are 0x46399ef9: where both are in force, the second gets another number."""
+    first, second = (
+        fleet.policy("p42665", {"app": "web"}, ingress=[]),
+        fleet.policy("p63428", {"app": "api"}, ingress=[]),
+    )
+    declared = documents(first, second)
+    for node, destination in ((1, "api-1"), (1, "web-1"), (2, "api-2")):
+        rules = Compiler().compile(declared, fleet.facts(node)).rules
+        (judged,) = (
+            one for one in said(declared, "db-1", destination, "80/tcp")["judged"] if one["direction"] == "ingress"
+        )
+        assert rules[judged["rule_id"]].policy == judged["policy"]
 
 
 OUT, IN = "egress", "ingress"
