@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Dict, List, Mapping, Sequence, Tuple
 
-from bpfleet.compile import blocklist, entries, host, limits, lookup, policy, services, topology
+from bpfleet.compile import blocklist, entries, host, inner_cidrs, limits, lookup, policy, services, topology
 from bpfleet.compile.blocklist import blocked_row
 from bpfleet.compile.entries import Settings, Side, Subject
+from bpfleet.compile.inner_cidrs import OwnNetworks
 from bpfleet.compile.memo import Memo
 from bpfleet.compile.policy import Nodes, Resolved
 from bpfleet.compile.rules import Content
@@ -183,15 +184,22 @@ class Compiler:
         return resolved
 
     def _cidr_warnings(self, resolved: Sequence[Resolved], documents: DocumentSet) -> List[str]:
-        nodes, node_hashes = documents.of_kind("node"), documents.fingerprint("node")
+        node_hashes = documents.fingerprint("node")
+        own = self._memo.get("own networks", node_hashes, lambda: OwnNetworks(documents.of_kind("node")))
         found: List[str] = []
         for item in resolved:
             if item.cidrs:
                 found += self._memo.get(
                     ("cidr warnings", item.name),
-                    (item.cidrs, node_hashes),
-                    lambda item=item: policy.cidr_warnings(item, nodes),  # type: ignore[misc]
+                    (item.cidrs, own),
+                    lambda item=item: inner_cidrs.policy_warnings(item, own),  # type: ignore[misc]
                 )
+        for name, group in sorted(documents.of_kind("cidr_group").items()):
+            found += self._memo.get(
+                ("group warnings", name),
+                (group.hash, own),
+                lambda group=group: inner_cidrs.group_warnings(group, own),  # type: ignore[misc]
+            )
         return found
 
     def _sets(self, sides: Sequence[Side], ids: Mapping[Content, int]) -> Dict[str, Dict[int, Table]]:

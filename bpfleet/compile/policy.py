@@ -5,7 +5,6 @@ What is made of them for the kernel is in entries.py.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -15,6 +14,7 @@ from bpfleet.compile.rules import Content
 from bpfleet.compile.selector import Expressions, LabelIndex, selector_text
 from bpfleet.model import identity
 from bpfleet.model.document import Document, DocumentSet, canonical_json
+from bpfleet.model.policy_checks import icmp_of_no_family
 from bpfleet.model.resources import PORT_PROTOCOLS, PROTOCOL_NUMBERS
 
 DIRECTIONS = ("ingress", "egress")
@@ -127,24 +127,6 @@ def resolve(document: Document, index: LabelIndex, nodes: Nodes, groups: Mapping
     )
 
 
-def cidr_warnings(item: Resolved, nodes: Mapping[str, Document]) -> Tuple[str, ...]:
-    """A CIDR peer that can mean nobody but endpoints or a node means nobody: for people who expect it to."""
-    found: List[str] = []
-    for path, cidr in item.cidrs:
-        prefix: Any = ipaddress.ip_network(cidr)
-        for name, node in sorted(nodes.items()):
-            own = [*node.spec["workload_cidrs"], node.spec["address"]]
-            if any(prefix.version == known.version and prefix.subnet_of(known) for known in map(_network, own)):
-                what = f"{cidr} is of node {name} and its endpoints, which a CIDR never means"
-                found.append(f"policy/{item.name}, {path}: {what}; use labels or an entity")
-                break
-    return tuple(found)
-
-
-def _network(text: str) -> Any:
-    return ipaddress.ip_network(text)
-
-
 def _cidrs(document: Document) -> Iterator[Tuple[str, str]]:
     for direction in DIRECTIONS:
         for number, rule in enumerate(document.spec.get(direction, ())):
@@ -177,6 +159,7 @@ class _Reader:
 
     def rule(self, direction: str, path: str, rule: Mapping[str, Any]) -> Rule:
         """One rule."""
+        self._warn_of_families(path, rule)
         peers, networks = self._peers(path, rule)
         ports, ranges = _ports(rule.get("ports"))
         return Rule(
@@ -213,6 +196,20 @@ class _Reader:
         if ANY in numbers:
             return (ANY,), ()
         return tuple(sorted(numbers)), tuple(networks)
+
+    def _warn_of_families(self, path: str, rule: Mapping[str, Any]) -> None:
+        """With CIDR groups, whose networks come and go, ICMP of a family that no peer has is no mistake for ever."""
+        peers = rule.get("peers") or ()
+        named = [peer["cidr_group"] for peer in peers if "cidr_group" in peer]
+        is_of_networks = all("cidr" in peer or "cidr_group" in peer for peer in peers)
+        if not (named and is_of_networks and all(name in self._groups for name in named)):
+            return
+        cidrs = [peer["cidr"] for peer in peers if "cidr" in peer]
+        for name in named:
+            cidrs += self._groups[name].spec["cidrs"]
+        for problem in icmp_of_no_family(rule.get("ports"), cidrs):
+            where = f"{self._document.key}, {path}.{problem.path}"
+            self.warnings.append(f"{where}: {problem.what}; remove it, or add a network of its family")
 
     def _unknown_group(self, path: str, name: str, action: str) -> FrozenSet[int]:
         """Fail closed: nobody is allowed by a group that is not there, and whoever it might name is denied."""

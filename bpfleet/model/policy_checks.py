@@ -100,12 +100,20 @@ def families(spec: Mapping[str, Any]) -> Iterator[Problem]:
     peers = spec.get("peers")
     if not peers or contains_unknown(peers) or any("cidr" not in peer for peer in peers):
         return
-    versions = {6 if ":" in peer["cidr"] else 4 for peer in peers}
-    for index, port in enumerate(spec.get("ports") or ()):
+    yield from icmp_of_no_family(spec.get("ports"), [peer["cidr"] for peer in peers])
+
+
+def icmp_of_no_family(ports: Optional[Sequence[Mapping[str, Any]]], cidrs: Sequence[str]) -> Iterator[Problem]:
+    """The first of a rule's ports that is ICMP of the family which none of its networks has."""
+    versions = {6 if ":" in cidr else 4 for cidr in cidrs}
+    if len(versions) != 1:
+        return
+    version = versions.pop()
+    for index, port in enumerate(ports or ()):
         protocol = port.get("protocol")
         wanted = _FAMILY_OF.get(protocol) if isinstance(protocol, str) else None
-        if wanted is not None and wanted not in versions:
-            what = f"{protocol} cannot come from peers that are IPv{versions.pop()} networks only"
+        if wanted not in (None, version):
+            what = f"{protocol} cannot come from peers that are IPv{version} networks only"
             yield Problem(f"ports[{index}].protocol", what, "Remove it, or add a network of its family.")
             return
 

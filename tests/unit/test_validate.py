@@ -158,3 +158,59 @@ def test_a_cidr_that_can_mean_nobody_is_warned_of() -> None:
     moved = fleet.document("node", "h2", **{**fleet.node(2).spec, "workload_cidrs": ["10.78.2.0/24"]})
     later = compiler.compile(documents.changed([moved], []), fleet.facts(1)).warnings
     assert [text for text in later if text.startswith("policy/p")] == told[1:]
+
+
+def _said_of(documents: DocumentSet, compiler: Compiler, *keys: str) -> List[str]:
+    told = compiler.compile(documents, fleet.facts(1)).warnings
+    return [text for text in told if text.startswith(keys)]
+
+
+def test_a_cidr_group_that_can_mean_nobody_is_warned_of() -> None:
+    """Once for each group, whoever names it; one that holds more than endpoints and a node is as it should be."""
+    inside = fleet.document(
+        "cidr_group", "inside", cidrs=["10.0.0.0/8", "10.77.1.0/24", "192.168.77.1/32", "fd77:0:0:2::7/128"]
+    )
+    around = fleet.document(
+        "cidr_group", "around", cidrs=["10.77.0.0/16", "192.168.77.0/24", "192.168.77.9/32", "::/0"]
+    )
+    one = fleet.document("cidr_group", "one", cidrs=["10.77.2.128/25"])
+    documents = DocumentSet([*fleet.quickstart(), inside, around, one])
+    compiler = Compiler()
+    end = "which a CIDR never means; use labels or an entity"
+    assert _said_of(documents, compiler, "cidr_group/") == [
+        f"cidr_group/inside, cidrs: 10.77.1.0/24 and 2 more are of nodes and their endpoints (the first of h1), {end}",
+        f"cidr_group/one, cidrs: 10.77.2.128/25 is of node h2 and its endpoints, {end}",
+    ]
+    moved = fleet.document("node", "h2", **{**fleet.node(2).spec, "workload_cidrs": ["10.78.2.0/24"]})
+    less = fleet.document("cidr_group", "inside", cidrs=["fd77:0:0:1::/64"])
+    assert _said_of(documents.changed([moved, less]), compiler, "cidr_group/") == [
+        f"cidr_group/inside, cidrs: fd77:0:0:1::/64 is of node h1 and its endpoints, {end}"
+    ]
+
+
+def test_icmp_of_a_family_that_a_cidr_group_lacks_is_warned_of() -> None:
+    """Refused it cannot be: a group may have other networks tomorrow."""
+    four = fleet.document("cidr_group", "four", cidrs=["198.51.100.0/24"])
+    six = fleet.document("cidr_group", "six", cidrs=["2001:db8::/32"])
+    empty = fleet.document("cidr_group", "empty", cidrs=[])
+    icmpv6, both = [{"protocol": "icmpv6"}], [{"protocol": "icmp"}, {"protocol": "icmpv6", "type": 128}]
+    rules = [
+        {"peers": [{"cidr_group": "four"}], "ports": icmpv6},
+        {"peers": [{"cidr_group": "four"}, {"cidr_group": "six"}], "ports": both},
+        {"peers": [{"cidr": "10.0.0.0/8"}, {"cidr_group": "four"}], "ports": both},
+        {"peers": [{"cidr_group": "four"}, {"entity": "host"}], "ports": both},
+        {"peers": [{"cidr_group": "empty"}], "ports": both},
+        {"peers": [{"cidr_group": "four"}, {"cidr_group": "later"}], "ports": both},
+        {"peers": [{"cidr_group": "six"}], "ports": [{"protocol": "tcp"}, *both]},
+    ]
+    documents = DocumentSet([*fleet.quickstart(), four, six, empty, fleet.policy("p", {"app": "web"}, egress=rules)])
+    compiler = Compiler()
+    end = "networks only; remove it, or add a network of its family"
+    assert _said_of(documents, compiler, "policy/p") == [
+        f"policy/p, egress[0].ports[0].protocol: icmpv6 cannot come from peers that are IPv4 {end}",
+        f"policy/p, egress[2].ports[1].protocol: icmpv6 cannot come from peers that are IPv4 {end}",
+        f"policy/p, egress[6].ports[1].protocol: icmp cannot come from peers that are IPv6 {end}",
+    ]
+    wider = fleet.document("cidr_group", "four", cidrs=["198.51.100.0/24", "::/0"])
+    told = _said_of(documents.changed([wider]), compiler, "policy/p")
+    assert [text.partition(":")[0] for text in told] == ["policy/p, egress[6].ports[1].protocol"]
