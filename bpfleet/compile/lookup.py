@@ -12,7 +12,8 @@ from typing import Mapping, Optional
 from bpfleet.compile import entries as e
 from bpfleet.compile.policy import ANY
 from bpfleet.model import identity
-from bpfleet.model.resources import PORT_PROTOCOLS, PROTOCOL_NUMBERS
+from bpfleet.model.meaning import PORT_PROTOCOLS
+from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.model.state import Row, Table
 
 ALLOWED, DENIED, DENIED_BY_DEFAULT, AUDITED = "allow", "deny", "default_deny", "audit"

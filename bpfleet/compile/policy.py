@@ -14,8 +14,9 @@ from bpfleet.compile.rules import Content
 from bpfleet.compile.selector import Expressions, LabelIndex, selector_text
 from bpfleet.model import identity
 from bpfleet.model.document import Document, DocumentSet, canonical_json
+from bpfleet.model.meaning import PORT_PROTOCOLS
 from bpfleet.model.policy_checks import icmp_of_no_family
-from bpfleet.model.resources import PORT_PROTOCOLS, PROTOCOL_NUMBERS
+from bpfleet.model.resources import PROTOCOL_NUMBERS
 
 DIRECTIONS = ("ingress", "egress")
 ANY = 0

@@ -7,8 +7,9 @@ written rather than enforced as it stands.
 from __future__ import annotations
 
 import ipaddress
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set
 
+from bpfleet.model import meaning
 from bpfleet.model.schema import Check, Problem, contains_unknown
 
 IN, NOT_IN, EXISTS, DOES_NOT_EXIST = OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
@@ -129,23 +130,41 @@ def says_something(spec: Mapping[str, Any]) -> Iterator[Problem]:
     yield Problem("ingress", "says nothing: the policy has no rules in either direction and closes none", remedy)
 
 
-def rules_apart(spec: Mapping[str, Any]) -> Iterator[Problem]:
-    """No rule says what another of its direction says, nor denies the very same that another allows."""
+def nothing_twice(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """No peer and no port of a rule means the same as another, however the two are written."""
     for direction in _DIRECTIONS:
         rules = spec.get(direction) or ()
-        first: Dict[str, int] = {}
+        for number, rule in enumerate(rules if not contains_unknown(rules) else ()):
+            for name, meaning_of in _MEANINGS.items():
+                first: Dict[Any, int] = {}
+                for index, item in enumerate(rule.get(name, ())):
+                    known = first.setdefault(meaning_of(item), index)
+                    if known != index:
+                        where = f"{direction}[{number}].{name}"
+                        what = f"means the same as {where}[{known}]"
+                        yield Problem(f"{where}[{index}]", what, "Remove one of the two.")
+
+
+_MEANINGS: Dict[str, Callable[[Mapping[str, Any]], Any]] = {"peers": meaning.of_peer, "ports": meaning.of_port}
+
+
+def rules_apart(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """No rule says what another of its direction says, nor denies the very same that another allows, in any words."""
+    for direction in _DIRECTIONS:
+        rules = spec.get(direction) or ()
+        first: Dict[Any, int] = {}
         for index, rule in enumerate(rules if not contains_unknown(rules) else ()):
-            where = repr([sorted(map(repr, rule[name])) if name in rule else None for name in ("peers", "ports")])
-            known = first.setdefault(where, index)
+            about = meaning.of_peers(rule.get("peers")), meaning.of_ports(rule.get("ports"))
+            known = first.setdefault(about, index)
             if known == index:
                 continue
             if rules[known]["action"] == rule["action"]:
-                yield Problem(f"{direction}[{index}]", f"repeats {direction}[{known}]", "Remove one of the two.")
+                what = f"says what {direction}[{known}] says"
             else:
                 what = (
                     f"contradicts {direction}[{known}]: one allows what the other denies, and a deny beats every allow"
                 )
-                yield Problem(f"{direction}[{index}]", what, "Remove one of the two.")
+            yield Problem(f"{direction}[{index}]", what, "Remove one of the two.")
 
 
 def host_of_nodes(spec: Mapping[str, Any]) -> Iterator[Problem]:

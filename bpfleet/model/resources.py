@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Dict, Tuple
 
 from bpfleet.model import policy_checks
+from bpfleet.model.meaning import PORT_PROTOCOLS
 from bpfleet.model.schema import Address, Boolean, Check, Cidr, Field, Integer, ListOf, MapOf, Object, Text
 
 NAME = Text(
@@ -46,8 +47,6 @@ NAMESPACE = Text(pattern=r"[A-Za-z0-9][-A-Za-z0-9_.]{0,62}", rule="the name of a
 DEFAULT_TUNNEL_PORT = 8472
 ENTITIES = ("world", "host", "remote-node", "cluster", "all", "none")
 PROTOCOL_NUMBERS: Dict[str, int] = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "icmpv6": 58}
-PORT_PROTOCOLS = ("tcp", "udp", "sctp")
-"""Protocols that have ports; `any` with a port, or a port without protocol, means all of these."""
 
 ROUTING = Object(
     "Routing",
@@ -615,6 +614,7 @@ POLICY = Resource(
     checks=(
         policy_checks.selector("selector", "node_selector"),
         policy_checks.says_something,
+        policy_checks.nothing_twice,
         policy_checks.rules_apart,
         policy_checks.host_of_nodes,
     ),

@@ -18,7 +18,8 @@ from bpfleet.compile.selector import LabelIndex
 from bpfleet.compile.services import Backends, frontend_text
 from bpfleet.errors import InvalidInput
 from bpfleet.model.document import Document, DocumentSet
-from bpfleet.model.resources import PORT_PROTOCOLS, PROTOCOL_NUMBERS
+from bpfleet.model.meaning import PORT_PROTOCOLS
+from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.model.state import RuleName
 from bpfleet.observe.events import NOT_CLOSED, VERDICTS
 from bpfleet.observe.names import rule_names

@@ -14,7 +14,8 @@ from bpfleet.errors import InvalidInput
 from bpfleet.loader.generated.layouts import ENUMS
 from bpfleet.model.document import DocumentSet
 from bpfleet.model.identity import RESERVED_NAMES
-from bpfleet.model.resources import PORT_PROTOCOLS, PROTOCOL_NUMBERS
+from bpfleet.model.meaning import PORT_PROTOCOLS
+from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.observe.addresses import as_address, as_network
 from bpfleet.observe.events import FIRST_DROP, PROTOCOL_NAMES, VERDICTS
 

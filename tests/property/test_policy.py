@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any, Dict, List, Mapping, Tuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bpfleet.compile import lookup
 from bpfleet.compile.compiler import Compiler
 from bpfleet.compile.entries import DIRECTION_NUMBERS
-from bpfleet.model.document import Document, DocumentSet
+from bpfleet.model import meaning
+from bpfleet.model.document import Document, DocumentSet, problems_of
 from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.model.state import RuleName
 from bpfleet.observe.events import VERDICTS
@@ -28,6 +29,8 @@ SUBJECTS = {"host": "host", **{name: f"identity/{name}" for name in IDENTITIES}}
 for _index, (_name, _labels) in enumerate(IDENTITIES.items(), 1):
     NUMBERS[f"identity/{_name}"] = fleet.identity(_name, _labels).spec["number"]
     ADDRESSES[f"identity/{_name}"] = f"10.77.1.{_index}"
+WORLD = fleets.world({})
+EVERY_PEER = (*(who for who in fleets.INSIDERS if who != "identity/a"), *fleets.OUTSIDE)
 
 
 def question(flow: Flow) -> lookup.Question:
@@ -68,6 +71,43 @@ def test_explain_says_what_policies_mean(documents: List[Document], asked: List[
         entry = explained(documents, flow)
         wanted = judge(documents, flow)
         assert (entry["verdict"], entry.get("rule_id", 0)) == (VERDICTS[wanted.verdict], wanted.rule_id), flow
+
+
+def reworded(rule: Mapping[str, Any]) -> Dict[str, Any]:
+    """The rule that says no more of another than what it is compared by."""
+    found = {name: value for name, value in rule.items() if name == "action"}
+    found["peers"] = [_peer_of(*one) for one in sorted(meaning.of_peers(rule.get("peers")), key=repr)]
+    found["ports"] = [port for one in sorted(meaning.of_ports(rule.get("ports"))) for port in _ports_of(*one)]
+    return found
+
+
+def _peer_of(kind: str, what: Any) -> Dict[str, Any]:
+    if kind == "labels":
+        asked = [{"key": key, "operator": operator, "values": list(values)} for key, operator, values in sorted(what)]
+        return {"labels": {}, "expressions": asked}
+    return {"cidr": what[0], "except": list(what[1:])} if kind == "cidr" else {kind: what}
+
+
+def _ports_of(protocol: str, first: int, last: int) -> List[Dict[str, Any]]:
+    if first < 0:
+        return [{"protocol": protocol}]
+    if protocol.startswith("icmp"):
+        return [{"protocol": protocol, "type": one >> 8, "code": one & 0xFF} for one in range(first, last + 1)]
+    return [{"protocol": protocol, "port": first, "end_port": last}]
+
+
+@settings(max_examples=150, deadline=None)
+@given(fleets.rules(), st.lists(st.sampled_from(EVERY_PEER), min_size=1, max_size=4, unique=True))
+def test_what_rules_are_compared_by_is_what_they_mean(rule: Dict[str, Any], peers: List[str]) -> None:
+    """Rules that would be refused as the same match the same packets."""
+    spec = {"selector": {}, "ingress": [rule], "default_deny": {"ingress": rule["action"] == "allow"}}
+    assume(not problems_of({"kind": "policy", "name": "p", "spec": spec}))
+    policy = fleet.document("policy", "p", **spec)
+    again = Document("policy", "p", {**policy.spec, "ingress": [reworded(policy.spec["ingress"][0])]})
+    for peer in peers:
+        for protocol, port in fleets.EVERY_WIRE:
+            flow = Flow("ingress", "a", peer, protocol, port)
+            assert judge([*WORLD, again], flow).verdict == judge([*WORLD, policy], flow).verdict, flow
 
 
 def is_echo_reply(flow: Flow) -> bool:

@@ -43,6 +43,11 @@ FAILSAFE = (
 )
 PORTS = (1, 2, 22, 79, 80, 81, 82, 443, 8080, 65534, 65535)
 MESSAGES = ((8, 0), (3, 0), (3, 1), (3, 4), (5, 1), (0, 0), (128, 0), (1, 4), (255, 255))
+EVERY_WIRE: Tuple[Tuple[str, Any], ...] = (
+    *((protocol, port) for protocol in ("tcp", "udp", "sctp") for port in PORTS),
+    *((protocol, message) for protocol in ("icmp", "icmpv6") for message in MESSAGES),
+)
+"""Protocols with a port, or with the type and code of a message."""
 
 
 def _expression(draw: st.DrawFn) -> Dict[str, Any]:
@@ -168,15 +173,8 @@ def clusters(
 @st.composite
 def flows(draw: st.DrawFn, subject: str = "") -> Flow:
     """A flow of any end with the first node's endpoints, or that node itself; or with one of them."""
-    protocol, port = draw(_wires())
+    protocol, port = draw(st.sampled_from(EVERY_WIRE))
     subject = subject or draw(st.sampled_from((*IDENTITIES, "host")))
     peers_of = [who for who in INSIDERS if who not in (subject, f"identity/{subject}")]
     peer = draw(st.sampled_from((*peers_of, *OUTSIDE, *OUTSIDE)))
     return Flow(draw(st.sampled_from(("ingress", "egress"))), subject, peer, protocol, port)
-
-
-def _wires() -> st.SearchStrategy[Tuple[str, Any]]:
-    return st.one_of(
-        st.tuples(st.sampled_from(("tcp", "udp", "sctp")), st.sampled_from(PORTS)),
-        st.tuples(st.sampled_from(("icmp", "icmpv6")), st.sampled_from(MESSAGES)),
-    )

@@ -127,6 +127,53 @@ REFUSED: List[Tuple[Dict[str, Any], str]] = [
     ({"ingress": [{"peers": [{"cidr": "10.0.0.1"}, {"cidr": "10.0.0.1/32"}]}]}, "ingress[0].peers[1]"),
     (port(protocol="tcp"), "egress[0].ports[1]"),
     ({"expressions": [asks("x", "Exists"), asks("x", "Exists")]}, "expressions[1]"),
+    # The very same in other words.
+    ({"ingress": [{}, {"action": "deny", "peers": [{"entity": "all"}]}]}, "ingress[1]"),
+    ({"ingress": [{"peers": [{"entity": "host"}, {"entity": "all"}]}, {"ports": [{"protocol": "any"}]}]}, "ingress[1]"),
+    ({"ingress": [{"peers": []}, {"peers": [{"entity": "none"}]}]}, "ingress[1]"),
+    (
+        {"egress": [{"ports": [{"port": 1}]},
+                    {"action": "deny", "ports": [{"protocol": name, "port": 1} for name in ("sctp", "tcp", "udp")]}]},
+        "egress[1]",
+    ),
+    (
+        {"egress": [{"ports": [{"protocol": "tcp", "port": 80, "end_port": 89}]},
+                    {"ports": [{"protocol": "tcp", "port": 85, "end_port": 89},
+                               {"protocol": "tcp", "port": 80, "end_port": 84}]}]},
+        "egress[1]",
+    ),
+    (
+        {"egress": [{"action": "deny", "ports": [{"protocol": "tcp"}]},
+                    {"ports": [{"protocol": "tcp", "port": 80}, {"protocol": "tcp"}]}]},
+        "egress[1]",
+    ),
+    (
+        {"ingress": [{"peers": [{"labels": {"a": "b", "c": "d"}}]},
+                     {"peers": [{"labels": {"c": "d"}, "expressions": [asks("a", "In", "b")]}]}]},
+        "ingress[1]",
+    ),
+    (
+        {"ingress": [{"peers": [{"cidr": "10.0.0.0/8"}]}, {"peers": [{"cidr": "10.0.0.0/8", "except": []}]}]},
+        "ingress[1]",
+    ),
+    (
+        {"ingress": [{"ports": [{"protocol": "tcp", "port": 80}, {"protocol": "tcp", "port": 80, "end_port": 80}]}]},
+        "ingress[0].ports[1]",
+    ),
+    (
+        {"ingress": [{"ports": [{"protocol": "icmp", "type": 3, "code": 1}, {"protocol": "icmp", "type": 3},
+                                {"type": 3, "protocol": "icmp"}]}]},
+        "ingress[0].ports[2]",
+    ),
+    (
+        {"ingress": [{"peers": [{"labels": {"a": "b", "c": "d"}}, {"labels": {"c": "d", "a": "b"}}]}]},
+        "ingress[0].peers[1]",
+    ),
+    (
+        {"egress": [{}, {"peers": [{"labels": {}, "expressions": [asks("x", "Exists"), asks("y", "Exists")]},
+                                   {"labels": {}, "expressions": [asks("y", "Exists"), asks("x", "Exists")]}]}]},
+        "egress[1].peers[1]",
+    ),
     # Peers: one kind each, and only its own refinements.
     (peer(entity="world", labels={"app": "a"}), "ingress[0].peers[1]"),
     (peer(entity="world", cidr="10.0.0.0/8"), "ingress[0].peers[1]"),
@@ -232,6 +279,20 @@ def test_what_is_no_mapping_is_no_document(data: Any) -> None:
         {"ingress": [{"action": "deny"}, {"ports": [{"port": 80}]}]},
         {"ingress": [{"ports": [{"port": 80}]}, {"ports": [{"port": 80, "protocol": "tcp"}]}]},
         {"default_deny": {"egress": True}},
+        # Alike, and not the same.
+        {"ingress": [{}, {"action": "deny", "peers": [{"entity": "cluster"}, {"entity": "host"}]}]},
+        {"ingress": [{"ports": [{"port": 1}]}, {"ports": [{"port": 1, "protocol": one} for one in ("tcp", "udp")]}]},
+        {"ingress": [{"ports": [{"protocol": "tcp"}]}, {"ports": [{"protocol": "tcp", "port": 1, "end_port": 65535}]}]},
+        {"ingress": [{"ports": [{"protocol": "icmp", "type": 3}]}, {"ports": [{"protocol": "icmpv6", "type": 3}]}]},
+        {"ingress": [{"ports": [{"protocol": "tcp", "port": 80}, {"protocol": "tcp", "port": 80, "end_port": 81}]}]},
+        {
+            "ingress": [
+                {"ports": [{"protocol": "tcp", "port": 80}, {"protocol": "tcp", "port": 82}]},
+                {"ports": [{"protocol": "tcp", "port": 80, "end_port": 82}]},
+            ]
+        },
+        {"ingress": [{"peers": [{"labels": {"a": "b"}}]}, {"peers": [{"labels": {}}]}]},
+        {"ingress": [{"ports": [{}]}, {"ports": [{"protocol": "tcp"}, {"protocol": "udp"}, {"protocol": "sctp"}]}]},
     ],
 )
 def test_accepted(spec: Dict[str, Any]) -> None:
