@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bpfleet.cli.negation import AddFilter, AddNode, Not, refuse_negation
 from bpfleet.cli.observed import OUTPUTS, Printer, lost
 from bpfleet.cli.reach import add_arguments, targets, visible
-from bpfleet.cli.recording import check_filters, newest, read_lines, replayed, when
+from bpfleet.cli.recording import check_filters, ends_history, newest, read_lines, replayed, when
 from bpfleet.errors import BpfleetError, InvalidInput
 from bpfleet.observe.filters import (
     ENDS,
@@ -239,7 +239,7 @@ def _replay(options: argparse.Namespace, last: int, printer: Printer) -> int:
         print(f"bpfleet: {visible(f'{name}: {warning}')}", file=sys.stderr)
     for line in replayed(lines, options.filters, options.since, options.until, last):
         printer.show(line)
-    for line in lines:
+    for line in filter(ends_history, lines):
         for warning in unkept(str(line.get("node", "a node")), line):
             print(f"bpfleet: {visible(warning)}", file=sys.stderr)
     if not printer.shown:

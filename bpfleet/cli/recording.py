@@ -153,7 +153,7 @@ def _check(line: Any) -> None:
         if line.get("policy"):
             _Shape({"rule": _text})(line, "")
     else:
-        (_END_OF_HISTORY if "kept" in line else _NOTICE)(line, "")
+        (_END_OF_HISTORY if ends_history(line) else _NOTICE)(line, "")
 
 
 def _check_plain(value: Any, levels: int) -> None:
@@ -189,7 +189,7 @@ def replayed(
     keep = matcher(filters)
 
     def is_wanted(line: Mapping[str, Any]) -> bool:
-        if "kept" in line:  # about the history as a whole, whatever of it is asked for
+        if ends_history(line):  # about it as a whole, whatever of it is asked for
             return True
         first, final = ("last_seen", "first_seen") if "packets" in line else ("time", "time")
         if (since is not None and line[first] < since) or (until is not None and line[final] > until):
@@ -197,6 +197,11 @@ def replayed(
         return keep(line) if "verdict" in line else "lost" in line
 
     return newest(sorted((line for line in lines if is_wanted(line)), key=when), last)
+
+
+def ends_history(line: Mapping[str, Any]) -> bool:
+    """Whether it says what a node's history does not hold."""
+    return "kept" in line and "verdict" not in line
 
 
 def when(line: Mapping[str, Any]) -> float:

@@ -11,7 +11,7 @@ import time
 from typing import Any, Dict, List, Tuple
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bpfleet.cli import observe, observed, recording
@@ -553,6 +553,46 @@ def test_what_is_no_text_is_refused_by_line(tmp_path: Any, capsys: pytest.Captur
     file.write_bytes(json.dumps(at(1.0)).encode() + b'\n{"node": "h\xff", "lost": 1, "time": 1}\n')
     assert main(["observe", "--input-file", str(file)]) == 2
     assert f"line 2 of {tmp_path}/f is no event" in capsys.readouterr().err
+
+
+ANY_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(("web-1", "10.77.1.1", "\ud800")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+EVERY_KIND = [at(1.0), at(1.0, verdict=2), at(1.0, verdict=4, reason=26, rule_id=0), at(1.0, protocol=1), flow(), KEPT]
+SHOWN = [("-o", output, *more) for output in observed.OUTPUTS for more in (
+    (), ("--history",), ("--since", "1d"), ("--until", "1d"), ("--ip", "10.0.0.0/8"), ("--not", "--with", "web"),
+    ("--port", "8/icmp"), ("--not", "--label", "app"), ("--policy", "team=shop"), ("--protocol", "6"), ("--last", "1"),
+)]  # fmt: skip
+
+
+@st.composite
+def changed_lines(draw: st.DrawFn) -> Dict[str, Any]:
+    """A line of which something is left out, or is something else."""
+    line = json.loads(json.dumps(draw(st.sampled_from(EVERY_KIND))))
+    inside = [line, *(value for value in line.values() if isinstance(value, dict))]
+    for _ in range(draw(st.integers(0, 2))):
+        at_fault = draw(st.sampled_from(inside))
+        name = draw(st.sampled_from((*at_fault, "more")))
+        if draw(st.booleans()):
+            at_fault[name] = draw(ANY_JSON)
+        else:
+            at_fault.pop(name, None)
+    return line  # type: ignore[no-any-return]
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changed_lines(), st.sampled_from(SHOWN))
+def test_a_line_is_shown_or_refused_whatever_it_holds(tmp_path: Any, line: Any, words: Tuple[str, ...]) -> None:
+    file = tmp_path / "f"
+    file.write_text(json.dumps(line))
+    assert main(["observe", "--input-file", str(file), *words]) in (0, 2)
 
 
 def test_what_newer_nodes_say_besides_is_shown(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
