@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.outcome import Changes, Committed
 from bpfleet.transport.target import Target
 from tests.fleet import document, node_policy, service
+from tests.packet import frames as f
 from tests.vm.conftest import Machines, patient_fleet, target
 from tests.vm.test_transaction import (
     DB,
@@ -43,9 +45,20 @@ SERVICE = service(
 DATAGRAMS = service(
     "datagrams", [f"{FRONTENDS['v4']}:80/udp", f"[{FRONTENDS['v6']}]:80/udp"], [{"labels": {"app": "web"}, "port": 53}]
 )
+BLOCKED6, STRANGER6 = "2001:db8:bad::7", "2001:db8:900d::7"
+"""The same of IPv6, without the addresses: what is sent from there by raw frames alone."""
 ECHO = [{"protocol": "icmp"}]
 HOSTS = node_policy("hosts", {}, ingress=[{"peers": [{"entity": "world"}], "ports": ECHO}], egress=[])
 CLOSED = node_policy("hosts", {}, ingress=[], egress=[])
+
+# Sends frames, in hexadecimal, by a device.
+SEND = """
+import socket, sys
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+    wire.bind((sys.argv[1], 0))
+    for line in sys.stdin:
+        wire.send(bytes.fromhex(line))
+"""
 
 # As a network that begins when network-pre.target is reached; it writes down what was there before its first word.
 LATE_NETWORK = """[Unit]
@@ -101,6 +114,18 @@ class Site:
         """Whether the machine answers that address of the bridge."""
         words = ["ip", "netns", "exec", self.machine.network.netns, "ping", "-q", "-c", "3", "-W", "3", "-I", source]
         return subprocess.run([*words, self.machine.address], stdout=subprocess.DEVNULL).returncode == 0
+
+    def counted(self, reason: str) -> int:
+        return next((one["packets"] for one in self.status()["counters"] if one["reason"] == reason), 0)
+
+    def gets(self, packets: list[bytes], *tags: int) -> None:
+        """Each packet by a frame of its own from the bridge, behind VLAN tags."""
+        mac = self.machine.run("cat /sys/class/net/eth0/address").strip()
+        frames = [f.ether(packet, destination=mac) for packet in packets]
+        inserted = b"".join(b"\x81\x00" + tag.to_bytes(2, "big") for tag in tags)
+        lines = "\n".join((frame[:12] + inserted + frame[12:]).hex() for frame in frames)
+        words = ["ip", "netns", "exec", self.machine.network.netns, sys.executable, "-c", SEND, "br0"]
+        subprocess.run(words, input=lines.encode(), check=True)
 
     def told(self) -> list[Any]:
         """What was dropped, for the message of a test that fails."""
@@ -190,6 +215,40 @@ def test_xdp_in_the_other_mode_and_off(site: Site) -> None:
     assert site.pings(BLOCKED)
     site.declare(site.underlay("native"), site.blocking("198.51.100.0/24"))
     assert_all_in_force(site)
+
+
+def probes(machine: Machine, source: str, source6: str) -> list[bytes]:
+    """Packets to a machine: plain, with options, with extension headers."""
+    ports, here6 = (40000, 53), "2001:db8:5::5"
+    return [
+        f.udp(source, machine.address, ports),
+        f.udp(source, machine.address, ports, options=b"\x01\x94\x04\x00\x00\x01\x01\x00"),
+        f.udp(source6, here6, ports),
+        f.udp(source6, here6, ports, extensions=[(60, b"\x00\x01\x04\x00\x00\x00\x00")]),
+    ]
+
+
+@pytest.mark.parametrize("mode", ["generic", "native"])
+def test_xdp_itself_drops_real_packets_of_what_is_blocked(site: Site, mode: str) -> None:
+    """With options, extension headers and priority tags; another VLAN's frames are not of this device."""
+    blocked, others = (probes(site.machine, *ends) for ends in ((BLOCKED, BLOCKED6), (STRANGER, STRANGER6)))
+    site.declare(site.underlay(mode), site.blocking("198.51.100.0/24", "2001:db8:bad::/48"))
+    try:
+        for tags in ((), (0,), (0xE000, 0)):
+            before = site.counted("blocked")
+            site.gets(others, *tags)
+            site.gets(blocked, *tags)
+            assert site.counted("blocked") - before == len(blocked), (tags, site.told())
+        events = site.fleet.stream(
+            site.target, "events", {"last": 50, "filters": [{"key": "drop-reason", "value": "blocked"}]}
+        )
+        told = [(one["source"]["address"], one["hook"]) for one in events][-len(blocked) :]
+        assert sorted(told) == sorted((source, "xdp_underlay") for source in (BLOCKED, BLOCKED6) for _ in range(2))
+        before = site.counted("blocked")
+        site.gets(blocked, 5)
+        assert site.counted("blocked") == before
+    finally:
+        site.declare(site.underlay("native"), site.blocking("198.51.100.0/24"))
 
 
 def test_a_policy_that_closes_the_host_leaves_ssh(site: Site) -> None:

@@ -193,7 +193,8 @@ class Machine:
             *("-drive", f"file={self.image.disk},if=virtio,format=raw,snapshot=on"),
             *("-drive", f"file={self._directory}/seed.tar,if=virtio,format=raw,readonly=on"),
             *("-netdev", f"tap,id=net,ifname={tap},script=no,downscript=no"),
-            *("-device", f"virtio-net-pci,netdev=net,mac={mac}"),
+            # Without ctrl_vlan the device lets the machine judge tagged frames.
+            *("-device", f"virtio-net-pci,netdev=net,mac={mac},ctrl_vlan=off"),
             *("-device", "virtio-rng-pci"),
         ]
 
