@@ -9,6 +9,7 @@
  *     straight to it;
  *   - another node's address is reached through the tunnel, with this endpoint's identity as VNI. That includes that
  *     node's underlay address (remote-node), as its answers come back through the tunnel too;
+ *   - what has no hop left for that is answered, as by a router;
  *   - everything else, this host and the world, is the stack's. The host is whatever address the stack says it takes in;
  *     where a policy selects this node, the host's ingress policy judges that. Nothing goes there by the tunnel's port.
  *
@@ -16,6 +17,7 @@
  */
 #include <bpfleet/admit.h>
 #include <bpfleet/balance.h>
+#include <bpfleet/expire.h>
 #include <bpfleet/forward.h>
 #include <bpfleet/gateway.h>
 #include <bpfleet/host.h>
@@ -194,6 +196,8 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	}
 	if (side.peer.route == ROUTE_TUNNEL) {
 		reason = hop_decrement(skb, packet);
+		if (reason == REASON_HOP_LIMIT)
+			return expire(skb, packet, endpoint);
 		if (reason)
 			return drop(skb, packet, reason);
 		return tunnel_send(skb, packet, packet->source_identity, &side.peer.next_hop,
@@ -208,6 +212,8 @@ int bpfl_from_ep(struct __sk_buff *skb)
 		reason = admit_at_receiver(skb, packet, &found, &side, receiver, ifindex);
 		if (!reason)
 			reason = hop_decrement(skb, packet);
+		if (reason == REASON_HOP_LIMIT)
+			return expire(skb, packet, endpoint);
 		if (reason)
 			return drop(skb, packet, reason);
 		return balance_deliver(skb, packet, &found, ifindex, receiver);

@@ -7,7 +7,7 @@
  *     address that came from elsewhere is dropped as spoofed;
  *   - where a policy selects this node, the host's egress policy judges what the host itself sends;
  *   - ingress policy judges. What other hooks redirected here (delivery without bpf_redirect_peer) has a record, or is
- *     the answer that a service has no backends;
+ *     the answer that a service has no backends, or a packet no hop left;
  *   - what answers a flow to a service's frontend comes from that again.
  *
  * Fails closed: what is not understood is dropped.
@@ -15,6 +15,7 @@
 #include <bpfleet/admit.h>
 #include <bpfleet/balance.h>
 #include <bpfleet/endpoint.h>
+#include <bpfleet/expire.h>
 #include <bpfleet/gateway.h>
 #include <bpfleet/host.h>
 #include <bpfleet/node.h>
@@ -97,6 +98,8 @@ int bpfl_to_ep(struct __sk_buff *skb)
 		return pass(skb, REASON_NEIGHBOUR);
 	if (services_at_tc && is_refusal(skb, packet))
 		return pass(skb, REASON_SERVICE);
+	if (is_expiry(skb, packet))
+		return pass(skb, REASON_TO_ENDPOINT);
 
 	side_begin(&side, this_node);
 	if (host_policy && !skb->ingress_ifindex) {

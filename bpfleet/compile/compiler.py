@@ -284,6 +284,8 @@ def _state(
     constants = {
         "tunnel_port": cluster.spec["routing"]["port"],
         "node_address": own.spec["address"],
+        "gateway_v4": topology.GATEWAY_IPV4,
+        "gateway_v6": topology.GATEWAY_IPV6,
         "host_policy": int(selected),
     }
     if jiffy_ns:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from bpfleet.compile.topology import GATEWAY_IPV4, GATEWAY_IPV6
 from bpfleet.lab.hosts import cgroup, enter_command, environment
 from bpfleet.model.document import Document
 from bpfleet.transport.outcome import Refused
 from tests.e2e.traffic.ground import Ground
+from tests.e2e.traffic.hops import PROBE, TIME_EXCEEDED
 from tests.fleet import document, policy, service
 
 pytest_plugins = ["tests.e2e.traffic.fixtures"]
@@ -322,6 +324,20 @@ def test_a_machine_at_a_device_of_its_own(served: Ground, machine: Document) -> 
     ways = [(how, address) for how in ("tcp", "udp") for address in (V4, V6)]
     assert ask(served, "h1/vm", *ways, outside=True) == ["ECONNREFUSED"] * len(ways)
     assert served.drops("h1")["service_no_backend"] == before + len(ways)
+
+
+def test_a_machine_hears_whose_hops_run_out(served: Ground, machine: Document) -> None:
+    """About what it sent: to a frontend, or an address itself; by way of its device, where policy lets nothing in."""
+    closed = policy("closed", {"app": "free"}, ingress=[])
+    served.declare(*served.base(), machine, closed, shop({"labels": {"app": "web"}, "port": PORT}))
+    asked, want = [], []
+    for family, frontend, gateway in ((4, V4, GATEWAY_IPV4), (6, V6, GATEWAY_IPV6)):
+        for address, port in ((frontend, 80), *((served.address(one, family), PORT) for one in ("web-1", "web-2"))):
+            asked.append(["udp", address, port, 1])
+            want.append([*TIME_EXCEEDED[family], gateway])
+    before = served.drops("h1")["hop_limit"]
+    assert json.loads(run(served, "h1/vm", PROBE, json.dumps(asked), "5", outside=True)) == want
+    assert served.drops("h1")["hop_limit"] == before + len(asked)
 
 
 def test_policy_judges_the_backend_of_packets(served: Ground) -> None:

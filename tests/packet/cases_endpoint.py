@@ -223,8 +223,6 @@ def local_cases(family: int) -> List[Case]:
             events=(allowed("egress", destination_identity=5), *dropped("waiting", direction="ingress"))),)),
         ("a device without an endpoint", (shot("from_endpoint", "nobody", f.tcp(a, b, PORTS), "no_endpoint"),)),
         ("to an endpoint that is not attached", (shot("from_endpoint", "a", f.tcp(a, x["u"], PORTS), "no_endpoint"),)),
-        ("hop limit used up", (Send("from_endpoint", f.ether(f.udp(a, b, PORTS, hops=1)), "shot", {"hop_limit": 1}, "a",
-                                    events=(*both, *dropped("hop_limit"))),)),
         ("to a device without a peer, by the neighbour table", (Send(
             "from_endpoint", f.ether(f.udp(a, x["t"], PORTS)), "redirect", {}, "a",
             out=f.ether(f.udp(a, x["t"], PORTS, hops=63)), events=both),)),

@@ -46,10 +46,16 @@ def udp(source: str, destination: str, ports: Tuple[int, int], **more: Any) -> b
 
 
 def port_unreachable(source: str, destination: str, about: bytes, hops: int = 64) -> bytes:
+    """As a program makes it."""
+    kind, code = (1, 4) if f.is_v6(source) else (3, 3)
+    return icmp_error(source, destination, kind, code, about, hops)
+
+
+def icmp_error(source: str, destination: str, kind: int, code: int, about: bytes, hops: int = 64) -> bytes:
     """As a program makes it: the packet's IP header and 8 bytes more, no identification."""
     v6 = f.is_v6(source)
     quoted = about[: (40 if v6 else (about[0] & 15) * 4) + 8]
-    packet = f.icmp(source, destination, 1 if v6 else 3, bytes(4) + quoted, code=4 if v6 else 3, hops=hops)
+    packet = f.icmp(source, destination, kind, bytes(4) + quoted, code=code, hops=hops)
     return f.summed(packet if v6 else _without_identification(packet))
 
 

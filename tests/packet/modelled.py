@@ -95,9 +95,11 @@ class Modelled:
     def __init__(self, is_judged: bool, where: Mapping[Address, str], identities: Mapping[str, str]) -> None:
         self.listed = Listed()
         self.wanted: Optional[bytes] = None
+        self.gone_to: Optional[Target] = None
         self.node = Node(
             Ends(dict(where), identities, self.listed),
             world.TUNNEL_PORT,
+            {family: ipaddress.ip_address(one["gateway"]) for family, one in ADDRESSES.items()},
             taps=frozenset({"t"}),
             is_judged=is_judged,
             failsafe=FAILSAFE,
@@ -107,6 +109,8 @@ class Modelled:
 
     def _chosen(self, packet: Reading, backends: Tuple[Target, ...]) -> Target:
         """Any that may be: the one that the step expects, if it is one of those."""
+        if self.gone_to in backends:
+            return self.gone_to
         left = readable(self.wanted)
         for backend in backends:
             # A later fragment says no port.
@@ -114,9 +118,18 @@ class Modelled:
                 return backend
         return backends[0]
 
-    def send(self, program: str, at: str, frame: bytes, via: str, out: Optional[bytes]) -> Fate:
-        """What becomes of a frame at that device; it came in by `via`. out: how it goes on, where there is a choice."""
-        self.wanted, node = out, self.node
+    def send(
+        self,
+        program: str,
+        at: str,
+        frame: bytes,
+        via: str,
+        out: Optional[bytes],
+        gone_to: Optional[Target] = None,
+    ) -> Fate:
+        """What becomes of a frame at that device; it came in by `via`. out: how it goes on, where there is a choice.
+        gone_to: the backend, where that does not show it."""
+        self.wanted, self.gone_to, node = out, gone_to, self.node
         if program == "from_endpoint":
             return node.sends(at, frame)
         if program == "to_endpoint":

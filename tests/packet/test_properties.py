@@ -15,6 +15,8 @@ from tests.packet import frames as f
 from tests.packet import world
 from tests.packet.kernel import Datapath
 from tests.packet.world import ADDRESSES, DEVICES, IDENTITIES, Policy, Rule
+from tests.reference.expiry import is_expiry
+from tests.reference.reading import read
 
 pytestmark = pytest.mark.root
 
@@ -72,7 +74,10 @@ def check(datapath: Datapath, frame: bytes, family: int) -> None:
     assert sum(result.counters.values()) == 1, "every packet ends in exactly one reason"
     x = ADDRESSES[family]
     reason = next(iter(result.counters))
-    if result.action == "redirect":
+    if result.action == "redirect" and reason == "hop_limit":  # back to a, which is told
+        answer = read(result.frame)
+        assert (is_expiry(answer), str(answer.destination)) == (True, x["a"])
+    elif result.action == "redirect":
         assert reason == "to_endpoint"
         assert is_to_itself(frame) or reading(frame) == (x["a"], x["b"], f.TCP, 80)
     elif result.action == "pass":
@@ -89,6 +94,7 @@ def test_allowed_twice_and_out_of_hops(restricted: Datapath) -> None:
     frame = bytearray(f.ether(f.tcp(x["a"], x["b"], PORTS)))
     frame[14 + 8] = 0
     check(restricted, bytes(frame), 4)
+    assert restricted.run("from_endpoint", bytes(frame), DEVICES["a"]).action == "redirect"
 
 
 @BOUNDED

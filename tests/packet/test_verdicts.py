@@ -7,7 +7,16 @@ from typing import List
 
 import pytest
 
-from tests.packet import cases_edge, cases_endpoint, cases_fragments, cases_host, cases_services, cases_time, world
+from tests.packet import (
+    cases_edge,
+    cases_endpoint,
+    cases_expiry,
+    cases_fragments,
+    cases_host,
+    cases_services,
+    cases_time,
+    world,
+)
 from tests.packet.kernel import Datapath
 
 pytestmark = pytest.mark.root
@@ -19,6 +28,7 @@ ENDPOINT_CASES: List[world.Case] = [
         cases_endpoint.local_cases,
         cases_endpoint.policy_cases,
         cases_endpoint.outward_cases,
+        cases_expiry.expiry_cases,
         cases_fragments.fragment_cases,
         cases_services.flow_cases,
         cases_services.error_cases,

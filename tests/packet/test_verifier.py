@@ -29,6 +29,8 @@ LIMIT = 500_000  # half of what a kernel allows: older ones look at more
 EXTREMES: Dict[str, Tuple[Any, Any]] = {
     "tunnel_port": (1, 65535),
     "node_address": ("", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    "gateway_v4": ("", "255.255.255.255"),
+    "gateway_v6": ("", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
     "host_policy": (0, 1),
     "blocked_at_tc": (0, 1),
     "services_at_tc": (0, 1),

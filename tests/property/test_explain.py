@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpfleet.compile.compiler import Compiler
+from bpfleet.compile.topology import GATEWAY_IPV4, GATEWAY_IPV6
 from bpfleet.errors import InvalidInput
 from bpfleet.loader.generated.layouts import ENUMS
 from bpfleet.model.document import Document, DocumentSet
@@ -31,7 +32,7 @@ ON = {"a": 1, "b": 1, "c": 2, "late": 1, "later": 2}
 """Which node the endpoints are on. The last two have no identity yet."""
 HELD = {"h1": ("192.168.77.101", "2001:db8:77::1"), "h2": ("192.168.77.102", "2001:db8:77::2")}
 """Addresses of nodes that no document names."""
-GATEWAYS = ("169.254.1.1", "fe80::1")
+GATEWAYS = (GATEWAY_IPV4, GATEWAY_IPV6)
 ENDPOINTS = {
     address: name
     for number, (name, on) in enumerate(ON.items(), 1)
@@ -172,6 +173,7 @@ def model(documents: List[Document], number: int, judged: bool) -> Node:
     return Node(
         Ends(places, identities, Declared(tuple(own))),
         TUNNEL_PORT,
+        {4: ipaddress.ip_address(GATEWAY_IPV4), 6: ipaddress.ip_address(GATEWAY_IPV6)},
         is_judged=judged,
         failsafe=frozenset((one["protocol"], one["port"], one["direction"]) for one in failsafe),
         takes_in=lambda source, destination: destination.version == 6 and destination.is_link_local,

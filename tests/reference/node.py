@@ -25,6 +25,7 @@ from tests.reference.ends import (
     Heard,
     Policies,
 )
+from tests.reference.expiry import is_expiry, time_exceeded
 from tests.reference.host import CLIENT_PORTS, SERVER_PORTS, Host, is_dhcp, is_discovery, is_multicast
 from tests.reference.reading import RST, TCP, UDP, Address, Ports, Reading, Unreadable, read
 from tests.reference.services import Services, exchanged, refusal
@@ -56,11 +57,11 @@ class Fate:
         return {name: count for name, count in counts.items() if name and count}
 
 
-class Refused(Dropped):
-    """No backend; the sender is told."""
+class Answered(Dropped):
+    """The sender is told, unless there is no answer to make."""
 
-    def __init__(self, answer: Optional[Reading]) -> None:
-        super().__init__("service_no_backend")
+    def __init__(self, reason: str, answer: Optional[Reading]) -> None:
+        super().__init__(reason)
         self.answer = answer
 
 
@@ -75,10 +76,12 @@ def _everything(source: Address, destination: Address) -> bool:
 @dataclass
 class Node:
     """This node. taps: endpoints to which a packet is only transmitted, so that it passes their own device as well.
-    is_judged: a policy selects the node itself. failsafe, takes_in: see Host. tunnel: whether there is one."""
+    is_judged: a policy selects the node itself. failsafe, takes_in: see Host. gateways: the
+    workloads' own, by IP version. tunnel: whether there is one."""
 
     ends: Ends
     tunnel_port: int
+    gateways: Mapping[int, Address]
     taps: FrozenSet[str] = frozenset()
     is_judged: bool = False
     failsafe: FrozenSet[Tuple[str, int, str]] = frozenset()
@@ -124,7 +127,7 @@ class Node:
             (reason, left), passes = way(), True
         except (Dropped, Unreadable) as dropped:
             reason, left, passes = str(dropped), None, False
-            if isinstance(dropped, Refused):
+            if isinstance(dropped, Answered):
                 left, passes = dropped.answer, dropped.answer is not None
             if not reason.startswith("denied"):
                 self.ends.events.append(("drop", 0, ""))
@@ -167,7 +170,7 @@ class Node:
             if not self.ends.established(to, packet, found):
                 self.ends.admit(to, INGRESS, packet, name, found)
         if packet.hops <= 1:
-            raise Dropped("hop_limit")
+            raise Answered("hop_limit", time_exceeded(frame, self.gateways[packet.source.version]))
         left = replace(left, hops=left.hops - 1)
         if to in self.taps:
             return "", left
@@ -194,7 +197,7 @@ class Node:
 
     def _balance(self, name: str, packet: Reading, found: Found) -> Optional[Tuple[Address, int]]:
         """The backend that a packet to a frontend, or an error about one's answer, is sent to. A connection to the
-        address itself goes before. Raises Refused."""
+        address itself goes before. Raises Answered."""
         if packet.kind not in ("any", "opens", "related") or packet.connection_protocol not in (TCP, UDP):
             return None
         if found.record and not found.record.denies:
@@ -208,7 +211,7 @@ class Node:
             raise Dropped("spoofed_source")
         backend = self.services.backend(packet, tuple(one for one in listed if self.ends.place(one[0]) != name))
         if not backend:
-            raise Refused(refusal(packet))
+            raise Answered("service_no_backend", refusal(packet))
         return backend
 
     def answered(self, packet: Reading, left: Reading, found: Found) -> Reading:
@@ -231,6 +234,8 @@ class Node:
             return "neighbour", None
         if via == name and self._is_refusal(packet):
             return "service", None
+        if via == name and is_expiry(packet) and packet.source == self.gateways[packet.source.version]:
+            return "to_endpoint", None
         if self.is_judged and not via:
             self.host.sends(packet, name)
         found = self.ends.find(INGRESS, packet)

@@ -296,6 +296,27 @@ __noinline int balance_forward(struct __sk_buff *skb, struct packet *packet)
 	return 0;
 }
 
+/* As it was sent, for what its sender is told about it. Not for an ICMP error. Returns 0 or a reason. */
+__noinline int balance_undo(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct exchange exchange = {};
+
+	if (!packet)
+		return REASON_SERVICE_FLOW;
+	if (!packet->frontend_port || packet->kind == PACKET_RELATED)
+		return 0;
+	exchange.ip = ETH_HLEN;
+	exchange.from = &packet->destination;
+	exchange.from_port = packet->flow.destination_port;
+	exchange.to = &packet->frontend;
+	exchange.to_port = packet->frontend_port;
+	exchange.transport = packet->transport;
+	exchange.protocol = packet->flow.protocol;
+	exchange.is_v6 = packet->is_v6;
+	exchange.is_later = packet->part == PART_LATER;
+	return exchange_end(skb, &exchange);
+}
+
 /* How the client's flow to the backend is answered is as its latest packet was sent: by way of a frontend or not. */
 static __always_inline void balance_mark(struct found *found, bool is_translated)
 {

@@ -28,6 +28,10 @@ const volatile __u16 tunnel_port = 8472;
  * is right only on a host with one address. */
 const volatile struct address node_address = {};
 
+/* The gateway of every endpoint, by family. */
+const volatile struct address gateway_v4 = {};
+const volatile struct address gateway_v6 = {};
+
 /* Whether a policy selects this node itself: then the host's own traffic is judged (host.h), and costs that. */
 const volatile __u8 host_policy = 0;
 

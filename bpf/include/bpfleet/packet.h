@@ -39,15 +39,23 @@
 enum icmp_type {
 	ICMP_ECHOREPLY = 0,
 	ICMP_DEST_UNREACH = 3,
+	ICMP_SOURCE_QUENCH = 4,
+	ICMP_REDIRECT = 5,
 	ICMP_ECHO = 8,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETERPROB = 12,
 	ICMPV6_DEST_UNREACH = 1,
+	ICMPV6_TIME_EXCEEDED = 3,
 	ICMPV6_PARAMPROB = 4,
 	ICMPV6_ECHO_REQUEST = 128,
 	ICMPV6_ROUTER_ADVERTISEMENT = 134,
 	ICMPV6_REDIRECT = 137,
 	ICMPV6_ECHO_REPLY = 129,
+};
+
+enum icmp_code {
+	ICMP_PORT_UNREACHABLE = 3,
+	ICMPV6_PORT_UNREACHABLE = 4,
 };
 
 /* What a packet may do for the connection it belongs to. */
@@ -146,6 +154,14 @@ static __always_inline bool icmp_is_error(__u8 type, bool is_v6)
 	if (is_v6) /* RFC 4443 2.1: the high bit is clear */
 		return type >= ICMPV6_DEST_UNREACH && type <= ICMPV6_PARAMPROB;
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
+}
+
+/* Messages about which no error is sent: RFC 1122 3.2.2, RFC 4443 2.4 (e.1, e.2). */
+static __always_inline bool icmp_is_report(__u8 type, bool is_v6)
+{
+	if (is_v6)
+		return type < 128 || type == ICMPV6_REDIRECT;
+	return icmp_is_error(type, false) || type == ICMP_SOURCE_QUENCH || type == ICMP_REDIRECT;
 }
 
 /* What a walk over IPv6 extension headers found. */
