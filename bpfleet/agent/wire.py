@@ -341,6 +341,7 @@ class Judged(TypedDict, total=False):
     """What one side's policy says: `direction` on `node`, about the endpoint of identity `subject`.
 
     Or what passes there unjudged, or is dropped besides policy: `rule` says why, `reason` as counters and events do.
+    assumes: what must be so on the node for that, and no document says.
     """
 
     direction: str
@@ -354,6 +355,7 @@ class Judged(TypedDict, total=False):
     description: str
     policy_labels: Dict[str, str]
     reason: str
+    assumes: str
 
 
 class ExplainedBackend(TypedDict):

@@ -122,8 +122,9 @@ def _judged(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         if entry.get("reason"):
             why = f" ({entry['reason']}){why}"
         said = f' "{entry["description"]}"' if entry.get("description") else ""
+        assumes = f", assuming that {entry['assumes']}" if entry.get("assumes") else ""
         place = f"{entry['direction']} of {entry['subject']} on {entry['node']}"
-        found.append(f"{place}: {colour(entry['verdict'], _COLOURS[entry['verdict']])}{why}{said}")
+        found.append(f"{place}: {colour(entry['verdict'], _COLOURS[entry['verdict']])}{why}{said}{assumes}")
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Dict, List, Mapping, NoReturn, Protocol
 
 from bpfleet.compile.host import is_failsafe
@@ -34,6 +35,7 @@ _GATEWAY = "neighbour discovery and DHCP between an endpoint and its gateway are
 _LINK = "discovery, listener reports and DHCP of a host are not judged"
 _TUNNEL = "tunnel packets between members are not judged"
 _FAILSAFE = "a failsafe port, which no policy closes"
+_ROUTED = "{node} has a route to {address}: without one its kernel keeps the packet, and policy judges it as the host's"
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,10 @@ class Way:
             self._drops(EGRESS, source, "multicast", "multicast and broadcast, which no endpoint may send")
         if self._packet.is_to(self._tunnel_port) and number in (HOST, REMOTE_NODE, WORLD):
             self._drops(EGRESS, source, "own_tunnel", "to the tunnel port endpoints may send to each other only")
-        self._policy(EGRESS, source, number)
+        routed = {}
+        if number == WORLD and destination.address is not None and destination.node is None:
+            routed = {"assumes": _ROUTED.format(node=node, address=destination.address)}
+        self._policy(EGRESS, source, number, routed)
         if destination.endpoint is not None:
             return self._policy(INGRESS, destination, self._number(str(destination.node), source))
         if number in (HOST, REMOTE_NODE):
@@ -234,12 +239,13 @@ class Way:
         else:
             self._policy(direction, end, peer)
 
-    def _policy(self, direction: str, end: End, peer: int) -> None:
+    def _policy(self, direction: str, end: End, peer: int, besides: Mapping[str, str] = MappingProxyType({})) -> None:
         self._has_identity(direction, end)
         if self._packet.is_reply:
             self._drops(direction, end, "no_connection", "a reply passes with its connection only")
         subject = HOST if end.endpoint is None else end.number
-        self._says(direction, end, self._judge.judge(str(end.node), subject, self._question(direction, peer)))
+        said = self._judge.judge(str(end.node), subject, self._question(direction, peer))
+        self._says(direction, end, {**said, **besides})
 
     def _question(self, direction: str, peer: int) -> Question:
         other = self._destination if direction == EGRESS else self._source

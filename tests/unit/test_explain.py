@@ -199,6 +199,25 @@ def test_why_is_said_to_people() -> None:
     )
 
 
+ROUTED = "h1 has a route to {}: without one its kernel keeps the packet, and policy judges it as the host's"
+
+
+@pytest.mark.parametrize("declared", [documents(), documents(WORLD_ONLY)], ids=["open", "closed"])
+def test_what_only_a_route_makes_the_worlds_is_said_to_assume_one(declared: DocumentSet) -> None:
+    for address in ("198.51.100.1", "10.77.1.99", "2001:db8::1"):
+        answer = said(declared, "web-1", address, "80/tcp", held=HELD, shared=SHARED)
+        assert [entry.get("assumes") for entry in answer["judged"]] == [ROUTED.format(address)]
+        (line,) = render(answer).splitlines()[1:]
+        assert line.endswith(f", assuming that {ROUTED.format(address)}")
+    # What the documents or the nodes' own addresses say needs no route of that kind; nor has the world as such one.
+    for end in ("api-1", "db-1", "h1", "h2", "172.17.0.1", "fd00:bf:77::2", "169.254.1.1", "224.0.0.1", "world"):
+        answer = said(declared, "web-1", end, "80/tcp", held=HELD, shared=SHARED)
+        assert not any("assumes" in entry for entry in answer["judged"]), end
+    for source in ("198.51.100.1", "h2"):
+        answer = said(declared, source, "web-1", "80/tcp", held=HELD, shared=SHARED)
+        assert not any("assumes" in entry for entry in answer["judged"]), source
+
+
 def test_what_is_not_in_force_is_no_end() -> None:
     strangers = [fleet.node(3), fleet.endpoint("far-1", 3, 1, "web")]
     for end in ("far-1", "h3"):

@@ -65,7 +65,8 @@ static __always_inline bool host_is_tunnel(const struct packet *packet, __u32 pe
 	       (packet->kind == PACKET_RELATED && packet->flow.source_port == port);
 }
 
-/* Whether the stack takes in what goes to the destination, or has no way on for it, by its own word. */
+/* Whether the stack takes in what goes to the destination, or has no route at all for it: its answer is the same. A route
+ * that says to drop (blackhole, unreachable, prohibit) is one. */
 static __noinline bool stack_keeps(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct bpf_fib_lookup route = { .ifindex = skb->ifindex };
