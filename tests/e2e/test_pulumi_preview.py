@@ -168,9 +168,9 @@ def test_a_preview_refuses_more_than_the_limits_hold(stack: Stack, name: str) ->
 
 def test_what_is_not_known_yet_is_not_counted(stack: Stack) -> None:
     """The number of an identity is known only after it was made; what is made of it may be anything."""
-    unknown = endpoint("10.77.1.10", "w9", identity="number-${web.number}")
-    stack.resources = {**fleet(), "unknown": unknown}
-    assert "unknown" in stack.preview().ops
+    undecided = endpoint("10.77.1.10", "w9", identity="number-${web.number}")
+    stack.resources = {**fleet(), "undecided": undecided}
+    assert "undecided" in stack.preview().ops
 
 
 def test_a_stack_without_the_cluster_knows_what_it_declares_itself(tmp_path: Path) -> None:
