@@ -529,7 +529,9 @@ class Agent:
 
 
 def _at_its_field(error: HostFailed, contents: Contents, node: str) -> HostFailed:
-    """An obstacle at a device of the node, as one of the node's document: where it is declared, it can be changed."""
+    """An obstacle at a device of the node, or in a map, as one of the document in which it is declared and changed."""
+    for cluster in contents.documents.of_kind("cluster") if "map" in error.details else ():
+        error.where.update(resource=f"cluster/{cluster}", field=f"limits.{error.details['map']}")
     document = contents.documents.of_kind("node").get(node)
     names = [device["name"] for device in document.spec["devices"]] if document is not None else []
     if error.details.get("device") in names:

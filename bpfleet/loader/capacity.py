@@ -3,8 +3,8 @@
 New entries are put before old ones go (plan.py), so a map must hold both for a moment: its peak.
 
 What counts is the room that a map will have: a change makes those whose limit was changed anew (resize.py), before it
-needs the room if they grow, after it if they shrink. Maps that programs fill keep the size they were made with,
-whatever the cluster declares since; they never overflow: connections and translations forget the idlest entry.
+needs the room if they grow, after it if they shrink. Other maps than `connections` that programs fill keep the size
+they were made with, whatever the cluster declares since. None overflows: some forget the idlest entry.
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ LIMITS: Dict[str, str] = {
 }
 """By map the field of the cluster's limits that makes it larger."""
 
-KEPT = frozenset({"connections", "translations", "flows", "flow_slots"})
-"""Maps that programs fill. One that is there keeps its size until the node restarts: programs are replaced hook after
-hook, and what is noted in one map meanwhile would not be found in the other."""
+CONNECTIONS = "connections"
+"""Programs fill it, and it is made anew all the same (resize.py)."""
+
+KEPT = frozenset({"translations", "flows", "flow_slots"})
+"""Other maps that programs fill. One that is there keeps its size until the node restarts: programs are replaced hook
+after hook, and what is noted in one map meanwhile would not be found in the other."""
 
 _REMEDY = {
     "addresses": "Declare fewer endpoints, split the cluster",

@@ -15,13 +15,14 @@ from bpfleet.errors import HostFailed, HostUnfit, ObjectRejected
 from bpfleet.loader import steps as s
 from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.kernel import Found
+from bpfleet.loader.objects import SHARED
 from bpfleet.loader.rows import is_index
 from bpfleet.loader.staging import IS_STAGED, POLICIES, STAGED, in_force, settled, switched
 from bpfleet.model.document import canonical_json
 from bpfleet.model.state import CGROUP_ROOT, Adopted, Facts, NodeState, Program, Route, Row, Table, Tap, Veth
 
 _INNER = {described["inner"] for described in MAPS.values() if "inner" in described}
-MAP_NAMES = tuple(sorted(name for name in MAPS if name not in _INNER))
+MAP_NAMES = tuple(sorted(name for name in MAPS if name not in _INNER and name not in SHARED))
 
 XDP_HOOKS = {"xdp-native", "xdp-generic"}
 

@@ -54,9 +54,10 @@ class Kernel(Protocol):
         """What is there of ours now, in the field names of `want`. Changes nothing."""
 
     def obstacles(self, want: NodeState) -> List[HostFailed]:
-        """What somebody else has where only one can be and `want` has us: programs at XDP. Changes nothing.
+        """What somebody else has where only one can be and `want` has us: programs at XDP; and more connections under
+        way than `want` has room for. Changes nothing.
 
-        The details of each hold `device`.
+        The details of each hold `device`, or `map`.
         """
 
     def prepare(self, programs: Mapping[str, Program]) -> None:

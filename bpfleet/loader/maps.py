@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import ExitStack, contextmanager
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from bpfleet.errors import HostFailed
-from bpfleet.loader import staging, syscall
-from bpfleet.loader.generated.layouts import MAPS
+from bpfleet.loader import layout, staging, syscall
+from bpfleet.loader.connections import is_live
+from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.pins import Pins, open_pin
 from bpfleet.loader.rows import Codec, codec_for, device_index, is_index, salt
 from bpfleet.model.state import Row, Table
@@ -20,6 +22,7 @@ _TYPES = {
     "hash": syscall.MAP_HASH,
     "array": syscall.MAP_ARRAY,
     "lpm_trie": syscall.MAP_LPM_TRIE,
+    "lru_hash": syscall.MAP_LRU_HASH,
     "hash_of_maps": syscall.MAP_HASH_OF_MAPS,
 }
 _CHUNK = 8192  # elements a batch: the kernel copies a batch piece by piece, and the buffers stay small
@@ -165,6 +168,36 @@ class Maps:
                 os.close(made)
                 raise
         return made
+
+    def create_like(self, name: str, entries: int) -> int:
+        """An empty map like the pinned one, with room for `entries`; a descriptor, which alone keeps it."""
+        return self._create(name, entries)
+
+    def add_connections(self, to: int) -> None:
+        """Add to another map all connections that it does not have. The idlest first, as a map that has no room for all
+        forgets what came first."""
+        at = _offset("connections", "value", "last_seen")
+        with closing(self._required("connections")) as fd:
+            found = sorted(dump(fd, "connections").items(), key=lambda item: item[1][at : at + 4][::-1])
+        for key, value in found:
+            syscall.map_add(to, key, value)
+        self._wrote()
+
+    def live_connections(self) -> int:
+        """How many of the connections that are recorded still count."""
+        now = time.monotonic_ns() >> ENUMS["connection_time"]["tick_shift"]
+        found = self._contents("connections") or {}
+        keys, values = (layout.decode_many("connections", *part) for part in _joined(found))
+        return sum(
+            is_live(key["protocol"], value["state"], now - value["last_seen"]) for key, value in zip(keys, values)
+        )
+
+    def let_programs_end(self) -> None:
+        """Wait until no program runs any longer that runs now. An update of a map of maps returns only then
+        (maybe_wait_bpf_programs in the kernel)."""
+        name = staging.POLICIES
+        with closing(self._create(MAPS[name]["inner"], 1)) as inner, closing(self._create(name, 1, inner)) as outer:
+            syscall.map_update(outer, bytes(4), inner.to_bytes(4, "little"))
 
     def _share_inner(self, fd: int, name: str, entries: Sequence[Tuple[bytes, bytes]]) -> None:
         """Put inner maps, known by their ids, into an outer map as well."""
@@ -324,6 +357,14 @@ def _bindable(key: Tuple[str, ...], row: Row) -> bool:
             except HostFailed:
                 return False
     return True
+
+
+def _joined(contents: Mapping[bytes, bytes]) -> Tuple[Tuple[str, bytes], Tuple[str, bytes]]:
+    return ("key", b"".join(contents.keys())), ("value", b"".join(contents.values()))
+
+
+def _offset(name: str, part: str, field: str) -> int:
+    return next(int(one["offset"]) for one in MAPS[name][part]["fields"] if one["name"] == field)
 
 
 def dump(fd: int, name: str) -> Dict[bytes, bytes]:

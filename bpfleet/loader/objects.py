@@ -23,6 +23,9 @@ from bpfleet.model.state import Program
 PROGRAM_PREFIX = "bpfl_"
 """Every program of ours has such a name: that is how it is known at a hook."""
 
+SHARED = {"connections_next": "connections"}
+"""Names of maps that are another map, but while that is made anew (resize.py)."""
+
 _LOG_BYTES = 16 << 20  # the verifier stops with ENOSPC at its limit; what it needs for a million instructions fits
 _LAST_LINES = 20
 
@@ -62,14 +65,17 @@ class Objects:
         """
         return self._load(program, lambda opened: self._configure(opened, program))
 
-    def load_again(self, object_name: str, running: int, moved: Mapping[str, Path]) -> int:
-        """A program as the one behind the descriptor `running`, with its very constants, but for the maps in `moved`:
-        those are where it says. A descriptor, as of `load`.
+    def load_again(
+        self, object_name: str, running: int, moved: Mapping[str, Path], changed: Mapping[str, int] = {}
+    ) -> int:
+        """A program as the one behind the descriptor `running`, with its very constants but for those in `changed`, and
+        on its very maps but for those in `moved`, which are where it says. A descriptor, as of `load`.
 
         Raises HostFailed if the object's file holds another program by now.
         """
         info = syscall.program_info(running)
-        loaded = self._load(Program(object_name), lambda opened: self._configure_again(opened, info, moved))
+        again = Program(object_name, changed)
+        loaded = self._load(again, lambda opened: self._configure_again(opened, again, info, moved))
         if syscall.program_info(loaded).tag != info.tag:
             os.close(loaded)
             raise HostFailed(
@@ -108,6 +114,7 @@ class Objects:
         declared = {**_event_entries(), **program.sizes}
         sizes = {name: _entries(self._pins.map(name)) or declared.get(name, 0) for name in maps}
         _size_by_cpus(sizes)
+        sizes.update({name: _size_of(SHARED[name], sizes) for name in maps if name in SHARED})
         constants = {**program.constants, **history_shares(sizes.get("flows", 0))}
         if "events" in sizes:
             constants["events_slots_mask"] = slots_of_each(sizes["events"], sizes["event_cursor"]) - 1
@@ -118,19 +125,24 @@ class Objects:
         for name, item in maps.items():
             if sizes[name]:
                 opened.resize(item, sizes[name])
-            opened.pin_at(item, str(self._pins.map(name)))
+            opened.pin_at(item, str(self._place(name)))
         return self._only_program(opened, program.object)
 
-    def _configure_again(self, opened: Object, info: syscall.ProgramInfo, moved: Mapping[str, Path]) -> Tuple[str, int]:
+    def _configure_again(
+        self, opened: Object, program: Program, info: syscall.ProgramInfo, moved: Mapping[str, Path]
+    ) -> Tuple[str, int]:
         constants = _constants_of(info)
         if len(constants) == len(opened.read_constants()):  # else it is another program, as its tag will say
-            opened.write_constants(constants)
+            opened.write_constants(layout.encode_constants(program.object, program.constants, constants))
         for name, item in opened.maps().items():
-            path = moved.get(name) or self._pins.map(name)
+            path = moved.get(name) or moved.get(SHARED.get(name, "")) or self._place(name)
             if _entries(path):
                 opened.resize(item, _entries(path))
             opened.pin_at(item, str(path))
-        return self._only_program(opened, info.name)
+        return self._only_program(opened, program.object)
+
+    def _place(self, name: str) -> Path:
+        return self._pins.map(SHARED.get(name, name))
 
     @staticmethod
     def _only_program(opened: Object, object_name: str) -> Tuple[str, int]:
@@ -212,14 +224,14 @@ def history_shares(slots: int) -> Dict[str, int]:
 def _size_by_cpus(sizes: Dict[str, int]) -> None:
     """Give new arrays, those of size 0, what each CPU of this host needs beside the map that they belong to."""
     cpus = possible_cpus()
-
-    def size_of(name: str) -> int:
-        return sizes[name] or int(MAPS[name]["max_entries"])
-
     if sizes.get("connection_copies") == 0:
-        sizes["connection_copies"] = cpus * new_connection_copies(cpus, size_of("connections"))
+        sizes["connection_copies"] = cpus * new_connection_copies(cpus, _size_of("connections", sizes))
     if sizes.get("flow_counts") == 0:
-        sizes["flow_counts"] = cpus * size_of("flows")
+        sizes["flow_counts"] = cpus * _size_of("flows", sizes)
+
+
+def _size_of(name: str, sizes: Mapping[str, int]) -> int:
+    return sizes[name] or int(MAPS[name]["max_entries"])
 
 
 def _event_entries() -> Dict[str, int]:

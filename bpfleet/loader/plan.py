@@ -28,7 +28,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Set, Tuple
 
-from bpfleet.loader.capacity import check_capacity, needs_room, resized
+from bpfleet.loader.capacity import CONNECTIONS, check_capacity, needs_room, resized
 from bpfleet.loader.kernel import Found
 from bpfleet.loader.rows import REVISION_FIELD, is_index
 from bpfleet.loader.staging import POLICIES, STAGED
@@ -70,7 +70,8 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
     """
     check_capacity(want, have)
     sizes = resized(want, have)
-    first = {name: size for name, size in sizes.items() if size > have.sizes[name]} if needs_room(want, have) else {}
+    grown = {name: size for name, size in sizes.items() if size > have.sizes[name] and name != CONNECTIONS}
+    first = grown if needs_room(want, have) else {}
     last = {name: size for name, size in sizes.items() if name not in first}
     loaded = have.programs
     rebuilt = {name for name, device in have.devices.items() if _must_rebuild(want.devices.get(name), device)}

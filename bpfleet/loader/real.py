@@ -15,6 +15,7 @@ from typing import Any, ContextManager, Dict, Iterator, List, Mapping, Optional,
 
 from bpfleet.errors import HostFailed, HostUnfit
 from bpfleet.loader import cgroup, links, steps, syscall
+from bpfleet.loader.capacity import CONNECTIONS
 from bpfleet.loader.clsact import device_hooks
 from bpfleet.loader.devices import Devices, is_ours, read_devices
 from bpfleet.loader.generated.layouts import MAPS
@@ -201,7 +202,20 @@ class RealKernel:
 
     def obstacles(self, want: NodeState) -> List[HostFailed]:
         """As Kernel.obstacles."""
-        return list(self._xdp.obstacles(want.attachments))
+        return [*self._xdp.obstacles(want.attachments), *self._too_many_connections(want)]
+
+    def _too_many_connections(self, want: NodeState) -> Iterator[HostFailed]:
+        size, there = want.sizes.get(CONNECTIONS), self._maps.size(CONNECTIONS)
+        if size is None or there is None or size >= there:
+            return
+        live = self._maps.live_connections()
+        if live > size:
+            yield HostFailed(
+                f"the map {CONNECTIONS} is to have room for {size} entries, {live} connections are under way",
+                field=CONNECTIONS,
+                remedy=f"Lower limits.{CONNECTIONS} to no less than what is under way.",
+                details={"map": CONNECTIONS, "needed": live, "limit": size},
+            )
 
     # -- staging -----------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,8 @@ _DETACH, _PROG_FD, _MAP_FD, _INFO, _QUERY = 9, 13, 14, 15, 16
 _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
 _LINK_CREATE, _LINK_UPDATE, _LINK_FD, _LINK_NEXT, _LINK_DETACH = 28, 29, 30, 31, 34
 
+_NOEXIST = 1
+
 _u32, _u64 = ctypes.c_uint32, ctypes.c_uint64
 
 
@@ -308,6 +310,18 @@ def update_batch(fd: int, keys: bytes, values: bytes, count: int) -> int:
     attr = _Batch(keys=_address(names), values=_address(data), count=count, map_fd=fd)
     _call(_UPDATE_BATCH, attr)
     return int(attr.count)
+
+
+def map_add(fd: int, key: bytes, value: bytes) -> bool:
+    """Create one element; False if it was there."""
+    name, data = _bytes(key), _bytes(value)
+    try:
+        _call(_UPDATE, _Element(map_fd=fd, key=_address(name), value=_address(data), flags=_NOEXIST))
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            return False
+        raise
+    return True
 
 
 def delete_batch(fd: int, keys: bytes, count: int) -> int:

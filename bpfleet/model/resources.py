@@ -296,7 +296,7 @@ LIMITS = Object(
     "What each node has room for, in entries of its kernel maps. A change that needs more is refused before "
     "anything is changed, and so is a limit that is lowered below what is there. A changed limit holds at once, "
     "without a packet lost: maps are made anew in the new size with all they hold. But what the traffic itself "
-    "fills keeps the size it was made with (connections, translations, flows): there a changed limit holds after "
+    "fills keeps the size it was made with (translations, flows): there a changed limit holds after "
     "the node's next restart, and until then the node warns of the difference.",
     (
         _limit("addresses", 256, 1 << 22, "Addresses of all endpoints and nodes of the cluster (about 90 bytes each)."),

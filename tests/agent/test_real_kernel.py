@@ -179,16 +179,17 @@ def test_a_nodes_life(node: Node) -> None:
     assert rest["kept"] == len(flows) < rest["limit"] == 503
     assert rest["did_not_fit"]["passed"]["packets"] == rest["did_not_fit"]["dropped"]["packets"] == 0
 
-    # A limit that changes is for the next maps: these keep what they hold, and say so.
+    # A limit that changes holds at once, and the map has what it held. That of the history is for the next maps.
     raised = fleet.document(
-        "cluster", "fleet", id=1, members=["h1"], limits={"connections": 8192, "endpoints": 16, "flows": 503}
+        "cluster", "fleet", id=1, members=["h1"], limits={"connections": 8192, "endpoints": 16, "flows": 603}
     )
     node.commit(node="h1", owner="test", puts=items([raised], "test"))
     after = connection.call("status")
     held = {entry["map"]: entry for entry in after["maps"]}["connections"]
-    assert (held["limit"], held["used"]) == (4096, maps["connections"]["used"]) and after["drift"] == []
+    assert (held["limit"], held["used"]) == (8192, maps["connections"]["used"]) and after["drift"] == []
     assert [text.partition(": it keeps")[0] for text in after["warnings"] if "has room for" in text] == [
-        "cluster/fleet, limits.connections: map connections has room for 4096 entries, 8192 are declared"
+        f"cluster/fleet, limits.flows: map {name} has room for 505 entries, 605 are declared"
+        for name in ("flow_slots", "flows")
     ]
 
     # Once the policy is gone, its events and flows keep their names, and the pings pass.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import time
 from pathlib import Path
-from typing import Any, Dict, Set
+from typing import Any, Dict, Mapping, Set
 
 import pytest
 
 from bpfleet.errors import HostFailed
-from bpfleet.loader import syscall
+from bpfleet.loader import layout, syscall
 from bpfleet.loader.apply import apply
 from bpfleet.loader.btf import ObjectFile
+from bpfleet.loader.maps import dump
 from bpfleet.loader.pins import Pins
 from bpfleet.loader.plan import plan
 from bpfleet.loader.real import RealKernel
@@ -26,8 +28,8 @@ from tests.contract.test_kernel import bring, sized
 pytestmark = pytest.mark.root
 
 FULL = state({1: 65900, 2: 66000}, {65900: WEB, 66000: []}, services={80: [1, 2], 81: [1]})
-SMALL = sized(FULL, addresses=16, policies=9, backends=9, endpoints=5)
-LARGE = sized(FULL, addresses=99, policies=19, backends=29, endpoints=49)
+SMALL = sized(FULL, connections=2048, addresses=16, policies=9, backends=9, endpoints=5)
+LARGE = sized(FULL, connections=4096, addresses=99, policies=19, backends=29, endpoints=49)
 
 
 def maps_in_use(pins: Pins) -> Dict[str, Set[int]]:
@@ -43,6 +45,32 @@ def maps_in_use(pins: Pins) -> Dict[str, Set[int]]:
             found.setdefault(syscall.map_info(one).name, set()).add(number)
             os.close(one)
         os.close(fd)
+    return found
+
+
+def connection(number: int, seconds: int) -> tuple[bytes, bytes]:
+    """A UDP connection that was used so many seconds ago."""
+    now = time.monotonic_ns() >> 30
+    ends = {"source": "10.77.1.1", "destination": "10.77.1.2", "source_port": number, "protocol": 17}
+    key = {**layout.decode("connections", "key", bytes(40)), **ends}
+    value = {**layout.decode("connections", "value", bytes(40)), "last_seen": now - seconds, "flow": number}
+    return layout.encode("connections", "key", key), layout.encode("connections", "value", value)
+
+
+KNOWN = dict(connection(number, 20) for number in range(1, 1001))
+
+
+def record(connections: Mapping[bytes, bytes]) -> None:
+    fd = syscall.get(str(Pins().map("connections")))
+    for key, value in connections.items():
+        syscall.map_update(fd, key, value)
+    os.close(fd)
+
+
+def recorded() -> Dict[bytes, bytes]:
+    fd = syscall.get(str(Pins().map("connections")))
+    found = dump(fd, "connections")
+    os.close(fd)
     return found
 
 
@@ -76,16 +104,19 @@ def test_a_process_that_dies_anywhere_leaves_all_that_maps_hold(real_rig: RealRi
     """Every map that a hook's program or a name leads to is whole, of the old size or the new; and whoever comes next
     ends it, either way."""
     bring(real_rig.kernel, SMALL)
+    real_rig.sandbox.run(record, KNOWN)
     at = 1
     while dies_in(real_rig, LARGE, at):
         there = real_rig.kernel.read(SMALL)
         assert {name: there.tables[name] for name in SMALL.tables} == SMALL.tables, at
         assert there.nested == SMALL.nested, at
+        assert real_rig.sandbox.run(recorded) == KNOWN, at
         assert set(there.attachments) == set(SMALL.attachments), at
         next_one = (SMALL, LARGE)[at % 2]
         bring(real_rig.kernel, next_one)
         assert real_rig.kernel.read(next_one) == next_one and bring(real_rig.kernel, next_one) == [], at
         assert not [path for path in real_rig.left() if path.endswith("_next")], at
+        assert real_rig.sandbox.run(recorded) == KNOWN, at
         used = real_rig.sandbox.run(maps_in_use, Pins())
         assert all(len(ids) == 1 for name, ids in used.items() if not name.endswith(".rodata")), (at, used)
         bring(real_rig.kernel, SMALL)
@@ -104,7 +135,7 @@ def test_a_change_that_needs_more_room_has_it_made_first(real_rig: RealRig) -> N
     bring(real_rig.kernel, before)
     done = bring(real_rig.kernel, want)
     kinds = [step.kind for step in done]
-    assert isinstance(done[0], ResizeMaps) and set(done[0].sizes) == set(LARGE.sizes)
+    assert isinstance(done[0], ResizeMaps) and {*done[0].sizes, "connections"} == set(LARGE.sizes)
     assert kinds.index("PutRows") > 0 and [step for step in done if isinstance(step, (LoadProgram, Attach, PutRows))]
     assert [step.program.object for step in done if isinstance(step, LoadProgram)] == ["to_tunnel"]
     assert real_rig.kernel.read(want) == want and bring(real_rig.kernel, want) == []
@@ -137,3 +168,20 @@ def test_programs_of_another_version_are_not_made_anew(real_rig: RealRig) -> Non
     assert "first raise the limits, then add what needs them" in caught.value.remedy
     assert real_rig.left() == before
     assert real_rig.kernel.read(SMALL).sizes == SMALL.sizes
+
+
+def test_connections_under_way_are_not_forgotten_for_a_lowered_limit(real_rig: RealRig) -> None:
+    """What is idle for too long to count takes no room."""
+    bring(real_rig.kernel, LARGE)
+    real_rig.sandbox.run(record, dict(connection(number, 1000) for number in range(1, 801)))
+    real_rig.sandbox.run(record, dict(connection(number, 0) for number in range(801, 1101)))
+    fewer = sized(FULL, **{**LARGE.sizes, "connections": 299})
+    (obstacle,) = real_rig.kernel.obstacles(fewer)
+    assert obstacle.what == "the map connections is to have room for 299 entries, 300 connections are under way"
+    enough = sized(FULL, **{**LARGE.sizes, "connections": 300})
+    assert real_rig.kernel.obstacles(enough) == [] == real_rig.kernel.obstacles(LARGE)
+    less = sized(FULL, **{**LARGE.sizes, "connections": 1024})
+    bring(real_rig.kernel, less)
+    left = real_rig.sandbox.run(recorded)
+    assert {key for key, _ in (connection(number, 0) for number in range(801, 1101))} <= set(left)
+    assert real_rig.kernel.read(less) == less

@@ -117,16 +117,16 @@ def test_an_update_that_no_map_has_room_for_changes_no_host(controller: Controll
     assert maps(controller, "h1", "services")["limit"] == 18
 
     # What programs fill keeps its size, and everybody is told so, and what to do.
-    stack.resources["fleet"] = cluster(*HOSTS, limits={"frontends": 18, "connections": 2048})
+    stack.resources["fleet"] = cluster(*HOSTS, limits={"frontends": 18, "translations": 2048})
     run = stack.up()
-    said = "map connections has room for 131072 entries, 2048 are declared: it keeps its size, and what it holds, until"
-    assert f"h1, h2: cluster/fleet, limits.connections: {said}" in run.warnings("fleet")
+    said = "map translations has room for 65536 entries, 2048 are declared: it keeps its size, and what it holds, until"
+    assert f"h1, h2: cluster/fleet, limits.translations: {said}" in run.warnings("fleet")
     assert "Restart the node" in run.warnings("fleet")
     (warning,), drift = told(controller, "h1")
     assert said in warning and drift == []
     for name in HOSTS:
         assert lab.reboot(name) == 0
-        assert maps(controller, name, "connections")["limit"] == 2048 and told(controller, name) == ([], [])
+        assert maps(controller, name, "translations")["limit"] == 2048 and told(controller, name) == ([], [])
     stack.destroy()
 
 

@@ -65,7 +65,8 @@ class Node:
         # An endpoint more and one less, another policy map, and one for the host: that is a constant in each program.
         # And another limit, so that maps are made anew.
         cluster = self.old[0]
-        roomy = document("cluster", cluster.name, **{**cluster.spec, "limits": {"addresses": 1 << 18}})
+        limits = {"addresses": 1 << 18, "connections": 1 << 18}
+        roomy = document("cluster", cluster.name, **{**cluster.spec, "limits": limits})
         self.forth = self.stage([late, other_web, everybody, roomy], [early.key])
         self.back = self.stage([early, web, cluster], [late.key, everybody.key])
 

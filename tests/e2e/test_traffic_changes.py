@@ -347,13 +347,14 @@ def test_changed_limits_cut_nothing(ground: Ground) -> None:
 
     before = drops()
     streams = Streams(ground, routes)
-    larger = {"addresses": 1 << 18, "endpoints": 9000, "frontends": 100, "blocked_cidrs": 100}
-    for limits in (larger, {"addresses": 4096}, larger, {}):
+    larger = {"addresses": 1 << 18, "connections": 1 << 18, "endpoints": 9000, "frontends": 100, "blocked_cidrs": 100}
+    for limits in (larger, {"addresses": 4096, "connections": 4096}, larger, {}):
         ground.change(document("cluster", cluster.name, **{**cluster.spec, "limits": limits}))
         for host in ground.hosts:
             status = ground.status(host)
             room = {gauge["map"]: gauge["limit"] for gauge in status["maps"]}
-            assert (status["drift"], room["addresses"]) == ([], limits.get("addresses", 1 << 17))
+            for name in ("addresses", "connections"):
+                assert (status["drift"], status["warnings"], room[name]) == ([], [], limits.get(name, 1 << 17))
     assert streams.end() == {}
     assert drops() == before
     assert not ground.at("free-1").reaches(ground.flow("tcp", "db-2", 7001), 0.3)

@@ -37,6 +37,7 @@ EXTREMES: Dict[str, Tuple[Any, Any]] = {
     "jiffy_ns": (0, 10_000_000),
     "events_slots_mask": (0, 0xFFFFFFFF),
     "copies_mask": (0, 0xFFFFFFFF),
+    "connections_move": (0, 1),
     "flows_passed": (0, 0xFFFFFFFF),
     "flows_dropped": (0, 0xFFFFFFFF),
 }

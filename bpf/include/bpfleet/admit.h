@@ -72,7 +72,7 @@ static __always_inline void admit_copied(const struct __sk_buff *skb, const stru
 
 static __always_inline bool connection_probe(struct found *found, const struct connection_key *key)
 {
-	struct connection *record = bpf_map_lookup_elem(&connections, key);
+	struct connection *record = connection_look_up(key);
 
 	if (!record || !connection_is_live(record, key->protocol, found->now))
 		return false;
@@ -249,15 +249,15 @@ static __noinline long connection_put(const struct connection_key *key, const st
 	};
 
 	if (fresh.translated) {
-		const struct connection *before = bpf_map_lookup_elem(&connections, key);
+		const struct connection *before = connection_look_up(key);
 		bool was_direct = before && !before->translated;
-		long error = bpf_map_update_elem(&connections, key, &fresh, BPF_ANY);
+		long error = connection_write(key, &fresh);
 
 		if (was_direct)
 			copies_forget();
 		return error;
 	}
-	return bpf_map_update_elem(&connections, key, &fresh, BPF_ANY);
+	return connection_write(key, &fresh);
 }
 
 /* The slot of what was judged. By itself for the sake of the stack, as connection_put.

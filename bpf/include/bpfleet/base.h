@@ -51,6 +51,9 @@ const volatile __u32 events_slots_mask = 255;
 /* Places of one CPU in `connection_copies`, less one, as above. */
 const volatile __u32 copies_mask = 1023;
 
+/* Whether `connections` is being made anew in another size, and this program keeps both (connection.h). */
+const volatile __u8 connections_move = 0;
+
 /* How many flows the history keeps (flow.h), of those that passed and of those that were dropped. Its maps have room for
  * both and two more. */
 const volatile __u32 flows_passed = 8192;

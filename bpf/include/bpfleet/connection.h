@@ -85,6 +85,31 @@ struct {
 	__type(value, struct connection);
 } connections SEC(".maps");
 
+/* While the map is made anew in another size, programs are replaced hook by hook, twice: by some that write into both maps
+ * and look into the new one first (connections_move), and once all that has been recorded before is copied, by some that
+ * know the new one alone. So whatever two programs are at two hooks at a time, each finds what the other has recorded. At
+ * all other times this is `connections` too, which no program looks at. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct connection_key);
+	__type(value, struct connection);
+} connections_next SEC(".maps");
+
+static __always_inline struct connection *connection_look_up(const struct connection_key *key)
+{
+	struct connection *record = connections_move ? bpf_map_lookup_elem(&connections_next, key) : NULL;
+
+	return record ? record : bpf_map_lookup_elem(&connections, key);
+}
+
+static __always_inline long connection_write(const struct connection_key *key, const struct connection *record)
+{
+	if (connections_move && bpf_map_update_elem(&connections_next, key, record, BPF_ANY))
+		return -1;
+	return bpf_map_update_elem(&connections, key, record, BPF_ANY);
+}
+
 static __always_inline __u64 revisions_pack(__u32 policy_revision, __u32 addresses_revision)
 {
 	return (__u64)addresses_revision << 32 | policy_revision;

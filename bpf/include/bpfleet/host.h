@@ -142,7 +142,7 @@ static __always_inline int host_record_unjudged(struct __sk_buff *skb, const str
 	}
 	if (packet->kind > PACKET_OPENS || (packet->tcp_flags & TCP_RST))
 		return 0;
-	return bpf_map_update_elem(&connections, &packet->flow, &fresh, BPF_ANY) ? REASON_CONNECTION_INSERT : 0;
+	return connection_write(&packet->flow, &fresh) ? REASON_CONNECTION_INSERT : 0;
 }
 
 /* The host's policy on a packet of its own, after host_begin, with side->peer as the other end and both identities in

@@ -644,7 +644,7 @@ class FrontendArgs:
 
 class LimitsArgsDict(TypedDict):
     """
-    What each node has room for, in entries of its kernel maps. A change that needs more is refused before anything is changed, and so is a limit that is lowered below what is there. A changed limit holds at once, without a packet lost: maps are made anew in the new size with all they hold. But what the traffic itself fills keeps the size it was made with (connections, translations, flows): there a changed limit holds after the node's next restart, and until then the node warns of the difference.
+    What each node has room for, in entries of its kernel maps. A change that needs more is refused before anything is changed, and so is a limit that is lowered below what is there. A changed limit holds at once, without a packet lost: maps are made anew in the new size with all they hold. But what the traffic itself fills keeps the size it was made with (translations, flows): there a changed limit holds after the node's next restart, and until then the node warns of the difference.
     """
     addresses: NotRequired[pulumi.Input[Optional[_builtins.int]]]
     """
@@ -696,7 +696,7 @@ class LimitsArgs:
                  policy_entries: pulumi.Input[Optional[_builtins.int]] = None,
                  translations: pulumi.Input[Optional[_builtins.int]] = None):
         """
-        What each node has room for, in entries of its kernel maps. A change that needs more is refused before anything is changed, and so is a limit that is lowered below what is there. A changed limit holds at once, without a packet lost: maps are made anew in the new size with all they hold. But what the traffic itself fills keeps the size it was made with (connections, translations, flows): there a changed limit holds after the node's next restart, and until then the node warns of the difference.
+        What each node has room for, in entries of its kernel maps. A change that needs more is refused before anything is changed, and so is a limit that is lowered below what is there. A changed limit holds at once, without a packet lost: maps are made anew in the new size with all they hold. But what the traffic itself fills keeps the size it was made with (translations, flows): there a changed limit holds after the node's next restart, and until then the node warns of the difference.
 
         :param pulumi.Input[_builtins.int] addresses: Addresses of all endpoints and nodes of the cluster (about 90 bytes each). Default: 131072.
         :param pulumi.Input[_builtins.int] blocked_cidrs: Networks in `blocked_cidrs`. Default: 65536.
