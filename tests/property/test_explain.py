@@ -311,9 +311,15 @@ CLOSED = (
     fleet.node_policy("hosts", {}, ingress=[], egress=[]),
 )
 OPEN = (fleet.node_policy("hosts", {}, ingress=[{}], egress=[{}]),)
+_OURS = [{"peers": [{"entity": "cluster"}, {"labels": {}}]}]
+INSIDE = (
+    fleet.policy("endpoints", {}, ingress=_OURS, egress=_OURS),
+    fleet.node_policy("hosts", {}, ingress=_OURS, egress=_OURS, default_deny={"egress": False}),
+)
+"""With rules for all of the fleet, of which the endpoints that wait for their identities are not yet part."""
 
 
-@pytest.mark.parametrize("policies", [(), OPEN, CLOSED], ids=("none", "open", "closed"))
+@pytest.mark.parametrize("policies", [(), OPEN, CLOSED, INSIDE], ids=("none", "open", "closed", "inside"))
 @pytest.mark.parametrize("source", [*ENDPOINTS, *NODES, "8.8.8.8", "10.77.2.200", "2620::7", "fd77:0:0:1::200"])
 def test_explain_of_every_two_places(source: str, policies: Tuple[Document, ...]) -> None:
     """What policy does not decide depends on where the ends are, and on few messages and ports."""

@@ -16,6 +16,8 @@ from bpfleet.model.document import Document
 
 ALLOW, DENY, DEFAULT_DENY, AUDIT = "allow", "deny", "default_deny", "audit"
 PORT_PROTOCOLS = ("tcp", "udp", "sctp")
+NOT_YET = "identity/waiting"
+"""The peer that an endpoint is whose identity has no document yet."""
 HOME = "h1"
 """The node on which the subjects live."""
 
@@ -169,6 +171,8 @@ def _matches(world: List[Document], rule: Mapping[str, Any], flow: Flow) -> List
 
 def _is_peer(world: List[Document], peer: Mapping[str, Any], action: str, who: str) -> bool:
     kind, _, name = who.partition("/")
+    if who == NOT_YET:
+        return peer.get("entity") == "all"
     is_endpoint, is_node = kind == "identity", who in ("host", "remote-node")
     is_outside = not is_endpoint and not is_node
     if "labels" in peer:
