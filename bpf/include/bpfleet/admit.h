@@ -247,17 +247,14 @@ static __noinline long connection_put(const struct connection_key *key, const st
 		.route = side->peer.route,
 		.state = question->state,
 	};
+	/* What was direct has copies that would let answers pass as they are. */
+	const struct connection *before = fresh.translated ? connection_look_up(key) : NULL;
+	bool was_direct = before && !before->translated;
+	long error = connection_write(key, &fresh);
 
-	if (fresh.translated) {
-		const struct connection *before = connection_look_up(key);
-		bool was_direct = before && !before->translated;
-		long error = connection_write(key, &fresh);
-
-		if (was_direct)
-			copies_forget();
-		return error;
-	}
-	return connection_write(key, &fresh);
+	if (was_direct)
+		copies_forget();
+	return error;
 }
 
 /* The slot of what was judged. By itself for the sake of the stack, as connection_put.
