@@ -97,7 +97,9 @@ class Controller:
     def close(self) -> None:
         """End the kept connections, and keep no more."""
         self.disconnect()
-        shutil.rmtree(self._sockets)
+        for socket in self._sockets.iterdir():
+            socket.unlink(missing_ok=True)  # a connection that ends removes its own, a moment after it said so
+        self._sockets.rmdir()
 
     def play(
         self,
