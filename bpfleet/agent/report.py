@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from bpfleet.agent.serve import Emit
     from bpfleet.model.document import DocumentSet
     from bpfleet.model.state import NodeState, RuleName
-    from bpfleet.observe.filters import Filter
     from bpfleet.observe.names import Names
     from bpfleet.observe.reader import Batch
     from bpfleet.observe.sifting import Found, Sifter
@@ -127,11 +126,12 @@ def events(
     interrupted: Callable[[float], bool],
 ) -> Dict[str, Any]:
     """Stream wire.VerdictEvent: the last of those that are kept, then, if following, new ones as they come."""
+    from bpfleet.observe.filters import filters_of, last_of, span_of
     from bpfleet.observe.reader import Reader, field_of_all, open_slots
     from bpfleet.observe.sifting import Sifter, event_time
 
-    sifter = Sifter(_filters(params), params.get("since"), params.get("until"))
-    last, follow = int(params.get("last", DEFAULT_LAST)), bool(params.get("follow"))
+    sifter = Sifter(filters_of(params), *span_of(params))
+    last, follow = last_of(params, DEFAULT_LAST), bool(params.get("follow"))
     totals = {"events": 0, "lost": 0}
     slots = open_slots(agent.pins) if agent.pins is not None else None
     while slots is None:
@@ -162,19 +162,13 @@ def _notice(oldest: Optional[float]) -> Dict[str, Any]:
     return {"clock": now, "time": now} if oldest is None else {"clock": now, "time": now, "kept_from": oldest}
 
 
-def _filters(params: Mapping[str, Any]) -> List[Filter]:
-    from bpfleet.observe.filters import Filter
-
-    return [Filter.from_json(one) for one in params.get("filters", ())]
-
-
 def _history_filter(params: Mapping[str, Any], documents: DocumentSet) -> Callable[[Mapping[str, Any]], bool]:
-    from bpfleet.observe.filters import check_for_history, known_in, matcher
+    from bpfleet.observe.filters import check_for_history, filters_of, known_in, matcher, span_of
 
-    filters = _filters(params)
+    filters = filters_of(params)
     check_for_history(filters, known_in(documents))
     matches = matcher(filters)
-    since, until = params.get("since"), params.get("until")
+    since, until = span_of(params)
 
     def keep(flow: Mapping[str, Any]) -> bool:
         if (since is not None and flow["last_seen"] < since) or (until is not None and flow["first_seen"] > until):
@@ -186,10 +180,11 @@ def _history_filter(params: Mapping[str, Any], documents: DocumentSet) -> Callab
 
 def flows(agent: Agent, params: Mapping[str, Any], emit: Emit) -> Dict[str, Any]:
     """Stream wire.Flow: the history, those seen last at the end; then one line of what it does not hold."""
+    from bpfleet.observe.filters import last_of
     from bpfleet.observe.history import read_history
 
     keep = _history_filter(params, agent.store.load(agent.journal().confirmed).documents)
-    last = int(params.get("last", -1))
+    last = last_of(params, -1)
     if agent.pins is None:
         return {"flows": 0}
     book = _Book(agent)

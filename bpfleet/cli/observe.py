@@ -27,6 +27,7 @@ from bpfleet.observe.filters import (
     known_in,
     known_in_lines,
     matcher,
+    span_of,
     unknown_names,
 )
 
@@ -162,12 +163,7 @@ def _run(options: argparse.Namespace) -> int:
         raise InvalidInput("--not stands before no filter", field="not", remedy="Write --not --verdict allowed.")
     if options.follow and options.history:
         raise InvalidInput("a history cannot be followed", field="follow", remedy="Leave -f or --history out.")
-    if options.since is not None and options.until is not None and options.since > options.until:
-        raise InvalidInput(
-            "nothing is both after --since and before --until",
-            field="until",
-            remedy="Give --until the later time: --since 1h --until 1m.",
-        )
+    span_of(vars(options))
     matcher(options.filters)  # what no filter can be is said before anything is asked
     if options.history:
         check_for_history(options.filters)

@@ -11,6 +11,7 @@ import json
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 from bpfleet.errors import InvalidInput, UnknownField
+from bpfleet.model.readable import unreadable
 from bpfleet.model.resources import RESOURCES
 from bpfleet.model.schema import Field, Problem, check
 
@@ -70,12 +71,16 @@ def problems_of(data: Mapping[str, Any]) -> List[InvalidInput]:
     if not isinstance(data, Mapping):
         return [InvalidInput("a document must be a mapping", remedy="Give kind, name and spec.")]
     kind, name = data.get("kind"), data.get("name")
+    for path, what, remedy in unreadable(data):
+        field = path[len("spec.") :] if path.startswith("spec.") else path
+        whose = f"{kind}/{name}" if isinstance(kind, str) and isinstance(name, str) else ""
+        return [InvalidInput(what, resource=whose, field=field, remedy=remedy)]
     if not isinstance(kind, str) or kind not in RESOURCES:
         kinds = ", ".join(RESOURCES)
         return [InvalidInput(f"{kind!r} is not a kind of resource", field="kind", remedy=f"Use one of {kinds}.")]
     resource = f"{kind}/{name}"
     found: List[InvalidInput] = []
-    for extra in sorted(set(data) - {"kind", "name", "spec"}):
+    for extra in sorted(map(str, set(data) - {"kind", "name", "spec"})):
         found.append(UnknownField(f"unknown field {extra}", resource=resource, field=extra, remedy="Remove it."))
     name_field = Field("name", RESOURCES[kind].name, "the resource's name", required=True)
     _, name_problems = check([name_field], {"name": name})

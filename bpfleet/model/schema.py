@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
+from bpfleet.model.readable import unreadable
+
 
 class _Unknown:
     """The type of `UNKNOWN`."""
@@ -152,7 +154,9 @@ def check(
 
     exactly_one, checks: as of an `Object`.
     """
-    problems: List[Problem] = []
+    problems = [Problem(*found) for found in unreadable(values)]
+    if problems:
+        return {}, problems
     _check_alternatives(exactly_one, values, "", problems)
     result = _check_fields(fields, values, "", problems)
     if not problems:

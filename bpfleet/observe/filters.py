@@ -88,6 +88,42 @@ def matcher(filters: Iterable[Filter]) -> Test:
     return keep
 
 
+_NO_TIME = 1e18
+"""Seconds since the epoch that nothing happens after: infinity, what is no number at all, and numbers of 300 digits."""
+
+
+def span_of(params: Mapping[str, Any]) -> Tuple[Optional[float], Optional[float]]:
+    """`since` and `until` of wire.EventsParams; InvalidInput for what is no time, and where nothing is between them."""
+    since, until = params.get("since"), params.get("until")
+    for name, value in (("since", since), ("until", until)):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (is_number and abs(value) < _NO_TIME):
+            raise InvalidInput(f"{name} is no time", field=name, remedy="Give seconds since the epoch.")
+    if since is not None and until is not None and since > until:
+        raise InvalidInput(
+            "nothing is both after --since and before --until",
+            field="until",
+            remedy="Give --until the later time: --since 1h --until 1m.",
+        )
+    return since, until
+
+
+def last_of(params: Mapping[str, Any], default: int) -> int:
+    """`last` of wire.EventsParams; InvalidInput for what is no number."""
+    last = params.get("last", default)
+    if not isinstance(last, int) or isinstance(last, bool):
+        raise InvalidInput("last is no number", field="last", remedy="Give a whole number; -1 is all.")
+    return last
+
+
+def filters_of(params: Mapping[str, Any]) -> List[Filter]:
+    """`filters` of wire.EventsParams; InvalidInput for what are none."""
+    given = params.get("filters", ())
+    if not isinstance(given, (list, tuple)):
+        raise InvalidInput("filters are no list", field="filters", remedy="Give a list of filters.")
+    return [Filter.from_json(one) for one in given]
+
+
 def check_for_history(filters: Iterable[Filter], known: Optional[Known] = None) -> None:
     """InvalidInput for a filter by what the history does not keep. Whether "any" means an endpoint or a node is known
     only with the names that there are."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any, Dict
 
 import pytest
 
 from bpfleet.agent import wire
-from bpfleet.errors import BpfleetError, ProtocolFailed
+from bpfleet.errors import BpfleetError, InvalidInput, ProtocolFailed
 from tests.agent.conftest import Host, quickstart
 
 
@@ -38,6 +39,34 @@ def test_what_is_no_request_is_answered_and_the_channel_goes_on(host: Host, line
     connection.write(b"\n" + line)
     assert connection.receive()["error"]["code"] == "ProtocolFailed"
     assert connection.call("hello")["generation"] == 0
+
+
+@pytest.mark.parametrize("method", ["events", "flows"])
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"since": 1000.0, "until": 999.0}, "until"),
+        ({"since": "soon"}, "since"),
+        ({"until": [1]}, "until"),
+        ({"until": True}, "until"),
+        ({"since": 10**400}, "since"),
+        ({"last": "many"}, "last"),
+        ({"last": 1.5}, "last"),
+        ({"filters": 7}, "filters"),
+        ({"filters": {"key": "verdict"}}, "filters"),
+        ({"filters": [7]}, "filters"),
+    ],
+    ids=str,
+)
+def test_whoever_asks_what_nothing_can_match_is_told_which_of_it(
+    host: Host, method: str, params: Dict[str, Any], field: str
+) -> None:
+    """By the agent, whoever asks it: the command line is one of them."""
+    connection = host.connect()
+    with pytest.raises(InvalidInput) as raised:
+        connection.call(method, **params)
+    assert raised.value.field == field
+    assert connection.call(method, since=1000.0, until=1000.0)[method] == 0
 
 
 def test_an_unexpected_exception_is_a_clean_error_with_its_traceback_in_the_log(host: Host) -> None:

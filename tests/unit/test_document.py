@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 
@@ -153,6 +153,66 @@ def test_bad_input_is_refused_at_its_leaf(data: Dict[str, Any], field: str, says
     assert says in str(problems[0])
     with pytest.raises(InvalidInput):
         parse_document(data)
+
+
+def _deep(of: Callable[[Any], Any], times: int = 5000) -> Any:
+    found: Any = "x"
+    for _ in range(times):
+        found = of(found)
+    return found
+
+
+def _loop() -> Dict[str, Any]:
+    found: Dict[str, Any] = {}
+    found["again"] = [found, found]
+    return found
+
+
+DEEP = "nested deeper"
+ODD: List[Tuple[str, Any, str]] = [
+    ("lists without end", _deep(lambda inner: [inner]), DEEP),
+    ("mappings without end", _deep(lambda inner: {"a": inner}), DEEP),
+    ("what holds itself", _loop(), DEEP),
+    ("a number that cannot be shown", 10**5000, "64 bits"),
+    ("a negative one", -(10**5000), "64 bits"),
+    ("such a number as a key", {10**5000: 1}, "key that is no text but int"),
+    ("a key that is a list", {("a",): 1}, "key that is no text but tuple"),
+]
+
+
+@pytest.mark.parametrize(("odd", "says"), [case[1:] for case in ODD], ids=[case[0] for case in ODD])
+@pytest.mark.parametrize(
+    ("place", "field"),
+    [
+        (lambda odd: _policy({"peers": [odd]}), "ingress[0].peers[0]"),
+        (lambda odd: _policy({"ports": [{"protocol": odd}]}), "ingress[0].ports[0].protocol"),
+        (lambda odd: _endpoint(addresses=odd), "addresses"),
+        (lambda odd: _endpoint(unknown=odd), "unknown"),
+        (lambda odd: {**_endpoint(), "spec": odd}, "spec"),
+        (lambda odd: {**_endpoint(), "name": odd}, "name"),
+        (lambda odd: {**_endpoint(), "kind": odd}, "kind"),
+        (lambda odd: {**_endpoint(), "status": odd}, "status"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_read_is_refused_where_it_is(
+    place: Callable[[Any], Dict[str, Any]], field: str, odd: Any, says: str
+) -> None:
+    (problem,) = problems_of(place(odd))
+    assert says in problem.what
+    assert (problem.field or "").startswith(field if field != "spec" else ("spec", "[0]", "a"))
+    with pytest.raises(InvalidInput):
+        parse_document(place(odd))
+
+
+def test_names_of_fields_may_be_of_any_kind_and_are_refused_all_the_same() -> None:
+    found = problems_of({**_endpoint(), 1: "x", None: "y", "z": 2})  # type: ignore[dict-item]
+    assert [problem.field for problem in found] == ["1", "None", "z"]
+
+
+def test_what_a_field_needs_is_not_too_deep() -> None:
+    peer = {"labels": {}, "expressions": [{"key": "a", "operator": "In", "values": ["b"]}]}
+    assert problems_of(_policy({"peers": [peer]})) == []
 
 
 def test_all_problems_are_told_at_once() -> None:
