@@ -13,7 +13,6 @@ Timed as bench/timing.py says, net of an empty program.
 from __future__ import annotations
 
 import random
-import socket
 import struct
 from typing import Dict, List, Optional, Tuple
 
@@ -36,6 +35,7 @@ LOOPBACK = 1  # the device of a packet in BPF_PROG_TEST_RUN unless told otherwis
 SUBJECT, FIRST_IDENTITY = 70_000, timing.TUNNEL_IDENTITY
 SOURCE, NODE, MEMBER = "10.0.0.1", "192.0.2.1", timing.TUNNEL_MEMBER
 PORT = 80
+_CHECKSUM_AT, _PORTS_AT = 14 + 10, 14 + 20
 NOTHING = {"rule_id": 0, "action": 0, "shapes": 0, "denies": 0, "flags": 0}
 
 
@@ -95,11 +95,10 @@ def establish(datapath: kernel.Datapath, count: int) -> None:
 
 
 def variant(program: int, flags: int, packets: List[Tuple[int, int]]) -> timing.Variant:
-    """Packets (workload, source port) to a program: they differ in destination and ports."""
-    differences = [
-        socket.inet_aton(workload_address(number)) + struct.pack("!HH", port, PORT) for number, port in packets
-    ]
-    return timing.Variant(program, packet(0, 0, flags), 14 + 16, differences)
+    """Packets (workload, source port) to a program: they differ in destination, and so in checksum, and ports."""
+    ends = {number: packet(number, 0, flags)[_CHECKSUM_AT:_PORTS_AT] for number in {number for number, _ in packets}}
+    differences = [ends[number] + struct.pack("!HH", port, PORT) for number, port in packets]
+    return timing.Variant(program, packet(0, 0, flags), _CHECKSUM_AT, differences)
 
 
 def drawn(kind: str, workloads: int, dice: random.Random) -> List[Tuple[int, int]]:

@@ -17,6 +17,11 @@ def _passes(name: str, program: str, at: str, frame: bytes, reason: str, via: st
     return Case(name, (Send(program, frame, "pass", {reason: 1}, at, via, out=frame),))
 
 
+def _one_more(packet: bytes) -> bytes:
+    """The same IPv4 packet with a checksum greater by one."""
+    return packet[:10] + struct.pack("!H", (struct.unpack("!H", packet[10:12])[0] + 1) & 0xFFFF) + packet[12:]
+
+
 def malformed_v4() -> List[Case]:
     """IPv4 headers that lie."""
     x = ADDRESSES[4]
@@ -26,12 +31,21 @@ def malformed_v4() -> List[Case]:
     def patched(at: int, data: bytes) -> bytes:
         return good[:at] + data + good[at + len(data) :]
 
+    def lying(at: int, data: bytes) -> bytes:
+        return f.with_ip_checksum(patched(at, data))
+
+    with_options = f.udp(a, b, PORTS, options=b"\x01" * 40)
     cases: List[Tuple[str, bytes, str]] = [
         ("version 5", patched(0, b"\x55"), "malformed"),
         ("header of 4 words", patched(0, b"\x44"), "malformed"),
-        ("total length less than the header", patched(2, struct.pack("!H", 19)), "malformed"),
-        ("total length beyond the frame", patched(2, struct.pack("!H", len(good) + 1)), "truncated"),
-        ("options beyond the packet", patched(0, b"\x4f"), "malformed"),
+        ("total length less than the header", lying(2, struct.pack("!H", 19)), "malformed"),
+        ("total length beyond the frame", lying(2, struct.pack("!H", len(good) + 1)), "truncated"),
+        ("options beyond the packet", lying(0, b"\x4f"), "malformed"),
+        ("no checksum", patched(10, bytes(2)), "malformed"),
+        ("a TTL that the checksum does not know", patched(8, b"\x3f"), "malformed"),
+        ("a source that the checksum does not know", patched(15, b"\xfe"), "malformed"),
+        ("options that the checksum does not know", with_options[:59] + b"\0" + with_options[60:], "malformed"),
+        ("a later fragment with a wrong checksum", _one_more(f.ip(a, b, f.UDP, b"x" * 16, fragment=8)), "malformed"),
         ("no room for TCP", f.ip(a, b, f.TCP, bytes(19)), "truncated"),
         ("TCP header of 4 words", f.ip(a, b, f.TCP, bytes(12) + b"\x40" + bytes(7)), "malformed"),
         ("TCP options beyond the packet", f.ip(a, b, f.TCP, bytes(12) + b"\xf0\x02" + bytes(6)), "truncated"),

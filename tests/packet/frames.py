@@ -58,6 +58,15 @@ def ip(
     return struct.pack("!IHBB", 6 << 28, len(body), types[0], hops) + first + last + body
 
 
+def with_ip_checksum(packet: bytes) -> bytes:
+    """The same IPv4 packet, of which the header was changed, with its header's checksum; anything else as it is."""
+    size = (packet[0] & 15) * 4 if packet and packet[0] >> 4 == 4 else 0
+    if not 20 <= size <= len(packet):
+        return packet
+    head = packet[:10] + bytes(2) + packet[12:size]
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + packet[size:]
+
+
 def vxlan(source: str, destination: str, port: int, vni: int, frame: bytes) -> bytes:
     """A packet with a frame in VXLAN (RFC 7348), with a UDP checksum where there must be one."""
     payload = struct.pack("!II", 0x08 << 24, vni << 8) + frame

@@ -93,6 +93,7 @@ def test_allowed_twice_and_out_of_hops(restricted: Datapath) -> None:
     x = ADDRESSES[4]
     frame = bytearray(f.ether(f.tcp(x["a"], x["b"], PORTS)))
     frame[14 + 8] = 0
+    frame[14:] = f.with_ip_checksum(bytes(frame[14:]))
     check(restricted, bytes(frame), 4)
     assert restricted.run("from_endpoint", bytes(frame), DEVICES["a"]).action == "redirect"
 
@@ -121,12 +122,15 @@ def test_truncated(restricted: Datapath, family: int, data: st.DataObject) -> No
     families,
     st.sampled_from(["tcp", "syn+ack", "udp", "echo", "error", "extensions", "fragment"]),
     st.lists(st.tuples(st.integers(12, 90), st.integers(0, 255)), min_size=1, max_size=4),
+    st.booleans(),
 )
-@example(4, "tcp", [(14 + 20 + 13, f.ACK)])
-@example(6, "tcp", [(14 + 40 + 13, f.ACK)])
-@example(4, "tcp", [(14 + 19, 1)])  # to itself
-def test_damaged(restricted: Datapath, family: int, kind: str, damage: list[tuple[int, int]]) -> None:
-    """Some bytes of a packet replaced."""
+@example(4, "tcp", [(14 + 20 + 13, f.ACK)], False)
+@example(6, "tcp", [(14 + 40 + 13, f.ACK)], False)
+@example(4, "tcp", [(14 + 19, 1)], True)  # to itself
+def test_damaged(
+    restricted: Datapath, family: int, kind: str, damage: list[tuple[int, int]], has_checksum: bool
+) -> None:
+    """Some bytes of a packet replaced; perhaps with the checksum of its IPv4 header put right."""
     restricted.maps["connections"].clear()
     x = ADDRESSES[family]
     a, b = x["a"], x["b"]
@@ -146,4 +150,6 @@ def test_damaged(restricted: Datapath, family: int, kind: str, damage: list[tupl
     )
     for at, value in damage:
         frame[at % len(frame)] = value if at % len(frame) >= 12 else frame[at % len(frame)]
+    if has_checksum:
+        frame[14:] = f.with_ip_checksum(bytes(frame[14:]))
     check(restricted, bytes(frame), family)

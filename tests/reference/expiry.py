@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Optional
 
-from tests.reference.reading import EXTENSIONS, ICMP, ICMP6, Address, Reading, read
+from tests.reference.reading import EXTENSIONS, ICMP, ICMP6, Address, Reading, header_sum, read
 
 TIME_EXCEEDED = {4: (11, 0), 6: (3, 0)}
 PROTOCOLS = {4: ICMP, 6: ICMP6}
@@ -28,7 +28,8 @@ def time_exceeded(frame: bytes, gateway: Address) -> Optional[Reading]:
     protocol = PROTOCOLS[version]
     if version == 4:
         head = b"\x45\0" + (20 + len(message)).to_bytes(2, "big") + bytes(4) + bytes((HOPS, protocol, 0, 0)) + ends
-        return read(frame[:14] + head + message)
+        checksum = 0xFFFF - header_sum(head)
+        return read(frame[:14] + head[:10] + checksum.to_bytes(2, "big") + head[12:] + message)
     head = b"\x60\0\0\0" + len(message).to_bytes(2, "big") + bytes((protocol, HOPS)) + ends
     return read(frame[:14] + head + message)
 

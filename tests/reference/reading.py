@@ -3,7 +3,7 @@
 It shares no code with them.
 
 IPv4: RFC 791. IPv6 and its extension headers: RFC 8200 4, RFC 4302 2.2. ICMP: RFC 792, RFC 4443. TCP: RFC 9293 3.1.
-UDP: RFC 768.
+UDP: RFC 768. The checksum of IPv4's header: RFC 1071.
 """
 
 from __future__ import annotations
@@ -89,8 +89,15 @@ def _v4(packet: bytes) -> Reading:
     ends = ipaddress.IPv4Address(packet[12:16]), ipaddress.IPv4Address(packet[16:20])
     found = Reading(*ends, protocol=packet[9], hops=packet[8], ends=ends)
     with _between(*ends):
+        if header_sum(packet[:start]):
+            raise Unreadable("malformed")
         _options(packet[20:start])
         return _transport(_parted(found, offset, more, packet[4:6], packet[9]), packet[start:total])
+
+
+def header_sum(data: bytes) -> int:
+    """The sum of an IPv4 header's words in ones' complement, nothing but ones as 0. So with its checksum."""
+    return sum(number(data[at : at + 2]) for at in range(0, len(data), 2)) % 0xFFFF
 
 
 def _options(data: bytes) -> None:

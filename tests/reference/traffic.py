@@ -214,7 +214,8 @@ def _spoilt(dice: random.Random, frame: bytes, least: int) -> bytes:
         spoilt = bytearray(frame)
         for _ in range(dice.randint(1, 3)):
             spoilt[dice.randrange(14, len(frame))] = dice.randrange(256)
-        return bytes(spoilt)
+        # mostly as one who means it, or no more than a checksum would be looked at
+        return bytes(spoilt) if dice.random() < 0.2 else bytes(spoilt[:14]) + f.with_ip_checksum(bytes(spoilt[14:]))
     if chance < 0.14:
         return frame[:12] + dice.choice((b"\x08\x06", b"\x81\x00", b"\x88\xcc")) + frame[14:]
     if chance < 0.15:  # tagged as of a VLAN, or with a priority only

@@ -408,7 +408,9 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet
 				    __u32 *fragment_offset)
 {
 	struct iphdr ip;
+	__u32 words[sizeof(ip) / 4];
 	__u32 total;
+	__u64 sum;
 	int reason = cursor_read(skb, cursor, &ip);
 
 	if (reason)
@@ -432,7 +434,12 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet
 		packet->part = PART_FIRST;
 	packet->fragment_id = ip.id;
 	packet->fragment_protocol = ip.protocol;
-	reason = ip.ihl > 5 ? options_check(skb, cursor->offset + sizeof(ip), ip.ihl * 4 - sizeof(ip)) : 0;
+	__builtin_memcpy(words, &ip, sizeof(words));
+	sum = (__u64)words[0] + words[1] + words[2] + words[3] + words[4];
+	if (ip.ihl > 5)
+		reason = options_check(skb, cursor->offset + sizeof(ip), ip.ihl * 4 - sizeof(ip), sum);
+	else
+		reason = header_sum_is_right(sum) ? 0 : REASON_MALFORMED;
 	return reason ?: cursor_skip(cursor, ip.ihl * 4);
 }
 

@@ -23,7 +23,7 @@ enum reason {
 	REASON_DENIED_BY_RULE = 16,	/* a deny rule matched; the event names it */
 	REASON_DENIED_BY_DEFAULT = 17,	/* the direction is selected and no rule allows it */
 	REASON_TRUNCATED = 18,		/* shorter than its headers say */
-	REASON_MALFORMED = 19,		/* headers that cannot be: versions, lengths, options, TCP flags, mapped addresses */
+	REASON_MALFORMED = 19,		/* headers that cannot be: versions, lengths, checksum of IPv4's, options, flags, mapped addresses */
 	REASON_EXTENSION_HEADERS = 20,	/* more IPv6 extension headers than are looked at */
 	REASON_UNSUPPORTED = 21,	/* neither IPv4, IPv6 nor ARP, or VLAN-tagged */
 	REASON_FRAGMENT = 22,		/* a later fragment where only its missing ports could decide */

@@ -2,8 +2,9 @@
 /* What makes no packet, besides what parsing finds: lengths at odds with each other, TCP flags that no stack sends. Receivers'
  * stacks refuse all of it as well; here it is neither judged nor recorded, and scans that live on it get no answer.
  *
- * Left to the receiver's stack, which every packet that passes comes to: checksums, and what options and extension headers
- * say. What the kernel put together from several packets, or will take apart (gso_size), has the lengths that the kernel gave
+ * Left to the receiver's stack, which every packet that passes comes to: transports' checksums, which the sender's device may
+ * still have to finish, and what options and extension headers say. IPv4's header has its checksum from the stack that makes
+ * it. What the kernel put together from several packets, or will take apart (gso_size), has the lengths that the kernel gave
  * it, and UDP's are then no packet's.
  */
 #pragma once
@@ -20,13 +21,22 @@
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-/* IPv4 options of RFC 791 3.1: each but the two of one byte has a length, of at least its own two bytes. Returns 0 or a
- * reason.
+/* The sum of an IPv4 header's words, its checksum among them, in ones' complement: nothing but ones (RFC 1071). */
+static __always_inline bool header_sum_is_right(__u64 sum)
+{
+	sum = (sum >> 32) + (__u32)sum;
+	sum = (sum >> 16) + (sum & 0xffff);
+	sum = (sum >> 16) + (sum & 0xffff);
+	return sum == 0xffff; /* a sum of 0 is that of a header of zeros, which is none */
+}
+
+/* IPv4 options of RFC 791 3.1: each but the two of one byte has a length, of at least its own two bytes. `sum` is that of
+ * the header before them. Returns 0 or a reason.
  *
  * Not static: the verifier checks it once by itself, as packet_parse. */
-__noinline int options_check(struct __sk_buff *skb, __u32 offset, __u32 size)
+__noinline int options_check(struct __sk_buff *skb, __u32 offset, __u32 size, __u64 sum)
 {
-	__u8 options[OPTIONS_LIMIT + 1] = {}; /* a length that is not there is 0 */
+	__u8 options[OPTIONS_LIMIT + 4] __attribute__((aligned(4))) = {}; /* a length that is not there is 0 */
 	__u32 inside = 0, last = size - 1;
 
 	asm volatile("" : "+r"(last)); /* until 6.8 the verifier does not see that what is not 0 is more than 0 */
@@ -34,6 +44,10 @@ __noinline int options_check(struct __sk_buff *skb, __u32 offset, __u32 size)
 		return 0;
 	if (bpf_skb_load_bytes(skb, offset, options, last + 1))
 		return REASON_TRUNCATED;
+	for (__u32 word = 0; word < OPTIONS_LIMIT / 4; word++)
+		sum += ((__u32 *)options)[word];
+	if (!header_sum_is_right(sum))
+		return REASON_MALFORMED;
 	for (__u32 at = 0; at < OPTIONS_LIMIT; at++) {
 		if (at >= size)
 			return 0;
