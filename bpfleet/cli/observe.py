@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import heapq
-import itertools
 import queue
 import re
 import sys
@@ -14,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from bpfleet.cli.merging import Arrived, merge
 from bpfleet.cli.negation import AddFilter, AddNode, Not, refuse_negation
 from bpfleet.cli.observed import OUTPUTS, Printer, lost
 from bpfleet.cli.reach import add_arguments, targets, visible
@@ -322,47 +321,30 @@ class Streams:
         return iter(newest(found, last))
 
     def follow(self, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Events of all nodes as they come, until every stream has ended."""
-        arrived: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=10_000)
+        """The newest `last` of what all nodes together have kept, then events as they come, until all streams end."""
+        arrived: Arrived = queue.Queue(maxsize=10_000)
         for node in self._nodes:
             threading.Thread(target=self._feed, args=(node, params, arrived), daemon=True).start()
-        return merge(arrived, len(self._nodes), MERGE_SECONDS)
+        return merge(arrived, len(self._nodes), MERGE_SECONDS, params["last"])
 
-    def _feed(self, node: Target, params: Mapping[str, Any], arrived: queue.Queue[dict[str, Any] | None]) -> None:
+    def _feed(self, node: Target, params: Mapping[str, Any], arrived: Arrived) -> None:
         try:
-            for event in self._stream(node, params):
+            for event in self._told(node, params):
                 arrived.put(event)
         except BpfleetError as error:
             self._failed(node.name, error)
         finally:
+            arrived.put({"node": node.name, "clock": 0.0})  # what never began is not waited for
             arrived.put(None)
 
     def _stream(self, node: Target, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        return (line for line in self._told(node, params) if "clock" not in line or "kept" in line)
+
+    def _told(self, node: Target, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for line in self._fleet.stream(node, self._method, params):
             line.setdefault("node", node.name)
             if "clock" in line:
                 self._notices[node.name] = (time.time(), line)
-                if "kept" not in line:
-                    continue
             if "lost" in line:
                 self.lost[node.name] = self.lost.get(node.name, 0) + int(line["lost"])
             yield line
-
-
-def merge(arrived: queue.Queue[dict[str, Any] | None], sources: int, hold_seconds: float) -> Iterator[dict[str, Any]]:
-    """Events from a queue in order of their time, each held back for a moment; None in the queue ends one source."""
-    held: list[tuple[float, int, float, dict[str, Any]]] = []
-    order = itertools.count()
-    while sources or held:
-        now = time.monotonic()
-        while held and (held[0][2] <= now or not sources):
-            yield heapq.heappop(held)[3]
-            now = time.monotonic()
-        if not sources:
-            continue
-        with contextlib.suppress(queue.Empty):
-            event = arrived.get(timeout=max(0.0, held[0][2] - now) if held else None)
-            if event is None:
-                sources -= 1
-            else:
-                heapq.heappush(held, (when(event), next(order), time.monotonic() + hold_seconds, event))

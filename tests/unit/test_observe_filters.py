@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any, Dict, List, Tuple
 
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpfleet.cli import observe, observed, recording
+from bpfleet.cli import merging, observe, observed, recording
 from bpfleet.cli.main import main
 from bpfleet.errors import InvalidInput
 from bpfleet.loader.layout import layout, name_of
@@ -322,7 +323,7 @@ def test_streams_of_several_nodes_are_merged_in_order_of_time() -> None:
         arrived.put({"time": at, "node": node})
     arrived.put(None)
     arrived.put(None)
-    merged = list(observe.merge(arrived, 2, hold_seconds=60))
+    merged = list(merging.merge(arrived, 2, hold_seconds=60))
     assert [(found["time"], found["node"]) for found in merged] == [(1.0, "b"), (2.0, "a"), (2.0, "b"), (3.0, "b")]
 
 
@@ -335,9 +336,68 @@ def test_nothing_is_lost_or_doubled_in_a_merge(nodes: List[List[int]], chance: A
         arrived.put(chance.choice([events for events in left if events]).pop(0))
     for _ in nodes:
         arrived.put(None)
-    merged = [(line["time"], line["node"]) for line in observe.merge(arrived, len(nodes), hold_seconds=60)]
+    merged = [(line["time"], line["node"]) for line in merging.merge(arrived, len(nodes), hold_seconds=60)]
     assert [at for at, _ in merged] == sorted(at for at, _ in merged)
     assert sorted(merged) == sorted((float(at), str(node)) for node, times in enumerate(nodes) for at in times)
+
+
+def test_a_busy_node_whose_clock_is_behind_keeps_no_other_waiting() -> None:
+    """Its events are always the earliest of those that are held."""
+    arrived: queue.Queue[Any] = queue.Queue()
+    began = time.monotonic()
+
+    def feed() -> None:
+        arrived.put({"time": 5000.0, "node": "right"})
+        for number in range(100):
+            arrived.put({"time": 1000.0 + number, "node": "behind"})
+            time.sleep(0.02)
+        arrived.put(None)
+
+    feeding = threading.Thread(target=feed)
+    feeding.start()
+    merged = merging.merge(arrived, 1, hold_seconds=0.1)
+    came = {line["node"]: time.monotonic() - began for line in merged}
+    feeding.join()
+    assert came["right"] < 1, "held back until the other node was silent"
+
+
+def test_the_newest_kept_by_all_nodes_come_before_what_follows() -> None:
+    """However long one takes to answer; --last is of all together, losses are no events."""
+    arrived: queue.Queue[Any] = queue.Queue()
+
+    def feed() -> None:
+        for at in (1.0, 4.0):
+            arrived.put({"time": at, "node": "quick", "verdict": "allowed"})
+        arrived.put({"time": 0.0, "node": "quick", "clock": 0.0})
+        arrived.put({"time": 9.0, "node": "quick", "verdict": "denied"})
+        time.sleep(0.3)
+        for at in (2.0, 3.0):
+            arrived.put({"time": at, "node": "slow", "verdict": "allowed"})
+        arrived.put({"time": 3.5, "node": "slow", "lost": 7})
+        arrived.put({"time": 0.0, "node": "slow", "clock": 0.0})
+        arrived.put(None)
+        arrived.put(None)
+
+    feeding = threading.Thread(target=feed)
+    feeding.start()
+    merged = list(merging.merge(arrived, 2, hold_seconds=0.05, last=2))
+    feeding.join()
+    assert [(line["time"], line["node"]) for line in merged] == [
+        (3.0, "slow"),
+        (3.5, "slow"),
+        (4.0, "quick"),
+        (9.0, "quick"),
+    ]
+
+
+def test_a_node_that_does_not_answer_keeps_the_kept_ones_for_a_while_only() -> None:
+    arrived: queue.Queue[Any] = queue.Queue()
+    arrived.put({"time": 1.0, "node": "quick", "verdict": "allowed"})
+    arrived.put({"time": 0.0, "node": "quick", "clock": 0.0})
+    began = time.monotonic()
+    merged = merging.merge(arrived, 2, hold_seconds=0.05, last=-1, patience_seconds=0.2)
+    assert next(merged)["time"] == 1.0
+    assert time.monotonic() - began < 2
 
 
 # -- recorded ones
