@@ -127,29 +127,34 @@ def events(
 ) -> Dict[str, Any]:
     """Stream wire.VerdictEvent: the last of those that are kept, then, if following, new ones as they come."""
     from bpfleet.observe.filters import filters_of, last_of, span_of
-    from bpfleet.observe.reader import Reader, field_of_all, open_slots
+    from bpfleet.observe.reader import Reader, field_of_all, open_slots, renewed_slots
     from bpfleet.observe.sifting import Sifter, event_time
 
     sifter = Sifter(filters_of(params), *span_of(params))
     last, follow = last_of(params, DEFAULT_LAST), bool(params.get("follow"))
     totals = {"events": 0, "lost": 0}
     slots = open_slots(agent.pins) if agent.pins is not None else None
+    is_awaited = slots is None
     while slots is None:
         if not follow or interrupted(_POLL_SECONDS):
             return totals
         slots = open_slots(agent.pins) if agent.pins is not None else None
     try:
-        reader = Reader(slots)
+        reader = Reader(slots, from_first=is_awaited)
         book = _Book(agent)
         batch = reader.read()
-        going = _send(book, book.sift(sifter, batch), batch.lost, emit, totals, last)
+        going = _send(book, book.sift(sifter, batch), batch.lost, emit, totals, -1 if is_awaited else last)
         if params.get("notices"):
             kept_from = min(field_of_all(batch, "time_ns"), default=None) if reader.overwrote else None
             notice = _notice(None if kept_from is None else event_time(kept_from, book.boot_offset))
             going = emit([compact_json(notice)]) and going
         while follow and going and not interrupted(_SOON_SECONDS if reader.crowded(batch) else _POLL_SECONDS):
+            renewed = renewed_slots(agent.pins, slots) if agent.pins is not None else None
             batch = reader.read()
             going = _send(book, book.sift(sifter, batch), batch.lost, emit, totals)
+            if renewed is not None:
+                slots.close()
+                slots, reader = renewed, Reader(renewed, from_first=True)
     finally:
         slots.close()
     return totals

@@ -55,6 +55,7 @@ class MappedSlots:
         from bpfleet.loader.memory import map_array
 
         events, cursors = syscall.map_info(events_fd), syscall.map_info(cursor_fd)
+        self.identifier = events.id
         self.slot_size = events.value_size
         self._cursor_size = cursors.value_size
         self.cpus = cursors.max_entries
@@ -87,13 +88,14 @@ class MappedSlots:
 
 
 class Reader:
-    """One reader's place in the events of every CPU. It begins with all that is kept; that counts as no loss."""
+    """One reader's place in the events of every CPU. It begins with all that is kept; what is not counts as no loss,
+    unless it was to be read from the first one on."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, from_first: bool = False) -> None:
         self._slots = slots
         self.overwrote = any(slots.written(cpu) > slots.slots for cpu in range(slots.cpus))
         """Whether older events than those that are kept there were."""
-        self._next = [max(1, slots.written(cpu) - slots.slots + 1) for cpu in range(slots.cpus)]
+        self._next = [1 if from_first else max(1, slots.written(cpu) - slots.slots + 1) for cpu in range(slots.cpus)]
 
     def read(self) -> Batch:
         """All events that are complete and not read yet."""
@@ -170,6 +172,22 @@ def _earliest(batch: Batch) -> List[Dict[str, Any]]:
         dict(zip(names, (time, address_text(source), address_text(destination), *rest)))
         for (source, destination, *rest), time in first.items()
     ]
+
+
+def renewed_slots(pins: str, slots: MappedSlots) -> Optional[MappedSlots]:
+    """The arrays pinned on this node, if they are others than those: all was taken away and made anew."""
+    from bpfleet.loader import syscall
+    from bpfleet.loader.pins import Pins, open_pin
+
+    handle = open_pin(Pins(pins).map("events"))
+    if handle is None:
+        return None
+    try:
+        if syscall.map_info(handle).id == slots.identifier:
+            return None
+    finally:
+        os.close(handle)
+    return open_slots(pins)
 
 
 def open_slots(pins: str) -> Optional[MappedSlots]:

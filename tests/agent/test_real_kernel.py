@@ -300,6 +300,21 @@ def test_following_sees_what_happens_and_ends_with_the_next_request(node: Node) 
     assert connection.receive()["result"]["node"] == "h1"
 
 
+def test_following_goes_on_where_everything_was_made_anew(node: Node) -> None:
+    """What the node's new programs say comes as well, and nothing of it is lost."""
+    node.commit(**CHANGE)
+    connection = node.connect()
+    connection.send("events", {"follow": True, "last": 0, "notices": True})
+    assert "clock" in connection.receive()["event"]
+    assert node.connect().call("wipe", node="h1")["wiped"]
+    others = [*(one for one in DOCUMENTS if one.name != "api-1"), fleet.endpoint("api-2", 1, 2, "api", netns="w2")]
+    node.commit(node="h1", owner="test", puts=items(others, "test"))
+    assert node.ping("w2", "10.77.1.1")
+    while (event := connection.receive()["event"]).get("protocol") != "icmp":
+        assert "lost" not in event
+    assert event["source"]["endpoint"] == "api-2"
+
+
 def test_refused_by_what_the_host_has(node: Node) -> None:
     connection = node.connect()
     wrong = [*DOCUMENTS[:1], fleet.document("node", "h1", address="192.168.77.9", devices=[{"name": "eth7"}],
