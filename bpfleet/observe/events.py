@@ -20,6 +20,8 @@ VERDICTS: Dict[str, str] = {
 
 PROTOCOL_NAMES: Dict[int, str] = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 NOT_CLOSED = "no policy selects this direction"
+FAILSAFE = "a failsafe port, which no policy closes"
+ITSELF = "an endpoint's traffic with itself is not judged"
 """Why what no rule allows passes."""
 
 FIRST_DROP = 16
@@ -64,8 +66,15 @@ def event_of(
         event["rule_id"] = record["rule_id"]
         event.update(names.rule(record["rule_id"], time_ns, older))
     elif verdict == "allow":
-        event["rule"] = NOT_CLOSED
+        event["rule"] = _unjudged(event)
     return event
+
+
+def _unjudged(event: Mapping[str, Any]) -> str:
+    if event["reason"] == "failsafe":
+        return FAILSAFE
+    endpoint = event["source"].get("endpoint")
+    return ITSELF if endpoint and endpoint == event["destination"].get("endpoint") else NOT_CLOSED
 
 
 def flow_of(

@@ -15,6 +15,7 @@ from bpfleet.compile.host import is_failsafe
 from bpfleet.compile.lookup import Question
 from bpfleet.model.identity import HOST, REMOTE_NODE, WAITING, WORLD
 from bpfleet.model.resources import PROTOCOL_NUMBERS
+from bpfleet.observe.events import FAILSAFE, ITSELF
 from bpfleet.observe.places import End, Places
 
 EGRESS, INGRESS = "egress", "ingress"
@@ -30,11 +31,9 @@ _ECHO_REPLIES = {"icmp": (0, 0), "icmpv6": (129, 0)}
 _BROADCAST = "255.255.255.255"
 _OF_LINK = (ipaddress.ip_network("fe80::/10"), ipaddress.ip_network("ff02::/16"))
 
-_ITSELF = "an endpoint's traffic with itself is not judged"
 _GATEWAY = "neighbour discovery and DHCP between an endpoint and its gateway are not judged"
 _LINK = "discovery, listener reports and DHCP of a host are not judged"
 _TUNNEL = "tunnel packets between members are not judged"
-_FAILSAFE = "a failsafe port, which no policy closes"
 _ROUTED = "{node} has a route to {address}: without one its kernel keeps the packet, and policy judges it as the host's"
 
 
@@ -109,8 +108,8 @@ class Way:
     def _from_endpoint(self) -> None:
         source, destination, node = self._source, self._destination, str(self._source.node)
         if source.endpoint == destination.endpoint:
-            self._passes(EGRESS, source, _ITSELF)
-            return self._passes(INGRESS, destination, _ITSELF)
+            self._passes(EGRESS, source, ITSELF)
+            return self._passes(INGRESS, destination, ITSELF)
         number = self._number(node, destination)
         if (
             number == WORLD and destination.is_link_local and destination.families == {6}
@@ -233,7 +232,7 @@ class Way:
         """The node's own policies, unless they have no say."""
         node, packet = str(end.node), self._packet
         if is_failsafe(self._places.cluster, packet.protocol, packet.port, direction):
-            self._passes(direction, end, _FAILSAFE)
+            self._passes(direction, end, FAILSAFE)
         elif self._judge.is_open(node, HOST):
             self._says(direction, end, self._judge.judge(node, HOST, self._question(direction, peer)))
         else:

@@ -11,6 +11,7 @@ from bpfleet.cli import status as status_cli
 from bpfleet.cli.main import main
 from bpfleet.compile.compiler import Compiler
 from bpfleet.errors import HostUnfit, InvalidInput, Unreachable
+from bpfleet.loader.generated.layouts import ENUMS
 from bpfleet.loader.layout import layout, name_of
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import PROTOCOL_NUMBERS
@@ -83,6 +84,18 @@ def test_strangers_hosts_and_unknown_numbers() -> None:
     assert short_end(found["source"]) == "[fd00::1]:40000 (99999)"
     assert (found["verdict"], found["reason"], found["protocol"]) == ("77", "200", "200")
     assert short_end(event(source="", source_identity=0, source_port=0)["source"]) == ":: (unknown)"
+
+
+def test_why_what_no_rule_allows_passes_is_said_as_explain_says_it() -> None:
+    assert event(rule_id=0)["rule"] == "no policy selects this direction"
+    host = {"source": "192.0.2.1", "source_identity": 2, "destination": "192.168.77.1", "destination_identity": 1}
+    found = event(**host, destination_port=22, rule_id=0, reason=ENUMS["reason"]["failsafe"])
+    assert found["rule"] == "a failsafe port, which no policy closes"
+    said = explain(DOCUMENTS, "192.0.2.1", "h1", "tcp", 22)
+    assert [judged["rule"] for judged in said["judged"]] == [found["rule"]]
+    alone = event(destination="10.77.1.1", destination_identity=NUMBER["web"], rule_id=0)
+    said = explain(DOCUMENTS, "10.77.1.1", "10.77.1.1", "tcp", 80)
+    assert {judged["rule"] for judged in said["judged"]} == {alone["rule"]}
 
 
 def test_a_rule_that_is_gone_is_named_from_an_older_generation() -> None:
