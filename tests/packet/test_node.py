@@ -23,7 +23,7 @@ from bpfleet.model.document import Document, DocumentSet
 from tests import fleet
 from tests.packet import frames as f
 from tests.packet import world
-from tests.packet.kernel import Datapath
+from tests.packet.kernel import Datapath, Result
 from tests.packet.modelled import HELD, LATE, Modelled, readable
 from tests.packet.test_reference import NUMBERS, rows
 from tests.packet.world import DEVICES, Forget, Frontend, Wait
@@ -134,7 +134,7 @@ class Played:
             world.apply(self.datapath, step)
             self.model.apply(step)
 
-    def send(self, step: Sent, told: str) -> None:
+    def send(self, step: Sent, told: str) -> Result:
         """A frame, and compare all that comes of it."""
         result = self.datapath.run(step.program, step.frame, DEVICES[step.at], DEVICES.get(step.via, 0))
         gone_to = None
@@ -162,6 +162,7 @@ class Played:
         if fate.passes and (not fate.reason or (fate.reason in ("service_no_backend", "hop_limit") and step.at == tap)):
             # Only transmitted to the device, where it is met again.
             self.send(Sent("to_endpoint", tap, result.frame, step.at), f"{told}, delivered")
+        return result
 
 
 def _tick() -> int:

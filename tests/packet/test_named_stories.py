@@ -1,0 +1,134 @@
+"""What entries written by hand cannot say (ranges, audit), packet after packet: the programs, the model, and what is
+written here agree.
+
+Each step is a frame from a to b on one node, or a change of policies; of a frame the reasons that it is counted
+under, and the verdicts of its events. The policies are those of b, as the compiler makes them.
+"""
+
+# ruff: noqa: E501 - a row of a table is read as one line
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Tuple, Union
+
+import pytest
+
+from tests import fleet
+from tests.packet import frames as f
+from tests.packet.test_node import Played
+from tests.packet.test_reference import NUMBERS
+from tests.packet.world import ADDRESSES
+from tests.reference import fleets
+from tests.reference.traffic import Sent
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("one_cpu")]
+
+Policies = Mapping[str, Mapping[str, Any]]
+PORTS, BACK = (40000, 80), (80, 40000)
+OPEN = ("allow", "allow")
+"""The sender's egress, which nothing closes, and the receiver's ingress."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A packet of a or b, the reasons it is counted under, and the verdicts of its events."""
+
+    packet: bytes
+    counters: Mapping[str, int]
+    verdicts: Tuple[str, ...] = ()
+    at: str = "a"
+
+
+Step = Union[Policies, Frame]
+
+
+def ingress(*rules: Mapping[str, Any], **more: Any) -> Policies:
+    """One policy of b."""
+    return {"p": {"selector": {"app": "b"}, "ingress": list(rules), **more}}
+
+
+def passes(packet: bytes, *verdicts: str, at: str = "a", **more: int) -> Frame:
+    return Frame(packet, {"to_endpoint": 1, **more}, verdicts, at)
+
+
+def lost(packet: bytes, at: str = "a") -> Frame:
+    """A fragment of which nobody knows the ports, where ports matter."""
+    return Frame(packet, {"fragment": 1}, ("drop",), at)
+
+
+def stories(family: int) -> Dict[str, List[Step]]:
+    x = ADDRESSES[family]
+    a, b = x["a"], x["b"]
+    udp, first = f.udp(a, b, PORTS), f.udp(a, b, PORTS, more=True)
+    later = f.ip(a, b, f.UDP, b"x" * 16, fragment=1480)
+    everybody, someone = {}, {"peers": [{"labels": {"app": "a"}}]}
+    range_ = {"ports": [{"protocol": "udp", "port": 100, "end_port": 200}]}
+    message = {"ports": [{"protocol": "icmp", "type": 3}]}
+    web = {"ports": [{"protocol": "udp", "port": 80}]}
+    audit = {"mode": "audit"}
+    error = f.icmp(b, a, *((1,) if family == 6 else (3,)), bytes(4) + udp[:64], code=1, more=True)
+    after_error = f.ip(b, a, f.ICMP6 if family == 6 else f.ICMP, b"x" * 16, fragment=1480)
+    return {
+        "a later fragment passes where nothing asks for ports": [ingress(everybody), passes(later)],
+        "not where anybody is denied a range": [ingress(everybody, {"action": "deny", **range_}), lost(later)],
+        "not where this peer is denied a range": [ingress(everybody, {"action": "deny", **range_, **someone}), lost(later)],
+        "not where anybody is denied a port": [ingress(everybody, {"action": "deny", **web}), lost(later)],
+        "not where anybody is denied a type": [ingress(everybody, {"action": "deny", **message}), lost(later)],
+        "ports of a policy in audit take no fragment away": [
+            {**ingress(everybody), "q": {"selector": {"app": "b"}, "ingress": [{"action": "deny", **web}], **audit}},
+            passes(later),
+        ],
+        "nor does one that would close the direction, which is said": [
+            ingress(web, **audit), passes(later, audited=1),
+        ],
+        "ports that are enforced do, whatever would be": [
+            {**ingress(everybody, {"action": "deny", **range_}), "q": {"selector": {"app": "b"}, "ingress": [], **audit}},
+            lost(later),
+        ],
+        "a connection in audit is told once, and once more when policies change": [
+            ingress(**audit),
+            passes(udp, "allow", "audit", audited=1),
+            passes(udp),
+            passes(f.udp(b, a, BACK), at="b"),
+            ingress(web, **audit),
+            passes(udp),
+            ingress({"action": "deny"}, **audit),
+            passes(udp, "audit", audited=1),
+            passes(udp),
+            ingress({"action": "deny"}),
+            Frame(udp, {"denied_by_rule": 1}, ("deny",)),
+        ],
+        "a first fragment in audit lets the rest follow": [
+            ingress(**audit), passes(first, "allow", "audit", audited=1), passes(later),
+        ],
+        "what is remembered of an error's first fragment lets none follow it": [
+            {**ingress(everybody), "q": {"selector": {"app": "b"}, "egress": []}},
+            passes(udp, *OPEN),
+            passes(error, at="b"),
+            lost(after_error, "b"),
+        ],
+        "the end of a range counts, and no port beside it": [
+            ingress(range_),
+            *(Frame(f.udp(a, b, (40000, port)), {"denied_by_default": 1}, ("allow", "default_deny")) for port in (99, 201)),
+            *(passes(f.udp(a, b, (40001, port)), *OPEN) for port in (100, 200)),
+        ],
+    }  # fmt: skip
+
+
+CASES = {f"v{family}: {name}": steps for family in (4, 6) for name, steps in stories(family).items()}
+
+
+@pytest.mark.parametrize("steps", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("kind", ["datapath", "host_datapath"])
+def test_story(request: pytest.FixtureRequest, kind: str, steps: List[Step]) -> None:
+    """Where policies may select the node but none does, the same."""
+    played = Played(request.getfixturevalue(kind), kind == "host_datapath", "a")
+    for number, step in enumerate(steps, 1):
+        played.stand_still()
+        if not isinstance(step, Frame):
+            policies = [fleet.document("policy", name, **spec) for name, spec in step.items()]
+            played.change(fleets.world({}, NUMBERS) + policies)
+            continue
+        result = played.send(Sent("from_endpoint", step.at, f.ether(step.packet), ""), f"step {number}")
+        verdicts = tuple(event["verdict"] for event in result.events)
+        assert (result.counters, verdicts) == (dict(step.counters), step.verdicts), f"step {number}"
