@@ -175,12 +175,20 @@ def _earliest(batch: Batch) -> List[Dict[str, Any]]:
 
 
 def renewed_slots(pins: str, slots: MappedSlots) -> Optional[MappedSlots]:
-    """The arrays pinned on this node, if they are others than those: all was taken away and made anew."""
+    """The arrays pinned on this node, if they are others than those: all was taken away and made anew. HostFailed if
+    they have another layout, which only another version of the agent knows."""
+    from bpfleet.errors import HostFailed
     from bpfleet.loader import syscall
     from bpfleet.loader.pins import Pins, open_pin
 
-    handle = open_pin(Pins(pins).map("events"))
+    named = Pins(pins)
+    handle = open_pin(named.map("events"))
     if handle is None:
+        if any(named.maps.glob("events_v*")):
+            raise HostFailed(
+                "the node's programs are of another version now, whose events this agent cannot read",
+                remedy="Start again; a new connection has the agent that can.",
+            )
         return None
     try:
         if syscall.map_info(handle).id == slots.identifier:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import struct
 import threading
-from typing import Any, Callable, Dict, List, Optional
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, cast
 
+import pytest
+
+from bpfleet.errors import HostFailed
 from bpfleet.loader.layout import encode, layout
-from bpfleet.observe.reader import Reader, field_of_all
+from bpfleet.observe.reader import MappedSlots, Reader, field_of_all, renewed_slots
 
 SIZE = layout("events", "value").size
 BLANK: Dict[str, Any] = dict.fromkeys(layout("events", "value").names, 0)
@@ -162,6 +166,16 @@ def test_cpus_are_merged_in_order_of_time() -> None:
     for cpu, time in ((0, 10), (1, 5), (1, 20), (0, 15)):
         memory.end(cpu, memory.begin(cpu), time)
     assert [event["time_ns"] for event in reader.read().events] == [5, 10, 15, 20]
+
+
+def test_a_reader_that_an_upgrade_left_behind_says_so(tmp_path: Path) -> None:
+    """The events of today's programs have a layout that this agent does not know; those it knows end here."""
+    slots = cast(MappedSlots, Memory())
+    assert renewed_slots(str(tmp_path), slots) is None  # nothing is there at all: perhaps soon
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "events_v0123").touch()
+    with pytest.raises(HostFailed, match="another version"):
+        renewed_slots(str(tmp_path), slots)
 
 
 def test_under_a_writer_that_never_stops_every_event_is_whole_and_accounted_for() -> None:
