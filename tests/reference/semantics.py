@@ -117,6 +117,10 @@ ROWS = (
     Row("except narrows its own peer only", one(egress=[{"peers": [
         {"cidr": "198.51.100.0/24", "except": ["198.51.100.0/28"]}, {"cidr": "198.51.100.8/32"}]}]),
         ((sent(FAR), CLOSED), (sent("198.51.100.8"), "allow p egress[0]"), (sent("198.51.100.200"), "allow p egress[0]"))),
+    Row("every exception counts, also one inside another", one(egress=[{"peers": [
+        {"cidr": "198.51.0.0/16", "except": ["198.51.7.0/24", "198.51.100.0/28", "198.51.100.0/24", "198.51.200.0/24"]}]}]),
+        (*((sent(f"198.51.{rest}"), CLOSED) for rest in ("7.7", "100.7", "100.200", "200.0", "200.255")),
+         *((sent(f"198.51.{rest}"), "allow p egress[0]") for rest in ("6.255", "8.0", "99.255", "101.0", "199.255", "201.0")))),
     Row("except of an allow is no deny", one(egress=[
         {"peers": [{"cidr": "198.51.100.0/24", "except": ["198.51.100.0/28"]}]}, {"peers": [{"cidr": "198.51.0.0/16"}]}]),
         ((sent(FAR), "allow p egress[1]"),)),
