@@ -70,6 +70,37 @@ def test_what_is_wrong_is_told_with_file_and_line(tmp_path: Path, old: str, new:
     assert says in problem
 
 
+@pytest.mark.parametrize(
+    ("ingress", "says"),
+    [
+        ("[" * 5000 + "]" * 5000, "documents.yml: is nested too deeply"),
+        ("[" * 60 + "]" * 60, "documents.yml:1: is nested deeper"),
+        ("&again [*again]", "documents.yml:1: is nested deeper"),
+        (f"[{{ports: [{{port: 0x{'f' * 5000}}}]}}]", "number of more than 64 bits"),
+        (f"[{{ports: [{{port: {'9' * 5000}}}]}}]", "documents.yml: cannot be read"),
+    ],
+    ids=[
+        "lists without end",
+        "lists too deep",
+        "a list that holds itself",
+        "a number that cannot be shown",
+        "in digits",
+    ],
+)
+def test_what_cannot_be_read_is_said_with_its_place(tmp_path: Path, ingress: str, says: str) -> None:
+    path = write(tmp_path, f"kind: policy\nname: p\nspec:\n  selector: {{}}\n  ingress: {ingress}\n")
+    (problem,) = problems(path)
+    assert says in problem
+
+
+def test_what_cannot_be_read_in_a_task_is_said_with_its_place() -> None:
+    deep: Any = []
+    for _ in range(5000):
+        deep = [deep]
+    (problem,) = problems(inline=[{"kind": "policy", "name": "p", "spec": {"ingress": deep}}])
+    assert "documents[0]: is nested deeper" in problem and "spec.ingress" in problem
+
+
 def test_the_line_is_that_of_the_nested_field(tmp_path: Path) -> None:
     path = write(
         tmp_path,

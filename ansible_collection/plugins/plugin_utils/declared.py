@@ -21,6 +21,7 @@ from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.mod
     parse_document,
     problems_of,
 )
+from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.model.readable import unreadable
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.model.resources import RESOURCES
 from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.model.schema import check
 
@@ -80,7 +81,9 @@ def declare(inline: Iterable[Any], paths: Iterable[Path]) -> list[Declared]:
     errors: list[BpfleetError] = []
     found: list[Declared] = []
     for index, data in enumerate(inline):
-        found += _checked(plain(data), f"documents[{index}]", None, errors)
+        place = f"documents[{index}]"
+        if not _is_unreadable(data, place, errors):
+            found += _checked(plain(data), place, None, errors)
     for path in paths:
         for file in _files(path, errors):
             for data, node in _load(file, errors):
@@ -119,20 +122,34 @@ def _load(file: Path, errors: list[BpfleetError]) -> Iterator[tuple[Any, yaml.No
             if top is None:
                 continue
             for node in top.value if isinstance(top, yaml.SequenceNode) else [top]:
-                errors.extend(_repeated_keys(node, file))
-                yield _construct(node), node
+                data = _construct(node)
+                if not _is_unreadable(data, _place(file, node.start_mark.line + 1), errors):
+                    errors.extend(_repeated_keys(node, file))
+                    yield plain(data), node
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = _place(file, mark.line + 1) if mark else str(file)
         errors.append(InvalidInput(f"is not YAML: {error.problem}", file=place, remedy="Mend the file."))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except RecursionError:
+        errors.append(
+            InvalidInput("is nested too deeply", file=str(file), remedy="No document is so deep: mend the file.")
+        )
+    except (OSError, ValueError, yaml.YAMLError) as error:  # of values: numbers of thousands of digits, other encodings
         errors.append(InvalidInput(f"cannot be read: {error}", file=str(file), remedy="Mend the file."))
+
+
+def _is_unreadable(data: Any, place: str, errors: list[BpfleetError]) -> bool:
+    """Whether there is something that nobody could look at, which is an error."""
+    for path, what, remedy in unreadable(data):
+        errors.append(InvalidInput(what, field=path, file=place, remedy=remedy))
+        return True
+    return False
 
 
 def _construct(node: yaml.Node) -> Any:
     loader = yaml.SafeLoader("")
     try:
-        return plain(loader.construct_document(node))
+        return loader.construct_document(node)
     finally:
         loader.dispose()
 
