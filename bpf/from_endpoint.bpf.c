@@ -75,6 +75,13 @@ static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packe
 		return REASON_MULTICAST;
 	if (!is_own(skb, &packet->source))
 		return REASON_SPOOFED_SOURCE;
+	if (judgement_may_have_copy(packet)) {
+		side_recall(side, packet, &packet->destination);
+		if (side->is_judged && judgement_peer(side->judged, &side->peer)) {
+			packet->destination_identity = side->peer.identity;
+			return 0;
+		}
+	}
 	address_place(&packet->destination, &side->peer);
 	if (side->peer.identity == IDENTITY_WORLD && stack_keeps(skb, packet))
 		side->peer.identity = IDENTITY_HOST;
@@ -109,6 +116,7 @@ static __always_inline int admit_at_receiver(struct __sk_buff *skb, struct packe
 	side->ifindex = ifindex;
 	side->identity = receiver->identity;
 	side->direction = DIRECTION_INGRESS;
+	side->judged = NULL;
 	packet->destination_identity = receiver->identity;
 	return admit(skb, packet, found, side);
 }

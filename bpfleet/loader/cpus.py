@@ -36,6 +36,11 @@ def new_connection_copies(cpus: int, connections: int) -> int:
     return min(_MOST_COPIES, slots_of_each(max(_COPIES_OF_ONE * connections, cpus), cpus))
 
 
+def judgement_copies(connection_copies: int) -> int:
+    """How many judgements each CPU keeps beside so many copies of connections; the programs count alike."""
+    return ((connection_copies - 1) >> 1) + 1
+
+
 def slots_of_each(entries: int, cpus: int) -> int:
     """How many slots each CPU has in an array of so many entries, by which programs and readers find a slot."""
     return 1 << (entries // cpus).bit_length() - 1

@@ -13,33 +13,13 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from bpfleet.errors import HostFailed
 from bpfleet.loader import layout
-from bpfleet.loader.generated.layouts import ENUMS, MAPS
+from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.model.state import Row, Table
 
 STRAY = "unnamed fields are not zero"
 """Appended to a row's value as it is read when a field that the table does not name holds something."""
 
 REVISION_FIELD = "addresses_revision"
-
-
-_ENTRIES = "policy_entries"
-_HEADER = int(ENUMS["policy_peer"]["header"]).to_bytes(4, "little")
-"""How the key of a header begins; the peer is first in it."""
-_HINT_AT = next(field["offset"] for field in MAPS[_ENTRIES]["value"]["fields"] if field["name"] == "shapes")
-_NO_HINT = bytes(MAPS[_ENTRIES]["value"]["size"] - _HINT_AT)
-
-
-def declared(map_name: str, have: Mapping[bytes, bytes]) -> Dict[bytes, bytes]:
-    """What a map holds, without what programs note there by themselves and nobody declares.
-
-    That are the hints in policy entries (policy.h): all that follows the action, but in a header.
-    """
-    if map_name != _ENTRIES:
-        return dict(have)
-    return {
-        key: value if value.endswith(_NO_HINT) or key.startswith(_HEADER) else value[:_HINT_AT] + _NO_HINT
-        for key, value in have.items()
-    }
 
 
 def is_index(field: str) -> bool:
@@ -160,7 +140,7 @@ class Codec:
     def compare(self, want: Mapping[Row, Row], have: Mapping[bytes, bytes]) -> Dict[Row, Row]:
         """The rows that `have` stands for; rows that are as wanted are the wanted objects themselves."""
         rows: Dict[Row, Row] = {}
-        left = declared(self.map_name, have)
+        left = dict(have)
         for key, value in want.items():
             encoded = self.encode_there(key, value)
             if encoded is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 from bpfleet.loader import layout
+from bpfleet.loader.cpus import judgement_copies
 from bpfleet.loader.generated.layouts import ENUMS, MAPS, PROGRAMS
 
 BUILD = Path(__file__).resolve().parents[2] / "build/bpf"
@@ -183,6 +184,7 @@ class Datapath:
         self.programs: Dict[str, int] = {}
         self._objects: List[int] = []
         self._flow_slots = flow_slots(constants)
+        self._judgement_copies = judgement_copies(constants.get("copies_mask", COPIES - 1) + 1)
         self._lib = libbpf()
         for name, functions in PROGRAMS.items():
             self._load(name, next(iter(functions)), constants)
@@ -194,16 +196,24 @@ class Datapath:
         )
         copies = CPUS * (constants.get("copies_mask", COPIES - 1) + 1) * MAPS["connection_copies"]["value"]["size"]
         self._copies = mmap.mmap(self.maps["connection_copies"].fd, _pages(copies))
+        judgements = CPUS * self._judgement_copies * MAPS["judgement_copies"]["value"]["size"]
+        self._judgements = mmap.mmap(self.maps["judgement_copies"].fd, _pages(judgements))
         self.maps["connections"].after_write = self.forget_copies
+        self.maps["flows"].after_write = self.forget_judgements
 
     def forget_copies(self) -> None:
         """Have the next packet of each connection look at its record, as if a tick had passed."""
         self._copies[:] = bytes(len(self._copies))
 
+    def forget_judgements(self) -> None:
+        """Have policy asked again, as if other questions had taken every copy's place."""
+        self._judgements[:] = bytes(len(self._judgements))
+
     def close(self) -> None:
         """Unload."""
         self._events.close()
         self._copies.close()
+        self._judgements.close()
         for opened in self._objects:
             self._lib.bpf_object__close(opened)
 
@@ -229,6 +239,8 @@ class Datapath:
                 check(lib.bpf_map__set_max_entries(one, CPUS * SLOTS))
             elif map_name == "connection_copies":
                 check(lib.bpf_map__set_max_entries(one, CPUS * (constants.get("copies_mask", COPIES - 1) + 1)))
+            elif map_name == "judgement_copies":
+                check(lib.bpf_map__set_max_entries(one, CPUS * self._judgement_copies))
             elif map_name == "event_cursor":
                 check(lib.bpf_map__set_max_entries(one, CPUS))
             elif map_name in FLOW_MAPS:
@@ -261,9 +273,10 @@ class Datapath:
     def reset(self) -> None:
         """Empty every map but the events."""
         for name, one in self.maps.items():
-            if name not in ("events", "event_cursor", "connection_copies"):
+            if name not in ("events", "event_cursor", "connection_copies", "judgement_copies"):
                 one.clear()
         self.forget_copies()
+        self.forget_judgements()
 
     def set_policy(self, identity: int, entries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
         """Swap in a new inner map."""

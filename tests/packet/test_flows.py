@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
-from bpfleet.loader import layout, syscall
 from bpfleet.loader.generated.layouts import ENUMS
-from bpfleet.loader.maps import closing
 from tests.packet import frames as f
-from tests.packet.kernel import Datapath, Map
+from tests.packet.kernel import Datapath
 from tests.packet.world import ADDRESSES, CONSTANTS, DEFAULT_DENY, DEVICES, IDENTITIES, Policy, Rule, apply
 
 pytestmark = pytest.mark.root
@@ -338,57 +336,6 @@ def test_a_slot_in_other_hands_is_not_counted_into(datapath: Datapath) -> None:
 
 
 EVERY_C = Rule("egress", 31, IDENTITIES["c"])
-
-
-def remember(datapath: Datapath, hints: Mapping[int, int]) -> None:
-    """Have the entries of the endpoint a for these ports of c remember these slots."""
-    (inner,) = [one["inner"] for key, one in datapath.maps["policies"].items() if key["identity"] == IDENTITIES["a"]]
-    with closing(syscall.map_by_id(inner)) as fd:
-        entries = Map("policy_entries", fd)
-        for port, slot in hints.items():
-            key = {"peer": IDENTITIES["c"], "direction": ENUMS["direction"]["egress"], "protocol": f.TCP, "port": port}
-            value = layout.encode("policy_entries", "value", entries.lookup(key))
-            entries.update(key, value[:5] + slot.to_bytes(3, "little"))
-
-
-@pytest.mark.parametrize("action", ["allow", "deny"])
-def test_an_entry_remembers_its_flow(datapath: Datapath, action: str) -> None:
-    """Though the way to it is lost, the next connection's packets are counted there."""
-    apply(datapath, Policy("a", (Rule("egress", 31, IDENTITIES["c"], f.TCP, 80, action),), ("egress",)))
-    send(datapath, f.tcp(X["a"], X["c"], (40000, 80)))
-    datapath.maps["flow_slots"].clear()
-    send(datapath, f.tcp(X["a"], X["c"], (40001, 80)))
-    (found,) = datapath.flows()
-    assert found["packets"] == 2
-
-
-def test_what_an_entry_remembers_is_not_believed_of_another_flow(datapath: Datapath) -> None:
-    """Slots of other flows, of none, of all that did not fit, and such as there are not."""
-    rules = tuple(Rule("egress", port, IDENTITIES["c"], f.TCP, port) for port in (80, 81))
-    apply(datapath, Policy("a", rules, ("egress",)))
-    fill(datapath, 2, 80)
-    slots = {one["port"]: one["slot"] for one in datapath.flows()}
-    assert len(slots) == 2
-    wrong = [(slots[81], slots[80]), (0, 0), (SLOTS["passed"], SLOTS["dropped"]), (max(slots.values()) + 1, 0xFFFFFF)]
-    for number, hints in enumerate(wrong):
-        remember(datapath, dict(zip((80, 81), hints)))
-        (first,) = send(datapath, f.tcp(X["a"], X["c"], (41000 + number, 80)))
-        (second,) = send(datapath, f.tcp(X["a"], X["c"], (41000 + number, 81)))
-        assert (first["rule_id"], second["rule_id"]) == (80, 81)
-    found = {key: counts[0] for key, counts in flows(datapath).items()}
-    assert found == {flow(rule=80): 1 + len(wrong), flow(rule=81, port=81): 1 + len(wrong)}
-
-
-def test_what_an_entry_remembers_may_have_changed_hands(datapath: Datapath) -> None:
-    """Its flow was idle, and another one has the slot: each counts for itself."""
-    apply(datapath, Policy("a", (Rule("egress", 30, IDENTITIES["c"], f.TCP, 1000), EVERY_C), ("egress",)))
-    fill(datapath, PASSED)
-    age(datapath, 1000, TIMES["idle_ticks"] + 9)
-    send(datapath, f.tcp(X["a"], X["c"], (40000, 3000)))
-    send(datapath, f.tcp(X["a"], X["c"], (40001, 1000)))
-    found = flows(datapath)
-    assert flow(rule=30, port=1000) not in found and found[flow(rule=31, port=3000)][0] == 1
-    assert did_not_fit(datapath, "passed") == 1
 
 
 @pytest.mark.parametrize("peer", ["c", ""])

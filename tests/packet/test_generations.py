@@ -16,7 +16,6 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import pytest
 
 from bpfleet.loader.apply import apply
-from bpfleet.loader.maps import closing, dump
 from bpfleet.loader.plan import plan
 from bpfleet.loader.real import RealKernel
 from bpfleet.model.document import Document
@@ -25,7 +24,7 @@ from bpfleet.model.state import NodeState, Table
 from tests import fleet
 from tests.packet import frames as f
 from tests.packet.kernel import BUILD, TC_ACT_SHOT, run_program
-from tests.packet.place import NUMBERS, Place, context_of, hammered, inner_of, pinned_program, state_of, two_ends
+from tests.packet.place import NUMBERS, Place, context_of, hammered, pinned_program, state_of, two_ends
 
 pytestmark = pytest.mark.root
 
@@ -175,20 +174,6 @@ def test_a_change_that_ends_anywhere_is_whole_and_gone_on_from(
         assert probe.mixtures() == [] and probe.is_old() == (want is OLD)
         place.bring(OLD)
     assert ends == sorted(ends, reverse=True) and len(ends) > 8 and {*ends} == {True, False}
-
-
-def test_what_programs_note_in_policies_is_no_difference(place: Place, probe: Probe) -> None:
-    """Nothing is read as changed for it, so nothing is written; and the next generation begins without."""
-    with closing(inner_of(place.pins, NUMBERS["a"])) as fd:
-        before = dump(fd, "policy_entries")
-        assert probe.passes(WORLD)
-        assert dump(fd, "policy_entries") != before
-    assert place.kernel.read(OLD).nested == OLD.nested
-    assert place.bring(OLD) == []
-    place.bring(NEW)
-    place.bring(OLD)
-    with closing(inner_of(place.pins, NUMBERS["a"])) as fd:
-        assert dump(fd, "policy_entries") == before
 
 
 Seen = Tuple[int, List[str], Dict[bool, int]]

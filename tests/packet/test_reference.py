@@ -42,6 +42,7 @@ def load(datapath: Datapath, state: NodeState, subject: int = NUMBERS[SUBJECT]) 
         for number, table in state.nested[name].items():
             if name != "policies" or number == subject:
                 datapath.set_inner(name, {key: number}, rows(table))
+    datapath.next_generation()
 
 
 def rows(table: Table) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:

@@ -30,6 +30,7 @@ FIXED = {
     "connections_next",  # connections, but while that is made anew
     "connection_copies",  # from that of connections and the number of CPUs
     "copy_epoch",
+    "judgement_copies",  # from that of connection_copies
     "counters",  # one for each reason
     "events",  # a ring that overwrites
     "event_cursor",

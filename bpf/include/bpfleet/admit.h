@@ -15,6 +15,7 @@
 #include <bpfleet/flow.h>
 #include <bpfleet/generation.h>
 #include <bpfleet/identity.h>
+#include <bpfleet/judgement_copy.h>
 #include <bpfleet/node.h>
 #include <bpfleet/outcome.h>
 #include <bpfleet/packet.h>
@@ -32,12 +33,14 @@ struct found {
 /* The endpoint that judges, and the other end as it is known now. */
 struct side {
 	struct place peer;
+	struct judgement_copy *judged; /* the place of the copy of what is judged; NULL: there is none, or not yet */
 	__u32 ifindex;
 	__u32 identity;
 	__u32 policy_revision;
 	__u32 addresses_revision;
 	__u8 direction; /* of the packet, seen from the endpoint */
 	__u8 staged;	/* of the generation */
+	__u8 is_judged; /* what lies there is that copy */
 };
 
 /* What is in force, read once and before anything that it stands for; see generation.h and connection.h. */
@@ -48,6 +51,16 @@ static __always_inline void side_begin(struct side *side, const struct node *nod
 	side->policy_revision = generation_revision(word);
 	side->staged = word & GENERATION_STAGED;
 	side->addresses_revision = *(const volatile __u32 *)&node->addresses_revision;
+}
+
+/* Look for the copy of what the side's policy says about a peer at an address. */
+static __always_inline void side_recall(struct side *side, const struct packet *packet, const struct address *peer)
+{
+	__u64 revisions = revisions_pack(side->policy_revision, side->addresses_revision);
+	__u32 asked = judgement_asked(packet, side->direction);
+
+	side->judged = judgement_place(side->identity, peer, asked);
+	side->is_judged = side->judged && judgement_is(side->judged, side->identity, peer, asked, revisions);
 }
 
 /* The copy of the packet's connection, if there is one that lets it pass at these revisions. Before connection_find. */
@@ -257,11 +270,9 @@ static __noinline long connection_put(const struct connection_key *key, const st
 	return error;
 }
 
-/* The slot of what was judged. By itself for the sake of the stack, as connection_put.
- *
- * The entry that decided may remember it, which saves a look-up among all flows. One from which many flows come keeps one
- * of them until that one is quiet for a tick, so that they do not write over each other's all the time. */
-static __noinline __u32 flow_judged(const struct question *question, const struct judgement *judgement, __u32 now)
+/* The slot of what was judged, which may be the hinted one. By itself for the sake of the stack, as connection_put. */
+static __noinline __u32 flow_judged(const struct question *question, const struct judgement *judgement, __u32 hint,
+				    __u32 now)
 {
 	bool is_egress = question->direction == DIRECTION_EGRESS;
 	struct flow_key key = {
@@ -273,18 +284,30 @@ static __noinline __u32 flow_judged(const struct question *question, const struc
 		.direction = question->direction,
 		.verdict = judgement->verdict,
 	};
-	bool remembers = policy_remembers(question, judgement);
-	__u32 slot = judgement->hint;
-	struct flow *hinted = slot ? bpf_map_lookup_elem(&flows, &slot) : NULL;
+	struct flow *hinted = hint >= FLOW_FIRST ? bpf_map_lookup_elem(&flows, &hint) : NULL;
 
 	if (hinted && flow_is(hinted, &key) && flow_hold(hinted, &key, now))
-		return slot;
-	if (hinted && judgement->shape != SHAPE_PEER_PORT && hinted->last_seen == now)
-		remembers = false;
-	slot = flow_find(&key, now);
-	if (remembers && slot >= FLOW_FIRST)
-		policy_remember(question, judgement, slot);
-	return slot;
+		return hint;
+	return flow_find(&key, now);
+}
+
+/* Keep a copy of what was judged. */
+static __always_inline void judgement_keep(const struct side *side, const struct packet *packet,
+					   const struct question *question, const struct judgement *judgement, __u32 now)
+{
+	struct judgement_copy *copy = side->judged;
+
+	copy->peer_address = *judged_address(packet, NULL, question->direction);
+	copy->revisions = revisions_pack(side->policy_revision, side->addresses_revision);
+	copy->subject = question->subject;
+	copy->asked = judgement_asked(packet, question->direction);
+	copy->rule_id = judgement->rule_id;
+	copy->next_hop = judgement_next_hop(&side->peer);
+	copy->peer = question->peer;
+	copy->route = side->peer.route;
+	copy->verdict = judgement->verdict;
+	copy->flow = question->flow;
+	copy->tick = now;
 }
 
 /* Why a record denies, in the packet: what its flow says. False if that flow did not fit, or its slot is another's by
@@ -305,12 +328,13 @@ static __always_inline bool denied_again(struct packet *packet, const struct con
 
 /* Returns 0 to let the packet pass, or the reason to drop it. The verdict, its rule and direction are left in the
  * packet; the event of a new connection that passes is written here, that of a drop by drop(). */
-static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct found *found, const struct side *side)
+static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct found *found, struct side *side)
 {
 	const struct connection_key *key = found->is_reply ? &found->reverse : &packet->flow;
 	struct connection *record = found->record;
 	struct question question = {};
 	struct judgement judgement = {};
+	bool is_judged;
 
 	packet->direction = side->direction;
 	if (side->identity == IDENTITY_WAITING)
@@ -354,8 +378,17 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 	}
 	question_port(&question, packet, record ? key : NULL);
 	judgement.verdict = VERDICT_ALLOW;
-	if (!side_is_self(side))
+	if (record || question.peer < IDENTITY_LOWEST || !judgement_may_have_copy(packet) || side_is_self(side))
+		side->judged = NULL;
+	else if (!side->judged)
+		side_recall(side, packet, judged_address(packet, NULL, question.direction));
+	is_judged = side->judged && side->is_judged && side->judged->peer == question.peer;
+	if (is_judged) {
+		judgement.verdict = side->judged->verdict;
+		judgement.rule_id = side->judged->rule_id;
+	} else if (!side_is_self(side)) {
 		policy_judge(&question, judged_address(packet, record ? key : NULL, question.direction), &judgement);
+	}
 	if (judgement.verdict == VERDICT_AUDIT)
 		counter_add(REASON_AUDITED, skb->len);
 	packet->verdict = judgement.verdict;
@@ -363,7 +396,13 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 
 	if (packet->kind == PACKET_FRAGMENT && (!judgement_passes(&judgement) || judgement.has_ports))
 		return REASON_FRAGMENT;
-	question.flow = flow_judged(&question, &judgement, found->now);
+	if (is_judged && side->judged->flow >= FLOW_FIRST && side->judged->tick == found->now) {
+		question.flow = side->judged->flow;
+	} else {
+		question.flow = flow_judged(&question, &judgement, is_judged ? side->judged->flow : 0, found->now);
+		if (side->judged)
+			judgement_keep(side, packet, &question, &judgement, found->now);
+	}
 	if (judgement_passes(&judgement))
 		question.state &= ~CONNECTION_DENIED;
 	else

@@ -102,6 +102,7 @@ static __always_inline void host_begin(struct packet *packet, struct found *foun
 	side->ifindex = HOST_IFINDEX;
 	side->identity = IDENTITY_HOST;
 	side->direction = direction;
+	side->judged = NULL;
 	connection_find(packet, direction, found);
 }
 

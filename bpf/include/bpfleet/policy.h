@@ -19,11 +19,6 @@
  * is allowed now and would not be then passes, with the verdict and the rule of the second answer.
  *
  * Port 0 with a protocol means every port of it; protocol 0 means every protocol. ICMP is found by intervals only.
- *
- * An entry that is no header remembers where the history has a flow that it led to: a *hint*, so that the next new
- * connection of that flow need not look for it. It is the programs' own: they write it, nobody declares it, and they
- * believe it only if the slot says the same (flow_judged). So it may be missing, torn, or of a flow that is gone; and
- * those of classes and intervals do without.
  */
 #pragma once
 
@@ -31,7 +26,6 @@
 #include <linux/in6.h>
 
 #include <bpfleet/base.h>
-#include <bpfleet/flow.h>
 #include <bpfleet/generation.h>
 #include <bpfleet/identity.h>
 #include <bpfleet/port_set.h>
@@ -98,20 +92,12 @@ struct policy_key {
 struct policy_entry {
 	__u32 rule_id;
 	__u8 action;
-	union {
-		struct { /* of a header */
-			__u8 shapes; /* which shapes of key occur */
-			__u8 denies; /* and which of them with a deny */
-			__u8 flags;
-		};
-		__u8 hint[3]; /* of any other: a slot of `flows`, the lowest byte first; 0: none */
-	};
+	__u8 shapes; /* of a header: which shapes of key occur */
+	__u8 denies; /* and which of them with a deny */
+	__u8 flags;
 };
 
-#define POLICY_HINT_LIMIT (1 << 24) /* slots from here on are not remembered; more than a cluster can declare */
-
 _Static_assert(sizeof(struct policy_key) + sizeof(struct policy_entry) == 16, "an element fills a cache line");
-_Static_assert(FLOW_LIMIT <= POLICY_HINT_LIMIT, "a hint can name every slot");
 
 /* The inner map. Its max_entries may differ from map to map, its flags (none) may not. */
 struct policy_entries {
@@ -143,8 +129,7 @@ struct judgement {
 	__u8 verdict;
 	__u8 has_ports; /* what is enforced in this direction asks for ports, so a fragment cannot be judged */
 	__u8 flags;	/* of the header */
-	__u8 shape;	/* of the entry that decided; 0: none did */
-	__u32 hint;	/* what it remembers */
+	__u8 zero;
 };
 
 struct question {
@@ -170,12 +155,6 @@ struct search {
 	__u8 allowed; /* an allow was found: from here on only denies matter */
 };
 
-/* Bytes, as it is not aligned. Torn by a writer it is another flow's, or nobody's. */
-static __always_inline __u32 policy_hint(const struct policy_entry *entry)
-{
-	return entry->hint[0] | entry->hint[1] << 8 | entry->hint[2] << 16;
-}
-
 static __always_inline const struct policy_entry *policy_probe(struct search *search, __u32 peer, __u8 direction,
 							       __u8 protocol, __u16 port)
 {
@@ -192,23 +171,18 @@ static __always_inline bool policy_level(struct search *search, __u8 shape, __u8
 {
 	__u8 shapes = search->allowed ? search->denies : search->shapes;
 	const struct policy_entry *found = NULL, *any = NULL;
-	__u8 found_by = shape;
 
 	if (shapes & shape)
 		found = policy_probe(search, search->peer, direction, protocol, port);
 	if (shapes & (shape << SHAPE_ANY_SHIFT))
 		any = policy_probe(search, POLICY_ANY_PEER, direction, protocol, port);
 	if (!found || (any && (any->action > found->action ||
-			       (any->action == found->action && any->rule_id < found->rule_id)))) {
+			       (any->action == found->action && any->rule_id < found->rule_id))))
 		found = any;
-		found_by = shape << SHAPE_ANY_SHIFT;
-	}
 	if (!found || (search->allowed && found->action != POLICY_DENY))
 		return false;
 	judgement->rule_id = found->rule_id;
 	judgement->verdict = found->action == POLICY_DENY ? VERDICT_DENY : VERDICT_ALLOW;
-	judgement->shape = found_by;
-	judgement->hint = policy_hint(found);
 	search->allowed = 1;
 	return found->action == POLICY_DENY;
 }
@@ -247,8 +221,6 @@ static __always_inline void policy_judge_part(void *entries, const struct questi
 	judgement->rule_id = 0;
 	judgement->has_ports = 0;
 	judgement->flags = 0;
-	judgement->shape = 0;
-	judgement->hint = 0;
 	if (!header)
 		return;
 	search.shapes = header->shapes;
@@ -298,8 +270,6 @@ __noinline int policy_judge(const struct question *question, const struct addres
 	judgement->rule_id = 0;
 	judgement->has_ports = 0;
 	judgement->flags = 0;
-	judgement->shape = 0;
-	judgement->hint = 0;
 	subject = question->subject;
 	entries = policy_find(&subject, question->staged);
 	if (!entries)
@@ -321,39 +291,4 @@ __noinline int policy_judge(const struct question *question, const struct addres
 			break;
 	}
 	return 0;
-}
-
-/* Whether the entry that decided can be found again by the question. Those of intervals and classes cannot. */
-static __always_inline bool policy_remembers(const struct question *question, const struct judgement *judgement)
-{
-	if (judgement->shape & (SHAPE_PEER_RANGE | SHAPE_ANY_RANGE))
-		return false;
-	return judgement->shape >= SHAPE_ANY_PORT || (judgement->shape && question->peer != IDENTITY_WORLD);
-}
-
-/* Have that entry remember a slot. By itself for the sake of the stack; not for every packet. */
-static __noinline void policy_remember(const struct question *question, const struct judgement *judgement, __u32 slot)
-{
-	__u8 level = judgement->shape | judgement->shape >> SHAPE_ANY_SHIFT;
-	struct policy_key key = { .direction = question->direction };
-	__u32 subject = question->subject;
-	struct policy_entry *entry;
-	void *entries = policy_find(&subject, question->staged);
-
-	if (!entries || slot >= POLICY_HINT_LIMIT)
-		return;
-	if (judgement->shape < SHAPE_ANY_PORT)
-		key.peer = question->peer;
-	if (judgement->verdict == VERDICT_AUDIT)
-		key.direction |= PART_AUDIT;
-	if (level & (SHAPE_PEER_PORT | SHAPE_PEER_PROTOCOL))
-		key.protocol = question->protocol;
-	if (level & SHAPE_PEER_PORT)
-		key.port = question->port;
-	entry = bpf_map_lookup_elem(entries, &key);
-	if (!entry)
-		return;
-	entry->hint[0] = slot;
-	entry->hint[1] = slot >> 8;
-	entry->hint[2] = slot >> 16;
 }

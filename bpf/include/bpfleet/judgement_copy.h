@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Copies of judgements, by CPU: what policy said of an endpoint's new connection to a port of another endpoint, where that
+ * one is, and which flow it counts for, in one cache line that only this CPU writes. Finding the same out touches up to ten:
+ * of `addresses`, of the policy's entries, and of the history.
+ *
+ * A copy is found by the question, in the one place of this CPU where that may lie; the next question there takes its
+ * place. It counts while the revisions are those in force when it was judged, as for a connection's record, and says all that
+ * policy would: nothing that it asks has a life of its own. What the stack is asked (stack_keeps) has, so there are
+ * copies only where both ends are known by their identity. A flow's slot is believed within a tick, in which it cannot
+ * change hands; after that it is a hint, and the slot itself says whose it is.
+ */
+#pragma once
+
+#include <bpfleet/base.h>
+#include <bpfleet/connection.h>
+#include <bpfleet/connection_copy.h>
+#include <bpfleet/flow.h>
+#include <bpfleet/identity.h>
+#include <bpfleet/packet.h>
+
+struct judgement_copy {
+	struct address peer_address;
+	__u64 revisions;
+	__u32 subject;
+	__u32 asked; /* judgement_asked */
+	__u32 rule_id;
+	__u32 next_hop; /* the last word of where the peer is, of egress; an IPv6 tunnel endpoint has none */
+	__u32 peer : 24;
+	__u32 route : 2;
+	__u32 verdict : 6;
+	__u32 flow;
+	__u32 tick; /* in which the flow was last seen to have that slot */
+	__u32 zero[3];
+};
+
+_Static_assert(sizeof(struct judgement_copy) == 64, "a copy is one cache line");
+
+/* As many places of each CPU as are half of those in `connection_copies`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 32 * 1024);
+	__uint(map_flags, BPF_F_MMAPABLE); /* its elements then begin at a page, and so each at a cache line */
+	__type(key, __u32);
+	__type(value, struct judgement_copy);
+} judgement_copies SEC(".maps");
+
+/* The port that policy judges of a packet that no connection knows: host byte order; of ICMP type << 8 | code. */
+static __always_inline __u16 packet_judged_port(const struct packet *packet)
+{
+	if (has_ports(packet->protocol))
+		return bpf_ntohs(packet->flow.destination_port);
+	if (packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_ICMPV6)
+		return packet->icmp_type << 8 | packet->icmp_code;
+	return 0;
+}
+
+static __always_inline __u32 judgement_asked(const struct packet *packet, __u8 direction)
+{
+	return (__u32)packet_judged_port(packet) << 16 | packet->protocol << 8 | direction;
+}
+
+/* Whether there are copies of such packets: whole ones that may open a connection. */
+static __always_inline bool judgement_may_have_copy(const struct packet *packet)
+{
+	return packet->kind <= PACKET_OPENS && packet->part == PART_WHOLE;
+}
+
+/* The place of a question's copy. As copy_hash. */
+static __always_inline struct judgement_copy *judgement_place(__u32 subject, const struct address *peer, __u32 asked)
+{
+	__u64 address = peer->halves[1] >> 32 | peer->halves[1] << 32;
+	__u64 hash = (address ^ peer->halves[0]) * 0x9e3779b97f4a7c15ULL +
+		     ((__u64)subject << 32 | asked) * 0xbf58476d1ce4e5b9ULL;
+	__u32 mask = copies_mask >> 1, index;
+
+	hash = (hash ^ hash >> 29) * 0xff51afd7ed558ccdULL >> 32;
+	index = bpf_get_smp_processor_id() * (mask + 1) + (hash & mask);
+	return bpf_map_lookup_elem(&judgement_copies, &index);
+}
+
+/* Whether what lies there answers the question. */
+static __always_inline bool judgement_is(const struct judgement_copy *copy, __u32 subject, const struct address *peer,
+					 __u32 asked, __u64 revisions)
+{
+	return copy->revisions == revisions && copy->subject == subject && copy->asked == asked &&
+	       address_equal(&copy->peer_address, peer);
+}
+
+/* Where the peer is. False: that does not fit in a copy. */
+static __always_inline bool judgement_peer(const struct judgement_copy *copy, struct place *peer)
+{
+	peer->identity = copy->peer;
+	peer->route = copy->route;
+	if (copy->route == ROUTE_LOCAL)
+		next_hop_local(&peer->next_hop, copy->next_hop);
+	else if (copy->route == ROUTE_TUNNEL && copy->next_hop)
+		address_from_v4(&peer->next_hop, copy->next_hop);
+	else
+		return false;
+	return true;
+}
+
+static __always_inline __u32 judgement_next_hop(const struct place *peer)
+{
+	if (peer->route == ROUTE_TUNNEL && !address_is_v4(&peer->next_hop))
+		return 0;
+	return peer->next_hop.words[3];
+}
