@@ -174,14 +174,30 @@ class Maps:
         return self._create(name, entries)
 
     def add_connections(self, to: int) -> None:
-        """Add to another map all connections that it does not have. The idlest first, as a map that has no room for all
-        forgets what came first."""
+        """Add to another map all connections that it does not have, and to those that it has what was seen of them
+        here. The idlest first, as a map that has no room for all forgets what came first."""
         at = _offset("connections", "value", "last_seen")
         with closing(self._required("connections")) as fd:
             found = sorted(dump(fd, "connections").items(), key=lambda item: item[1][at : at + 4][::-1])
-        for key, value in found:
-            syscall.map_add(to, key, value)
+            for key, value in found:
+                syscall.map_add(to, key, value)
+            # Only now does no program look for them here any more.
+            seen, there = dump(fd, "connections"), dump(to, "connections")
+        at = _offset("connections", "value", "state")
+        for key, value in seen.items():
+            if key in there and value[at:] != there[key][at:]:
+                self._add_state(to, key, value)
         self._wrote()
+
+    def _add_state(self, to: int, key: bytes, value: bytes) -> None:
+        """What the two ends of a connection have done counts, wherever it was noted: an answer, an end."""
+        end = _offset("connections", "value", "next_hop")  # revisions are before it
+        now = syscall.map_lookup(to, key, len(value))
+        if now is not None and now[:end] == value[:end]:
+            record = layout.decode("connections", "value", now)
+            state = record["state"] | layout.decode("connections", "value", value)["state"]
+            if state != record["state"]:
+                syscall.map_update(to, key, layout.encode("connections", "value", {**record, "state": state}))
 
     def live_connections(self) -> int:
         """How many of the connections that are recorded still count."""

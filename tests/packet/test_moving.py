@@ -17,6 +17,9 @@ import pytest
 
 from bpfleet.loader import syscall
 from bpfleet.loader.apply import apply
+from bpfleet.loader.generated.layouts import ENUMS
+from bpfleet.loader.layout import decode
+from bpfleet.loader.maps import dump
 from bpfleet.loader.pins import Pins
 from bpfleet.loader.plan import plan
 from bpfleet.loader.real import RealKernel
@@ -122,6 +125,28 @@ def test_each_program_finds_what_another_recorded(place: Place, talk: Talk, tmp_
         assert kernel.read(want).sizes["connections"] == want.sizes["connections"]
         assert plan(want, kernel.read(want)) == []
     assert talk.ports > 1024 + 20
+
+
+def test_an_answer_counts_whichever_program_saw_it(place: Place, talk: Talk, tmp_path: Path) -> None:
+    """A connection that was answered once, at any moment of the move, has been answered: it counts for hours."""
+    opened = []
+
+    class Once(Talking):
+        def _wrote(self, count: int = 1) -> None:
+            RealKernel._wrote(self, count)
+            port = 20000 + len(opened)
+            opened.append(port)
+            assert talk.passes(A, (port, PORT), f.SYN) and talk.passes(B, (PORT, port), f.SYN | f.ACK)
+
+    kernel = Once(place, tmp_path, talk)
+    apply(kernel, plan(LARGE, kernel.read(LARGE)))
+    fd = syscall.get(str(Pins(place.pins).map("connections")))
+    found = [(decode("connections", "key", key), decode("connections", "value", value)["state"])
+             for key, value in dump(fd, "connections").items()]  # fmt: skip
+    os.close(fd)
+    states = {(key["source_port"], key["direction"]): state for key, state in found if key["source_port"] in opened}
+    assert len(opened) > 10 and len(states) == 2 * len(opened)
+    assert set(states.values()) == {ENUMS["connection_state"]["replied"]}, states
 
 
 @pytest.mark.parametrize("then", [SMALL, LARGE], ids=["back", "forth"])
