@@ -38,6 +38,8 @@ def endpoint_cases(family: int) -> List[Case]:
     opened: Tuple[Step, ...] = (open_to, there(f.SYN, *new), back(f.SYN | f.ACK), there(f.ACK))
     first = local("a", "b", f.udp(a, b, PORTS, more=True), f.udp(a, b, PORTS, more=True, hops=63), *new)
     part = f.ip(a, b, f.UDP, b"x" * 16, fragment=1480)
+    kind, about = 1 if family == 6 else 3, bytes(4) + f.tcp(a, b, PORTS)[:64]
+    error = local("b", "a", f.icmp(b, a, kind, about, code=1), f.icmp(b, a, kind, about, code=1, hops=63))
     later = local("a", "b", part, f.ip(a, b, f.UDP, b"x" * 16, fragment=1480, hops=63))
     cases: List[Tuple[str, Tuple[Step, ...]]] = [
         ("TCP that was answered counts for 8000 s", (*opened, Wait(7448), back(f.ACK))),
@@ -46,6 +48,10 @@ def endpoint_cases(family: int) -> List[Case]:
         ("TCP that was not answered counts for 60 s", (open_to, there(f.SYN, *new), Wait(54), back(f.SYN | f.ACK))),
         ("and no longer, so that its answer is none", (
             open_to, there(f.SYN, *new), Wait(59),
+            Send("from_endpoint", f.ether(f.tcp(b, a, BACK, f.SYN | f.ACK)), "shot", {"no_connection": 1}, "b", events=None),
+        )),
+        ("an error about it is no answer: it counts for 60 s from then", (
+            open_to, there(f.SYN, *new), error, Wait(54), error, Wait(54), error, Wait(59),
             Send("from_endpoint", f.ether(f.tcp(b, a, BACK, f.SYN | f.ACK)), "shot", {"no_connection": 1}, "b", events=None),
         )),
         ("UDP counts for 60 s, answered or not", (open_to, asked, told, Wait(54), told, Wait(54), again, Wait(59), untold)),
