@@ -117,6 +117,11 @@ ROWS = (
     Row("except narrows its own peer only", one(egress=[{"peers": [
         {"cidr": "198.51.100.0/24", "except": ["198.51.100.0/28"]}, {"cidr": "198.51.100.8/32"}]}]),
         ((sent(FAR), CLOSED), (sent("198.51.100.8"), "allow p egress[0]"), (sent("198.51.100.200"), "allow p egress[0]"))),
+    Row("an IPv6 network means no IPv4 address, though it holds ::ffff:0:0/96", one(egress=[{"peers": [{"cidr": "::/0"}]}]),
+        ((sent(FAR), CLOSED), (sent(FAR6), "allow p egress[0]"))),
+    Row("world means addresses that CIDRs of other rules name, too", one(egress=[
+        {"peers": [{"entity": "world"}]}, {"action": "deny", "peers": [{"cidr": "198.51.100.0/24"}], "ports": [{"port": 81}]}]),
+        ((sent(FAR), "allow p egress[0]"), (sent(FAR, 81), "deny p egress[1]"), (sent("8.8.8.8", 81), "allow p egress[0]"))),
     Row("every exception counts, also one inside another", one(egress=[{"peers": [
         {"cidr": "198.51.0.0/16", "except": ["198.51.7.0/24", "198.51.100.0/28", "198.51.100.0/24", "198.51.200.0/24"]}]}]),
         (*((sent(f"198.51.{rest}"), CLOSED) for rest in ("7.7", "100.7", "100.200", "200.0", "200.255")),
@@ -140,6 +145,8 @@ ROWS = (
         ((came(HOST), CLOSED), (came(OTHER), f"allow {P0}"))),
     Row("allow_local_host lets them in, and nobody else", one(ingress=[]),
         ((came(HOST), "allow allow_local_host"), (came(OTHER), CLOSED), (sent(HOST), OPEN)), {"allow_local_host": True}),
+    Row("it opens nothing for anybody else where nothing closes", {}, ((came(HOST), OPEN), (came(FAR), OPEN), (sent(HOST), OPEN)),
+        {"allow_local_host": True}),
     Row("but for what a rule denies", one(ingress=[{"action": "deny", "peers": [{"entity": "host"}]}]),
         ((came(HOST), f"deny {P0}"),), {"allow_local_host": True}),
     # Ports
