@@ -15,9 +15,10 @@ import pytest
 
 from tests import fleet
 from tests.packet import frames as f
+from tests.packet.kernel import Datapath
 from tests.packet.test_node import Played
 from tests.packet.test_reference import NUMBERS
-from tests.packet.world import ADDRESSES
+from tests.packet.world import ADDRESSES, DEVICES
 from tests.reference import fleets
 from tests.reference.traffic import Sent
 
@@ -132,3 +133,29 @@ def test_story(request: pytest.FixtureRequest, kind: str, steps: List[Step]) -> 
         result = played.send(Sent("from_endpoint", step.at, f.ether(step.packet), ""), f"step {number}")
         verdicts = tuple(event["verdict"] for event in result.events)
         assert (result.counters, verdicts) == (dict(step.counters), step.verdicts), f"step {number}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "missing"),
+    [
+        ({"action": "deny", "ports": [{"protocol": "udp", "port": 100, "end_port": 200}]}, "port_sets"),
+        ({"action": "deny", "peers": [{"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]}, "prefix_sets"),
+    ],
+    ids=["ports", "CIDRs"],
+)
+@pytest.mark.parametrize("family", [4, 6])
+def test_where_a_set_is_missing_nobody_is_let_in(
+    datapath: Datapath, rule: Mapping[str, Any], missing: str, family: int
+) -> None:
+    """The order of changes rules it out; if it comes to that all the same, what the set denies is not known."""
+    played = Played(datapath, False, "a")
+    policy = fleet.document("policy", "p", selector={"app": "b"}, ingress=[{}, rule])
+    played.change([*fleets.world({}, NUMBERS), policy])
+    x = ADDRESSES[family]
+    frame = f.ether(f.udp(x["world"], x["b"], PORTS))
+    before = datapath.run("to_endpoint", frame, DEVICES["b"], DEVICES["eth0"])
+    datapath.maps[missing].clear()
+    played.datapath.next_generation()
+    after = datapath.run("to_endpoint", frame, DEVICES["b"], DEVICES["eth0"])
+    assert (before.action, after.action) == ("pass" if missing == "port_sets" else "shot", "shot")
+    assert after.counters == {"denied_by_default": 1}
