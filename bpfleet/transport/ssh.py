@@ -260,7 +260,7 @@ class _SshStream:
 
     def _raise_if_broken(self, cause: BaseException | None) -> None:
         if not self._transport.is_active() and self._channel.exit_status == -1:
-            reason = self._transport.get_exception() or cause or "the host ended it"
+            reason = str(self._transport.get_exception() or cause or "") or "the host ended it"
             raise Broken(f"the SSH connection was lost: {reason}") from cause
 
     def _listen(self) -> None:
