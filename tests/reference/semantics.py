@@ -145,8 +145,8 @@ ROWS = (
         ((came(HOST), CLOSED), (came(OTHER), f"allow {P0}"))),
     Row("allow_local_host lets them in, and nobody else", one(ingress=[]),
         ((came(HOST), "allow allow_local_host"), (came(OTHER), CLOSED), (sent(HOST), OPEN)), {"allow_local_host": True}),
-    Row("it opens nothing for anybody else where nothing closes", {}, ((came(HOST), OPEN), (came(FAR), OPEN), (sent(HOST), OPEN)),
-        {"allow_local_host": True}),
+    Row("it says nothing where nothing closes", one(default_deny={"ingress": False}, ingress=[DENY_B]),
+        ((came(HOST), OPEN), (came(FAR), OPEN), (came(B), f"deny {P0}")), {"allow_local_host": True}),
     Row("but for what a rule denies", one(ingress=[{"action": "deny", "peers": [{"entity": "host"}]}]),
         ((came(HOST), f"deny {P0}"),), {"allow_local_host": True}),
     # Ports
