@@ -302,6 +302,9 @@ def forwarded_cases(family: int) -> List[Case]:
             came(f.too_big(c_router(family), me, f.tcp(me, world, PORTS, f.ACK))),
             no_entry(f.tcp(world, me, (81, 40000), f.ACK)), no_entry(f.tcp(world, me, BACK)),
         )),
+        ("a masqueraded reset opens nothing: what poses as its answer is none", (
+            CLOSED, left(f.tcp(me, world, PORTS, f.RST), via=OTHER_DEVICE), no_entry(f.tcp(world, me, BACK, f.ACK)),
+        )),
         ("masqueraded echo", (
             CLOSED, left(f.echo(me, world, 9), via=OTHER_DEVICE), came(f.echo(world, me, 9, reply=True)),
         )),
