@@ -213,7 +213,10 @@ def _check_value(kind: Type, value: Any, path: str, problems: List[Problem]) -> 
     before = len(problems)
     _check_alternatives(kind.exactly_one, value, path, problems)
     result = _check_fields(kind.fields, value, path + ".", problems)
+    bad = {problem.path for problem in problems[before:]}
     for name, other, allowed in kind.only_with:
+        if f"{path}.{other}" in bad:
+            continue  # what it is meant to be is not known
         if result.get(name) is not None and result.get(other) not in (*allowed, UNKNOWN):
             what = f"cannot be given with {other} {result.get(other)}, which has no {name}s"
             problems.append(Problem(f"{path}.{name}", what, f"Leave it out, or use {other} {_either(allowed)}."))
