@@ -6,7 +6,7 @@ Beside it, in the same rounds: one bare look-up of the same connections, and 10 
 and 100,000 rules have (so that only rules grow; `addresses` then holds 100,000).
 
 Established packets go by the copies of their connections (connection_copy.h). What they cost by the records themselves,
-as the first one of a connection in each tick does, is measured beside, with room for one copy only.
+as the first one of a connection in each tick does, is measured beside, with room for two copies only.
 
     python -m bench.policy_verdicts
 """
@@ -43,7 +43,7 @@ def time_verdicts(kind: str) -> timing.Timed:
     loaded: List[kernel.Datapath | timing.Programs] = []
     try:
         for rules in BY_RECORD if kind == "established" else ():
-            datapath = populate(rules, rules, copies=1)
+            datapath = populate(rules, rules, copy_sets=1)
             loaded.append(datapath)
             establish(datapath, rules)
             packets = drawn(kind, rules, dice)

@@ -19,7 +19,7 @@ from typing import Dict, List, Optional, Tuple
 from bench import timing
 from bench.report import Measurement, table
 from bpfleet.loader import layout
-from bpfleet.loader.cpus import new_connection_copies
+from bpfleet.loader.cpus import new_copy_sets
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.real import jiffy_ns
 from tests.packet import frames, kernel
@@ -29,7 +29,7 @@ WORKLOADS = 10_000
 ROUNDS, WARM, CALLS = {"established": 15, "new": 8}, {"established": 64_000, "new": 10_000}, 4_000
 """Established: one time through its packets does not yet bring a population back into the caches that others used."""
 ESTABLISHED_PACKETS = 16_000
-COPIES = new_connection_copies(kernel.CPUS, MAPS["connections"]["max_entries"])
+COPY_SETS = new_copy_sets(kernel.CPUS, MAPS["connections"]["max_entries"])
 CLIENT_PORT = 40_000
 LOOPBACK = 1  # the device of a packet in BPF_PROG_TEST_RUN unless told otherwise
 SUBJECT, FIRST_IDENTITY = 70_000, timing.TUNNEL_IDENTITY
@@ -44,14 +44,14 @@ def workload_address(number: int) -> str:
     return f"10.{1 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
 
 
-def populate(rules: int, workloads: int, copies: int = COPIES) -> kernel.Datapath:
+def populate(rules: int, workloads: int, copy_sets: int = COPY_SETS) -> kernel.Datapath:
     """A loaded datapath with that many rules and workloads, and room for copies of connections."""
     datapath = kernel.Datapath(
         {
             "node_address": NODE,
             "events_slots_mask": kernel.SLOTS - 1,
             "jiffy_ns": jiffy_ns(),
-            "copies_mask": copies - 1,
+            "copies_mask": copy_sets - 1,
         }
     )
     maps = datapath.maps

@@ -101,8 +101,10 @@ static __always_inline int admit_at_receiver(struct __sk_buff *skb, struct packe
 					     struct side *side, const struct endpoint *receiver, __u32 ifindex)
 {
 	__u64 revisions = revisions_pack(side->policy_revision, side->addresses_revision);
-	const struct connection_copy *copy = copy_find(packet, DIRECTION_INGRESS, revisions, found);
+	const struct connection_copy *copy;
 
+	copy_approach(packet, DIRECTION_INGRESS, found);
+	copy = copy_look_up(&found->copy, packet, revisions);
 	if (copy && copy->ifindex == ifindex) {
 		admit_copied(skb, copy, found);
 		return 0;
@@ -136,8 +138,7 @@ SEC("tc")
 int bpfl_from_ep(struct __sk_buff *skb)
 {
 	struct packet *packet = packet_begin(HOOK_FROM_ENDPOINT, DIRECTION_EGRESS);
-	const struct endpoint *endpoint = endpoint_find(skb->ifindex);
-	const struct endpoint *receiver;
+	const struct endpoint *endpoint, *receiver;
 	const struct node *this_node = node_find();
 	const struct connection_copy *copy;
 	struct found found = {};
@@ -147,12 +148,15 @@ int bpfl_from_ep(struct __sk_buff *skb)
 
 	if (!packet)
 		return TC_ACT_SHOT;
+	reason = packet_parse(skb, packet);
+	if (!reason)
+		copy_approach(packet, DIRECTION_EGRESS, &found);
+	endpoint = endpoint_find(skb->ifindex);
 	if (!endpoint || !this_node)
 		return drop(skb, packet, REASON_NO_ENDPOINT);
 	packet->source_identity = endpoint->identity;
 	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
 		return pass(skb, REASON_NEIGHBOUR);
-	reason = packet_parse(skb, packet);
 	if (reason)
 		return drop(skb, packet, reason);
 	if (is_for_gateway(skb, packet))
@@ -168,7 +172,7 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	if (packet->kind == PACKET_RELATED && !address_equal(&packet->flow.source, &packet->source))
 		packet->kind = PACKET_UNTRACKED;
 	revisions = revisions_pack(side.policy_revision, side.addresses_revision);
-	copy = copy_find(packet, DIRECTION_EGRESS, revisions, &found);
+	copy = copy_look_up(&found.copy, packet, revisions);
 	if (copy && copy->ifindex == skb->ifindex) {
 		admit_copied(skb, copy, &found);
 		copy_peer(copy, &side.peer);

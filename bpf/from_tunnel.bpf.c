@@ -83,23 +83,25 @@ int bpfl_from_tun(struct __sk_buff *skb)
 	struct place destination;
 	struct outer outer;
 	__u64 revisions;
-	int reason;
+	int reason, unread;
 
 	if (!packet)
 		return TC_ACT_SHOT;
 	if (!this_node)
 		return drop(skb, packet, REASON_NO_TUNNEL_DEVICE);
+	unread = packet_parse(skb, packet);
+	if (!unread)
+		copy_approach(packet, DIRECTION_INGRESS, &found);
 	reason = outer_read(skb, &outer);
 	if (reason)
 		return drop(skb, packet, reason);
 	packet->source_identity = outer.vni;
-	reason = packet_parse(skb, packet);
-	if (reason)
-		return drop(skb, packet, reason);
+	if (unread)
+		return drop(skb, packet, unread);
 
 	side_begin(&side, this_node);
 	revisions = revisions_pack(side.policy_revision, side.addresses_revision);
-	copy = copy_find(packet, DIRECTION_INGRESS, revisions, &found);
+	copy = copy_look_up(&found.copy, packet, revisions);
 	if (copy && copy->peer == outer.vni && copy_is_from(copy, &outer.source)) {
 		receiver = endpoint_find(copy->ifindex);
 		if (receiver) {

@@ -12,11 +12,38 @@
  *   - all else passes: what is for others is checked again by bpfl_from_tun and bpfl_to_ep where it reaches a workload.
  */
 #include <linux/if_packet.h>
+#include <linux/udp.h>
 
 #include <bpfleet/blocked.h>
 #include <bpfleet/frame.h>
 #include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
+
+/* The start of a tunnel packet without options. */
+struct tunnel_headers {
+	struct ethhdr ethernet;
+	struct iphdr ip;
+	struct udphdr udp;
+} __attribute__((packed));
+
+/* Whether this is a tunnel packet of a member, by a look at its outer headers alone: they are most of what arrives. Where
+ * the host has no policy nothing else is asked of them, whatever else the headers say. */
+static __always_inline bool is_members_tunnel_packet(struct __sk_buff *skb)
+{
+	const struct tunnel_headers *headers = (void *)(long)skb->data;
+	const struct address_record *source;
+	struct address address;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(headers + 1) > (void *)(long)skb->data_end)
+		return false;
+	if (headers->ip.version != 4 || headers->ip.ihl != 5 || headers->ip.protocol != IPPROTO_UDP ||
+	    (headers->ip.frag_off & bpf_htons(FRAGMENT_OFFSET_V4 | FRAGMENT_MORE_V4)) ||
+	    headers->udp.dest != bpf_htons(tunnel_port))
+		return false;
+	address_from_v4(&address, headers->ip.saddr);
+	source = address_find(&address);
+	return source && source->identity == IDENTITY_REMOTE_NODE;
+}
 
 /* The stack takes a priority tag (VLAN 0) for none: neither must it be a way around policy. Two are the most that real
  * equipment sends. Returns 0 or the reason to drop. */
@@ -58,15 +85,18 @@ static __always_inline int host_receives(struct __sk_buff *skb, struct packet *p
 SEC("tc")
 int bpfl_from_under(struct __sk_buff *skb)
 {
-	struct packet *packet = packet_begin(HOOK_FROM_UNDERLAY, DIRECTION_INGRESS);
 	const struct address_record *source = NULL;
+	struct packet *packet;
 	bool has_source;
 	int reason;
 
-	if (!packet)
-		return TC_ACT_SHOT;
 	if (skb->pkt_type == PACKET_LOOPBACK)
 		return pass(skb, REASON_UNDERLAY);
+	if (!host_policy && !blocked_at_tc && !skb->vlan_present && !frame_is_bare(skb) && is_members_tunnel_packet(skb))
+		return pass(skb, REASON_UNDERLAY);
+	packet = packet_begin(HOOK_FROM_UNDERLAY, DIRECTION_INGRESS);
+	if (!packet)
+		return TC_ACT_SHOT;
 	if (host_policy || blocked_at_tc) {
 		reason = priority_tags_remove(skb);
 		if (reason)

@@ -116,7 +116,8 @@ int bpfl_to_ep(struct __sk_buff *skb)
 	side.identity = packet->destination_identity;
 	side.direction = DIRECTION_INGRESS;
 	revisions = revisions_pack(side.policy_revision, side.addresses_revision);
-	copy = copy_find(packet, DIRECTION_INGRESS, revisions, &found);
+	copy_approach(packet, DIRECTION_INGRESS, &found);
+	copy = copy_look_up(&found.copy, packet, revisions);
 	if (copy && copy->ifindex == skb->ifindex) {
 		copy_peer(copy, &side.peer);
 		if (origin_fits(skb->ingress_ifindex, side.peer.identity, side.peer.route, &side.peer.next_hop, this_node)) {

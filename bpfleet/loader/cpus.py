@@ -6,8 +6,7 @@ from pathlib import Path
 
 _MOST_SLOTS, _LEAST_SLOTS = 4096, 256
 _MOST_BYTES = 16 << 20
-_MOST_COPIES = 131072
-_COPIES_OF_ONE = 2
+_MOST_SETS = 32768
 
 
 def possible_cpus() -> int:
@@ -27,18 +26,12 @@ def new_event_slots(cpus: int, slot_bytes: int) -> int:
     return slots
 
 
-def new_connection_copies(cpus: int, connections: int) -> int:
-    """How many connections each CPU keeps a copy of, a power of two.
+def new_copy_sets(cpus: int, connections: int) -> int:
+    """How many sets of two copies of connections each CPU has, a power of two: room for each connection on one CPU.
 
-    There is room for each connection on two CPUs, as its two directions may pass on different ones. More than 8 MB of
-    one CPU are in no cache, and so hardly better than the records themselves.
+    More than 4 MB of one CPU are in no cache, and so hardly better than the records themselves.
     """
-    return min(_MOST_COPIES, slots_of_each(max(_COPIES_OF_ONE * connections, cpus), cpus))
-
-
-def judgement_copies(connection_copies: int) -> int:
-    """How many judgements each CPU keeps beside so many copies of connections; the programs count alike."""
-    return ((connection_copies - 1) >> 1) + 1
+    return min(_MOST_SETS, slots_of_each(max(connections // 2, cpus), cpus))
 
 
 def slots_of_each(entries: int, cpus: int) -> int:

@@ -13,7 +13,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
 from bpfleet.errors import HostFailed, ObjectRejected
 from bpfleet.loader import layout, syscall
-from bpfleet.loader.cpus import judgement_copies, new_connection_copies, new_event_slots, possible_cpus, slots_of_each
+from bpfleet.loader.cpus import new_copy_sets, new_event_slots, possible_cpus, slots_of_each
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.libbpf import Libbpf, Object
 from bpfleet.loader.pins import Pins, open_pin
@@ -225,11 +225,11 @@ def _size_by_cpus(sizes: Dict[str, int]) -> None:
     """Give new arrays, those of size 0, what each CPU of this host needs beside the map that they belong to."""
     cpus = possible_cpus()
     if sizes.get("connection_copies") == 0:
-        sizes["connection_copies"] = cpus * new_connection_copies(cpus, _size_of("connections", sizes))
+        sizes["connection_copies"] = cpus * new_copy_sets(cpus, _size_of("connections", sizes))
     if sizes.get("judgement_copies") == 0:
-        sizes["judgement_copies"] = cpus * judgement_copies(slots_of_each(sizes["connection_copies"], cpus))
+        sizes["judgement_copies"] = sizes["connection_copies"]
     if sizes.get("flow_counts") == 0:
-        sizes["flow_counts"] = cpus * _size_of("flows", sizes)
+        sizes["flow_counts"] = cpus * ENUMS["flow_way"]["ways"] * _size_of("flows", sizes)
 
 
 def _size_of(name: str, sizes: Mapping[str, int]) -> int:

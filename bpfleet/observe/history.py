@@ -17,6 +17,7 @@ from bpfleet.loader.pins import Pins, open_pin
 KINDS = ("passed", "dropped")
 _FIRST = ENUMS["flow_slot"]["first"]
 _COUNTS = tuple(field["name"] for field in MAPS["flow_counts"]["value"]["fields"])
+_WAYS = ("", "answer_")
 _TOGETHER = {kind: ENUMS["flow_slot"][kind] for kind in KINDS}
 """The slots in which is counted together what has none."""
 _AT = {field["name"]: field["offset"] for field in MAPS["flows"]["value"]["fields"]}
@@ -77,7 +78,7 @@ def _slot(number: int) -> bytes:
 
 @contextmanager
 def _carried(handle: int, slots: int) -> Iterator[Callable[[bytes], bytes]]:
-    """What each CPU counted in a slot, one after the other. Each has as many counts as there are slots (flow.h)."""
+    """What each CPU counted in a slot, with the connection and against it, one after the other (flow.h)."""
     info = syscall.map_info(handle)
     size, entries = info.value_size, info.max_entries
     counts = map_array(handle, size * entries)
@@ -102,7 +103,12 @@ def _who(data: bytes) -> bytes:
 def _summed(values: bytes) -> Dict[str, int]:
     """What all CPUs counted in one slot."""
     counted = decode_many("flow_counts", "value", values)
-    return {name: sum(value[name] for value in counted) for name in _COUNTS}
+    ways = len(_WAYS)
+    return {
+        f"{prefix}{name}": sum(value[name] for value in counted[way::ways])
+        for way, prefix in enumerate(_WAYS)
+        for name in _COUNTS
+    }
 
 
 def _cursor(handle: int, kind: str) -> Dict[str, Any]:

@@ -220,12 +220,14 @@ def fill_history(flows: int) -> None:
         keys.append((first + number).to_bytes(4, "little"))
         flow = {"source_identity": 65536 + number, "destination_identity": 2, "port": 80, "protocol": 6, "verdict": 1}
         records.append(encode("flows", "value", {**blank, **flow, "last_seen": now, "first_seen": 1 + number}))
-        one = dict(zip(("packets", "bytes", "answer_packets", "answer_bytes"), (number, 60 * number, 1, 60)))
-        counts.append(encode("flow_counts", "value", one))
+        counts.append(encode("flow_counts", "value", {"packets": number, "bytes": 60 * number}))
+    answers = [encode("flow_counts", "value", {"packets": 1, "bytes": 60})] * flows
     counted = [
-        (cpu * (first + flows) + first + number).to_bytes(4, "little") for cpu in range(cpus) for number in range(flows)
+        (part * (first + flows) + first + number).to_bytes(4, "little")
+        for part in range(2 * cpus)
+        for number in range(flows)
     ]
-    for name, places, values in (("flows", keys, records), ("flow_counts", counted, counts * cpus)):
+    for name, places, values in (("flows", keys, records), ("flow_counts", counted, (counts + answers) * cpus)):
         handle = open_pin(pins.map(name))
         assert handle is not None
         try:

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 from bpfleet.loader import layout
-from bpfleet.loader.cpus import judgement_copies
 from bpfleet.loader.generated.layouts import ENUMS, MAPS, PROGRAMS
 
 BUILD = Path(__file__).resolve().parents[2] / "build/bpf"
 CPUS = os.sysconf("SC_NPROCESSORS_CONF")
 SLOTS = 1024
-COPIES = 1024
+COPY_SETS = 512
 """Connections of which each CPU keeps a copy, if the constants do not say otherwise (base.h)."""
 FLOW_MAPS = ("flow_slots", "flows", "flow_counts")
+FLOW_WAYS = ENUMS["flow_way"]["ways"]
+COPIES = ("connection_copies", "judgement_copies")
 
 TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT = 0xFFFFFFFF, 2, 7
 XDP_ACTIONS = {1: "drop", 2: "pass"}
@@ -184,7 +185,7 @@ class Datapath:
         self.programs: Dict[str, int] = {}
         self._objects: List[int] = []
         self._flow_slots = flow_slots(constants)
-        self._judgement_copies = judgement_copies(constants.get("copies_mask", COPIES - 1) + 1)
+        self._copy_sets = constants.get("copies_mask", COPY_SETS - 1) + 1
         self._lib = libbpf()
         for name, functions in PROGRAMS.items():
             self._load(name, next(iter(functions)), constants)
@@ -194,12 +195,13 @@ class Datapath:
             mmap.MAP_SHARED,
             mmap.PROT_READ,
         )
-        copies = CPUS * (constants.get("copies_mask", COPIES - 1) + 1) * MAPS["connection_copies"]["value"]["size"]
-        self._copies = mmap.mmap(self.maps["connection_copies"].fd, _pages(copies))
-        judgements = CPUS * self._judgement_copies * MAPS["judgement_copies"]["value"]["size"]
-        self._judgements = mmap.mmap(self.maps["judgement_copies"].fd, _pages(judgements))
+        copies, judgements = (self._map_memory(name) for name in COPIES)
+        self._copies, self._judgements = copies, judgements
         self.maps["connections"].after_write = self.forget_copies
         self.maps["flows"].after_write = self.forget_judgements
+
+    def _map_memory(self, name: str) -> mmap.mmap:
+        return mmap.mmap(self.maps[name].fd, _pages(CPUS * self._copy_sets * MAPS[name]["value"]["size"]))
 
     def forget_copies(self) -> None:
         """Have the next packet of each connection look at its record, as if a tick had passed."""
@@ -237,14 +239,12 @@ class Datapath:
                 check(lib.bpf_map__reuse_fd(one, self.maps[map_name].fd))
             elif map_name == "events":
                 check(lib.bpf_map__set_max_entries(one, CPUS * SLOTS))
-            elif map_name == "connection_copies":
-                check(lib.bpf_map__set_max_entries(one, CPUS * (constants.get("copies_mask", COPIES - 1) + 1)))
-            elif map_name == "judgement_copies":
-                check(lib.bpf_map__set_max_entries(one, CPUS * self._judgement_copies))
+            elif map_name in COPIES:
+                check(lib.bpf_map__set_max_entries(one, CPUS * self._copy_sets))
             elif map_name == "event_cursor":
                 check(lib.bpf_map__set_max_entries(one, CPUS))
             elif map_name in FLOW_MAPS:
-                each = CPUS if map_name == "flow_counts" else 1
+                each = CPUS * FLOW_WAYS if map_name == "flow_counts" else 1
                 check(lib.bpf_map__set_max_entries(one, each * self._flow_slots))
             one = lib.bpf_object__next_map(opened, one)
         check(lib.bpf_object__load(opened))
@@ -273,7 +273,7 @@ class Datapath:
     def reset(self) -> None:
         """Empty every map but the events."""
         for name, one in self.maps.items():
-            if name not in ("events", "event_cursor", "connection_copies", "judgement_copies"):
+            if name not in ("events", "event_cursor", *COPIES):
                 one.clear()
         self.forget_copies()
         self.forget_judgements()
@@ -340,8 +340,12 @@ class Datapath:
     def flow_count(self, slot: int) -> Dict[str, int]:
         """What a slot of the history carried, over all CPUs."""
         counts = self.maps["flow_counts"]
-        each = [counts.lookup({"index": cpu * self._flow_slots + slot}) for cpu in range(CPUS)]
-        return {name: sum(one[name] for one in each) for name in each[0]}
+        found: Dict[str, int] = {}
+        for way, prefix in enumerate(("", "answer_")):
+            indices = [(cpu * FLOW_WAYS + way) * self._flow_slots + slot for cpu in range(CPUS)]
+            each = [counts.lookup({"index": index}) for index in indices]
+            found.update({f"{prefix}{name}": sum(one[name] for one in each) for name in each[0]})
+        return found
 
     def counters(self) -> Dict[str, int]:
         """Packets by the reason's name."""

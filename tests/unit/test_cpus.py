@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bpfleet.loader.cpus import new_connection_copies, new_event_slots, slots_of_each
+from bpfleet.loader.cpus import new_copy_sets, new_event_slots, slots_of_each
 from bpfleet.loader.generated.layouts import MAPS
 
 SLOT_BYTES = MAPS["events"]["value"]["size"]
@@ -28,16 +28,16 @@ def test_slots_are_a_power_of_two_whatever_the_arrays_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpus", "connections", "copies"),
+    ("cpus", "connections", "sets"),
     [
-        (2, 131072, 131072),
-        (64, 131072, 4096),
-        (3, 131072, 65536),
-        (2, 1 << 24, 131072),
-        (512, 1024, 4),
+        (2, 131072, 32768),
+        (64, 131072, 1024),
+        (3, 131072, 16384),
+        (2, 1 << 24, 32768),
+        (512, 1024, 1),
         (8192, 1024, 1),
     ],
 )
-def test_copies_have_room_for_each_connection_on_two_cpus(cpus: int, connections: int, copies: int) -> None:
-    assert new_connection_copies(cpus, connections) == copies
-    assert slots_of_each(cpus * copies, cpus) == copies
+def test_copies_have_room_for_each_connection(cpus: int, connections: int, sets: int) -> None:
+    assert new_copy_sets(cpus, connections) == sets
+    assert slots_of_each(cpus * sets, cpus) == sets

@@ -63,13 +63,11 @@ static __always_inline void side_recall(struct side *side, const struct packet *
 	side->is_judged = side->judged && judgement_is(side->judged, side->identity, peer, asked, revisions);
 }
 
-/* The copy of the packet's connection, if there is one that lets it pass at these revisions. Before connection_find. */
-static __always_inline const struct connection_copy *copy_find(struct packet *packet, __u8 direction, __u64 revisions,
-							       struct found *found)
+/* Look where the copy of the packet's connection would be. The sooner, the better. */
+static __always_inline void copy_approach(struct packet *packet, __u8 direction, struct found *found)
 {
 	packet_face(packet, direction);
 	copy_locate(packet, connection_now(), &found->copy);
-	return copy_is(&found->copy, packet, revisions) ? found->copy.slot : NULL;
 }
 
 /* What admit_established does, by a copy. */

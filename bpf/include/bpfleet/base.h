@@ -48,7 +48,7 @@ const volatile __u32 jiffy_ns = 0;
 /* Slots of one CPU in `events`, less one; slots are a power of two, and `events` holds possible CPUs x slots. */
 const volatile __u32 events_slots_mask = 255;
 
-/* Places of one CPU in `connection_copies`, less one, as above. */
+/* Sets of one CPU in `connection_copies`, less one, as above, and its copies in `judgement_copies`. */
 const volatile __u32 copies_mask = 1023;
 
 /* Whether `connections` is being made anew in another size, and this program keeps both (connection.h). */

@@ -2,8 +2,8 @@
 /* Copies of connections, by CPU: what an established packet needs of its record, in one cache line that only this CPU
  * writes. Looking up the record itself touches three, and with some thousands of connections they are no longer near.
  *
- * A copy is found by the packet's own tuple, whichever way it goes, in the one place of this CPU where that may lie; the
- * next connection there takes its place. It counts
+ * A copy is found by the packet's own tuple, whichever way it goes, in one of the two places of this CPU where that may
+ * lie, a *set*; the next connection there takes one of them. It counts
  *   - for a tick. So each connection's record is looked up once a tick at least, and has its time of last use, and
  *     whatever happened to the connection meanwhile, as if there were no copies;
  *   - while the revisions are those of its record, as the record itself does;
@@ -36,12 +36,20 @@ struct connection_copy {
 
 _Static_assert(sizeof(struct connection_copy) == 64, "a copy is one cache line");
 
+/* Two, so that connections that share it need not take it from each other at every packet. */
+struct copy_set {
+	union {
+		__u64 words[16]; /* nobody reads it but the programs */
+		struct connection_copy copies[2];
+	};
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 64 * 1024);
+	__uint(max_entries, 32 * 1024);
 	__uint(map_flags, BPF_F_MMAPABLE); /* its elements then begin at a page, and so each at a cache line */
 	__type(key, __u32);
-	__type(value, struct connection_copy);
+	__type(value, struct copy_set);
 } connection_copies SEC(".maps");
 
 struct copy_epoch {
@@ -57,9 +65,10 @@ struct {
 
 /* Where a packet's copy would lie, NULL if the packet can have none, and as of when. */
 struct copy_place {
-	struct connection_copy *slot;
+	struct copy_set *set;
 	__u32 tick;
-	__u32 epoch;
+	__u8 epoch;
+	__u8 way; /* which of the two: where to look first, and in the end where to write */
 };
 
 static __always_inline struct copy_epoch *copy_epoch_find(void)
@@ -101,42 +110,72 @@ static __always_inline __u64 copy_rest(__u64 rest, __u16 more)
 #endif
 }
 
-/* The packet's flow is as its endpoint sees it (packet_face). */
+/* The packet's flow is as its endpoint sees it (packet_face). What lies at the place is on its way from here on: the
+ * less is asked of it at once, the more is done meanwhile. */
 static __always_inline void copy_locate(const struct packet *packet, __u32 now, struct copy_place *place)
 {
 	const struct copy_epoch *epoch = services_at_tc ? copy_epoch_find() : NULL;
-	__u32 index;
+	__u32 hash, index;
 
-	place->slot = NULL;
+	place->set = NULL;
 	if (packet->kind != PACKET_ANY || packet->part != PART_WHOLE || (packet->tcp_flags & (TCP_FIN | TCP_RST)))
 		return;
-	index = bpf_get_smp_processor_id() * (copies_mask + 1) + (copy_hash(&packet->flow) & copies_mask);
-	place->slot = bpf_map_lookup_elem(&connection_copies, &index);
+	hash = copy_hash(&packet->flow);
+	index = bpf_get_smp_processor_id() * (copies_mask + 1) + (hash & copies_mask);
+	place->set = bpf_map_lookup_elem(&connection_copies, &index);
 	place->tick = now;
 	place->epoch = epoch ? *(const volatile __u32 *)&epoch->number & 31 : 0;
+	place->way = hash >> 31;
+	if (place->set)
+		(void)*(const volatile __u64 *)&place->set->copies[place->way].rest;
 }
 
-/* Whether the copy at the packet's place is the packet's and counts. */
-static __always_inline bool copy_is(const struct copy_place *place, const struct packet *packet, __u64 revisions)
+/* Whether a copy is the packet's and counts. */
+static __always_inline bool copy_is(const struct connection_copy *copy, const struct copy_place *place,
+				    const struct packet *packet, __u64 revisions)
 {
-	const struct connection_copy *copy = place->slot;
-
-	return copy && copy->rest == copy_rest(packet->flow.rest, place->tick) && copy->revisions == revisions &&
+	return copy->rest == copy_rest(packet->flow.rest, place->tick) && copy->revisions == revisions &&
 	       address_equal(&copy->source, &packet->flow.source) &&
 	       address_equal(&copy->destination, &packet->flow.destination) &&
 	       copy->tick_upper == (place->tick >> 16 & 0xff) && copy->epoch == place->epoch;
+}
+
+/* Whether a copy has been used by somebody in this tick, as far as the tick's lower half says. */
+static __always_inline bool copy_is_fresh(const struct connection_copy *copy, const struct copy_place *place)
+{
+	return !((copy->rest ^ copy_rest(0, place->tick)) & copy_rest(0, 0xffff));
+}
+
+/* The packet's copy, if there is one that counts. */
+static __always_inline const struct connection_copy *copy_look_up(struct copy_place *place, const struct packet *packet,
+								  __u64 revisions)
+{
+	const struct connection_copy *copy, *other;
+
+	if (!place->set)
+		return NULL;
+	copy = &place->set->copies[place->way & 1];
+	if (copy_is(copy, place, packet, revisions))
+		return copy;
+	other = &place->set->copies[~place->way & 1];
+	if (copy_is(other, place, packet, revisions))
+		return other;
+	if (copy_is_fresh(copy, place) && !copy_is_fresh(other, place))
+		place->way ^= 1;
+	return NULL;
 }
 
 /* Keep a copy of a good record that has just let the packet pass. */
 static __always_inline void copy_write(const struct copy_place *place, const struct packet *packet,
 				       const struct connection *record, bool is_reply)
 {
-	struct connection_copy *copy = place->slot;
+	struct connection_copy *copy;
 
-	if (!copy || record->translated || !record->ifindex)
+	if (!place->set || record->translated || !record->ifindex)
 		return;
 	if (record->route == ROUTE_TUNNEL && !address_is_v4(&record->next_hop))
 		return;
+	copy = &place->set->copies[place->way & 1];
 	copy->source = packet->flow.source;
 	copy->destination = packet->flow.destination;
 	copy->rest = copy_rest(packet->flow.rest, place->tick);

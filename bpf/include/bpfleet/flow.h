@@ -28,6 +28,13 @@ enum flow_slot {
 	FLOW_LIMIT = 2 + 8192 + 2048,
 };
 
+/* Which packets a count is of. */
+enum flow_way {
+	FLOW_OPENERS = 0, /* of who opened the connection */
+	FLOW_ANSWERS = 1,
+	FLOW_WAYS,
+};
+
 enum flow_time {
 	FLOW_TICK_SHIFT = 30,	/* as CONNECTION_TICK_SHIFT */
 	FLOW_IDLE_TICKS = 8192, /* 2.4 h; more than CONNECTION_TCP_TICKS */
@@ -54,12 +61,9 @@ struct flow {
 	__u64 first_seen;    /* ns of CLOCK_MONOTONIC */
 };
 
-/* Answers are what travels against the connection. */
 struct flow_count {
 	__u64 packets;
 	__u64 bytes;
-	__u64 answer_packets;
-	__u64 answer_bytes;
 };
 
 struct flow_cursor {
@@ -82,10 +86,10 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
-/* By CPU and slot, see flow_count_find. Not a per-CPU array: to find the element of one, its pointer must be read first. */
+/* By CPU, way and slot, see flow_count_find. Not a per-CPU array: to find the element of one, its pointer must be read first. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 64 * FLOW_LIMIT);
+	__uint(max_entries, 64 * FLOW_WAYS * FLOW_LIMIT);
 	__uint(map_flags, BPF_F_MMAPABLE); /* its elements begin at a page, so that none lies across two cache lines */
 	__type(key, __u32);
 	__type(value, struct flow_count);
@@ -104,10 +108,11 @@ static __always_inline __u32 flow_now(void)
 	return clock_coarse_ns() >> FLOW_TICK_SHIFT;
 }
 
-/* Each CPU has as many counts as `flows` has slots, one CPU's after the other's; NULL if there is no such CPU. */
-static __always_inline struct flow_count *flow_count_find(__u32 cpu, __u32 slot)
+/* Each CPU has as many counts as `flows` has slots, and as many of answers, those that travel against the connection; one
+ * CPU's after the other's. NULL if there is no such CPU. */
+static __always_inline struct flow_count *flow_count_find(__u32 cpu, enum flow_way way, __u32 slot)
 {
-	__u32 index = cpu * (FLOW_FIRST + flows_passed + flows_dropped) + slot;
+	__u32 index = (cpu * FLOW_WAYS + way) * (FLOW_FIRST + flows_passed + flows_dropped) + slot;
 
 	return bpf_map_lookup_elem(&flow_counts, &index);
 }
@@ -115,17 +120,12 @@ static __always_inline struct flow_count *flow_count_find(__u32 cpu, __u32 slot)
 /* Count a packet into a slot. The path of every packet. */
 static __always_inline void flow_add(const __u32 *slot, bool is_answer, __u32 bytes)
 {
-	struct flow_count *count = flow_count_find(bpf_get_smp_processor_id(), *slot);
+	struct flow_count *count = flow_count_find(bpf_get_smp_processor_id(), is_answer ? FLOW_ANSWERS : FLOW_OPENERS, *slot);
 
 	if (!count)
 		return;
-	if (is_answer) {
-		count->answer_packets++;
-		count->answer_bytes += bytes;
-	} else {
-		count->packets++;
-		count->bytes += bytes;
-	}
+	count->packets++;
+	count->bytes += bytes;
 }
 
 /* Once a tick at most for each connection. */
@@ -177,14 +177,14 @@ static __always_inline bool flow_is_since(struct flow *flow, __u32 seen, __u32 n
 
 static long flow_clear_cpu(__u32 cpu, void *slot)
 {
-	struct flow_count *count = flow_count_find(cpu, *(__u32 *)slot);
+	for (int way = 0; way < FLOW_WAYS; way++) {
+		struct flow_count *count = flow_count_find(cpu, way, *(__u32 *)slot);
 
-	if (!count)
-		return 1;
-	count->packets = 0;
-	count->bytes = 0;
-	count->answer_packets = 0;
-	count->answer_bytes = 0;
+		if (!count)
+			return 1;
+		count->packets = 0;
+		count->bytes = 0;
+	}
 	return 0;
 }
 

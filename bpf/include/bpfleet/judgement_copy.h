@@ -35,7 +35,7 @@ struct judgement_copy {
 
 _Static_assert(sizeof(struct judgement_copy) == 64, "a copy is one cache line");
 
-/* As many places of each CPU as are half of those in `connection_copies`. */
+/* As many of each CPU as there are sets in `connection_copies`. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 32 * 1024);
@@ -71,10 +71,10 @@ static __always_inline struct judgement_copy *judgement_place(__u32 subject, con
 	__u64 address = peer->halves[1] >> 32 | peer->halves[1] << 32;
 	__u64 hash = (address ^ peer->halves[0]) * 0x9e3779b97f4a7c15ULL +
 		     ((__u64)subject << 32 | asked) * 0xbf58476d1ce4e5b9ULL;
-	__u32 mask = copies_mask >> 1, index;
+	__u32 index;
 
 	hash = (hash ^ hash >> 29) * 0xff51afd7ed558ccdULL >> 32;
-	index = bpf_get_smp_processor_id() * (mask + 1) + (hash & mask);
+	index = bpf_get_smp_processor_id() * (copies_mask + 1) + (hash & copies_mask);
 	return bpf_map_lookup_elem(&judgement_copies, &index);
 }
 

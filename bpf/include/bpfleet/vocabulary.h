@@ -31,6 +31,7 @@ struct vocabulary {
 	enum connection_time connection_time;
 	enum generation_word generation_word;
 	enum flow_slot flow_slot;
+	enum flow_way flow_way;
 	enum flow_time flow_time;
 	struct policy_key policy_entries_key;
 	struct policy_entry policy_entries_value;

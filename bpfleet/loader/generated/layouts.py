@@ -272,41 +272,11 @@ MAPS: Dict[str, Dict[str, Any]] = {
     },
     'connection_copies': {
         'type': 'array',
-        'max_entries': 65536,
+        'max_entries': 32768,
         'flags': 1024,
         'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
-        'value': {
-            'size': 64,
-            'fields': [
-                {'name': 'source', 'offset': 0, 'size': 16, 'kind': 'address'},
-                {'name': 'destination', 'offset': 16, 'size': 16, 'kind': 'address'},
-                {'name': 'rest', 'offset': 32, 'size': 8, 'kind': 'u64'},
-                {'name': 'revisions', 'offset': 40, 'size': 8, 'kind': 'u64'},
-                {'name': 'next_hop', 'offset': 48, 'size': 4, 'kind': 'u32'},
-                {'name': 'ifindex', 'offset': 52, 'size': 4, 'kind': 'u32'},
-                {'name': 'peer', 'offset': 56, 'size': 4, 'kind': 'bits', 'bit_offset': 0, 'bit_size': 24},
-                {'name': 'route', 'offset': 56, 'size': 4, 'kind': 'bits', 'bit_offset': 24, 'bit_size': 2},
-                {
-                    'name': 'is_reply',
-                    'offset': 56,
-                    'size': 4,
-                    'kind': 'bits',
-                    'bit_offset': 26,
-                    'bit_size': 1,
-                },
-                {'name': 'epoch', 'offset': 56, 'size': 4, 'kind': 'bits', 'bit_offset': 27, 'bit_size': 5},
-                {'name': 'flow', 'offset': 60, 'size': 4, 'kind': 'bits', 'bit_offset': 0, 'bit_size': 24},
-                {
-                    'name': 'tick_upper',
-                    'offset': 60,
-                    'size': 4,
-                    'kind': 'bits',
-                    'bit_offset': 24,
-                    'bit_size': 8,
-                },
-            ],
-        },
-        'digest': '37210801a6c1',
+        'value': {'size': 128, 'fields': [{'name': 'words', 'offset': 0, 'size': 128, 'kind': 'u64', 'count': 16}]},
+        'digest': 'd5e0418607fa',
     },
     'copy_epoch': {
         'type': 'array',
@@ -318,19 +288,17 @@ MAPS: Dict[str, Dict[str, Any]] = {
     },
     'flow_counts': {
         'type': 'array',
-        'max_entries': 655488,
+        'max_entries': 1310976,
         'flags': 1024,
         'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {
-            'size': 32,
+            'size': 16,
             'fields': [
                 {'name': 'packets', 'offset': 0, 'size': 8, 'kind': 'u64'},
                 {'name': 'bytes', 'offset': 8, 'size': 8, 'kind': 'u64'},
-                {'name': 'answer_packets', 'offset': 16, 'size': 8, 'kind': 'u64'},
-                {'name': 'answer_bytes', 'offset': 24, 'size': 8, 'kind': 'u64'},
             ],
         },
-        'digest': 'b3d2c4547f27',
+        'digest': '7e16fa8e5214',
     },
     'flow_cursors': {
         'type': 'array',
@@ -710,6 +678,7 @@ ENUMS: Dict[str, Dict[str, Any]] = {
     'connection_time': {'tick_shift': 30, 'tcp_ticks': 7451, 'other_ticks': 56, 'closing_ticks': 10},
     'generation_word': {'staged': 1, 'step': 2},
     'flow_slot': {'passed': 0, 'dropped': 1, 'first': 2, 'limit': 10242},
+    'flow_way': {'openers': 0, 'answers': 1, 'ways': 2},
     'flow_time': {'tick_shift': 30, 'idle_ticks': 8192, 'dropped_idle_ticks': 64},
 }
 
