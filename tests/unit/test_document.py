@@ -83,7 +83,7 @@ BAD: List[Tuple[str, Dict[str, Any], str, str]] = [
     ("a port of ICMP", _policy({"ports": [{"protocol": "icmp", "port": 8}]}), "ingress[0].ports[0].port", "no ports"),
     ("a protocol in capitals", _policy({"ports": [{"protocol": "TCP", "port": 80}]}), "ingress[0].ports[0].protocol",
      "Use tcp, udp"),
-    ("a number of a protocol", _policy({"ports": [{"protocol": 1, "type": 8}]}), "ingress[0].ports[0].protocol", "string"),
+    ("its number", _policy({"ports": [{"protocol": 1, "type": 8}]}), "ingress[0].ports[0].protocol", "string"),
     ("unknown entity", _policy({"peers": [{"entity": "moon"}]}), "ingress[0].peers[0].entity", "world"),
     ("unknown action", _policy({"action": "drop"}), "ingress[0].action", "allow or deny"),
     ("boolean for a number", {"kind": "cluster", "name": "c", "spec": {"id": True, "members": ["a"]}}, "id", "number"),
