@@ -134,9 +134,8 @@ options:
       connections:
         description:
           - 'Connections that a node remembers, once for each of their ends that is on it (128 bytes each,
-            and as much and half again for copies by CPU, but at most 12 MB a CPU; taken at once). When
-            they are used up, those that were idle for longest are forgotten, and judged again if they
-            go on. Default: 131072.'
+            and 96 for copies by CPU, but at most 6 MB a CPU; taken at once). When they are used up, those
+            that were idle for longest are forgotten, and judged again if they go on. Default: 131072.'
         type: int
       policy_entries:
         description:

@@ -660,7 +660,7 @@ class LimitsArgsDict(TypedDict):
     """
     connections: NotRequired[pulumi.Input[Optional[_builtins.int]]]
     """
-    Connections that a node remembers, once for each of their ends that is on it (128 bytes each, and as much and half again for copies by CPU, but at most 12 MB a CPU; taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
+    Connections that a node remembers, once for each of their ends that is on it (128 bytes each, and 96 for copies by CPU, but at most 6 MB a CPU; taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
     """
     endpoints: NotRequired[pulumi.Input[Optional[_builtins.int]]]
     """
@@ -701,7 +701,7 @@ class LimitsArgs:
         :param pulumi.Input[_builtins.int] addresses: Addresses of all endpoints and nodes of the cluster (about 90 bytes each). Default: 131072.
         :param pulumi.Input[_builtins.int] blocked_cidrs: Networks in `blocked_cidrs`. Default: 65536.
         :param pulumi.Input[_builtins.int] cidrs: CIDRs and exceptions in one direction of one identity's policies. Default: 262144.
-        :param pulumi.Input[_builtins.int] connections: Connections that a node remembers, once for each of their ends that is on it (128 bytes each, and as much and half again for copies by CPU, but at most 12 MB a CPU; taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
+        :param pulumi.Input[_builtins.int] connections: Connections that a node remembers, once for each of their ends that is on it (128 bytes each, and 96 for copies by CPU, but at most 6 MB a CPU; taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
         :param pulumi.Input[_builtins.int] endpoints: Endpoints on one node, and so the identities that have policies there. Default: 8192.
         :param pulumi.Input[_builtins.int] flows: Flows in a node's history, a fifth of them for what was dropped (about 130 bytes each, and 32 for each CPU, taken at once). What does not fit is counted together. Default: 10240.
         :param pulumi.Input[_builtins.int] frontends: Frontends of all services. Default: 65536.
@@ -767,7 +767,7 @@ class LimitsArgs:
     @pulumi.getter
     def connections(self) -> pulumi.Input[Optional[_builtins.int]]:
         """
-        Connections that a node remembers, once for each of their ends that is on it (128 bytes each, and as much and half again for copies by CPU, but at most 12 MB a CPU; taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
+        Connections that a node remembers, once for each of their ends that is on it (128 bytes each, and 96 for copies by CPU, but at most 6 MB a CPU; taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
         """
         return pulumi.get(self, "connections")
 

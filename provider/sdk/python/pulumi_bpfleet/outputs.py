@@ -476,7 +476,7 @@ class Limits(dict):
         :param _builtins.int addresses: Addresses of all endpoints and nodes of the cluster (about 90 bytes each). Default: 131072.
         :param _builtins.int blocked_cidrs: Networks in `blocked_cidrs`. Default: 65536.
         :param _builtins.int cidrs: CIDRs and exceptions in one direction of one identity's policies. Default: 262144.
-        :param _builtins.int connections: Connections that a node remembers, once for each of their ends that is on it (128 bytes each, and as much and half again for copies by CPU, but at most 12 MB a CPU; taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
+        :param _builtins.int connections: Connections that a node remembers, once for each of their ends that is on it (128 bytes each, and 96 for copies by CPU, but at most 6 MB a CPU; taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
         :param _builtins.int endpoints: Endpoints on one node, and so the identities that have policies there. Default: 8192.
         :param _builtins.int flows: Flows in a node's history, a fifth of them for what was dropped (about 130 bytes each, and 32 for each CPU, taken at once). What does not fit is counted together. Default: 10240.
         :param _builtins.int frontends: Frontends of all services. Default: 65536.
@@ -530,7 +530,7 @@ class Limits(dict):
     @pulumi.getter
     def connections(self) -> Optional[_builtins.int]:
         """
-        Connections that a node remembers, once for each of their ends that is on it (128 bytes each, and as much and half again for copies by CPU, but at most 12 MB a CPU; taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
+        Connections that a node remembers, once for each of their ends that is on it (128 bytes each, and 96 for copies by CPU, but at most 6 MB a CPU; taken at once). When they are used up, those that were idle for longest are forgotten, and judged again if they go on. Default: 131072.
         """
         return pulumi.get(self, "connections")
 
