@@ -31,7 +31,7 @@ XDP_ACTIONS = {1: "drop", 2: "pass"}
 ACTIONS = {TC_ACT_UNSPEC: "pass", TC_ACT_SHOT: "shot", TC_ACT_REDIRECT: "redirect"}
 
 MAP_UPDATE = 2
-_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN = 0, 1, MAP_UPDATE, 3, 4, 10
+_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, TEST_RUN = 0, 1, MAP_UPDATE, 3, 4, 10
 _LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_DETACH, _TCX_INGRESS, _TCX_EGRESS = 28, 34, 46, 47
 _INNER_TYPES = {"hash": 1, "array": 2, "lpm_trie": 11}
@@ -69,7 +69,7 @@ def run_program(program: int, frame: bytes, context: bytes) -> tuple[int, bytes]
         program, 0, len(frame), len(frame) + 256, pointer(data), pointer(out),
         1, 0, len(context), 0, pointer(ctx), 0,
     )  # fmt: skip
-    _, left = bpf(_TEST_RUN, attributes, (data, out, ctx))
+    _, left = bpf(TEST_RUN, attributes, (data, out, ctx))
     _, code, _, size = struct.unpack_from("<IIII", left)
     return code, out.raw[:size]
 

@@ -158,7 +158,7 @@ static __always_inline void connection_touch(const struct packet *packet, const 
 	__u8 next = connection_next_state(packet, found, state);
 
 	if (next != state)
-		record->state = next;
+		connection_add_state(record, next);
 	if (record->last_seen != found->now) {
 		record->last_seen = found->now;
 		if (!(state & CONNECTION_DENIED)) /* else the slot may be another's, see denied_again */

@@ -22,6 +22,8 @@
  */
 #pragma once
 
+#include <stddef.h>
+
 #include <linux/in.h>
 
 #include <bpfleet/base.h>
@@ -108,6 +110,17 @@ static __always_inline long connection_write(const struct connection_key *key, c
 	if (connections_move && bpf_map_update_elem(&connections_next, key, record, BPF_ANY))
 		return -1;
 	return bpf_map_update_elem(&connections, key, record, BPF_ANY);
+}
+
+/* The two sides of a connection may be seen by two CPUs at once, and neither may undo what the other writes. */
+static __always_inline void connection_add_state(struct connection *record, __u8 state)
+{
+	__u32 *word = (void *)record + offsetof(struct connection, last_seen) + sizeof(record->last_seen);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	__sync_fetch_and_or(word, (__u32)state << 26);
+#else
+	__sync_fetch_and_or(word, state);
+#endif
 }
 
 static __always_inline __u64 revisions_pack(__u32 policy_revision, __u32 addresses_revision)
