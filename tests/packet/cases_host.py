@@ -302,6 +302,11 @@ def forwarded_cases(family: int) -> List[Case]:
             came(f.too_big(c_router(family), me, f.tcp(me, world, PORTS, f.ACK))),
             no_entry(f.tcp(world, me, (81, 40000), f.ACK)), no_entry(f.tcp(world, me, BACK)),
         )),
+        ("an error about nothing is judged by who sends it, not by whom it names", (
+            only(Rule("ingress", 92, 6, f.ICMP6 if family == 6 else f.ICMP)),
+            no_entry(f.unreachable(world, me, f.udp(me, x["node2"], PORTS))),
+            came(f.unreachable(x["node2"], me, f.udp(me, world, PORTS)), allowed("ingress", 92, source_identity=6)),
+        )),
         ("a masqueraded reset opens nothing: what poses as its answer is none", (
             CLOSED, left(f.tcp(me, world, PORTS, f.RST), via=OTHER_DEVICE), no_entry(f.tcp(world, me, BACK, f.ACK)),
         )),
