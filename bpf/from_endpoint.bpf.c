@@ -149,8 +149,10 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	if (!packet)
 		return TC_ACT_SHOT;
 	reason = packet_parse(skb, packet);
-	if (!reason)
+	if (!reason) {
 		copy_approach(packet, DIRECTION_EGRESS, &found);
+		judgement_approach(packet, skb->ifindex, DIRECTION_EGRESS);
+	}
 	endpoint = endpoint_find(skb->ifindex);
 	if (!endpoint || !this_node)
 		return drop(skb, packet, REASON_NO_ENDPOINT);

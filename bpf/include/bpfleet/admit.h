@@ -59,7 +59,7 @@ static __always_inline void side_recall(struct side *side, const struct packet *
 	__u64 revisions = revisions_pack(side->policy_revision, side->addresses_revision);
 	__u32 asked = judgement_asked(packet, side->direction);
 
-	side->judged = judgement_place(side->identity, peer, asked);
+	side->judged = judgement_place(side->ifindex, peer, asked);
 	side->is_judged = side->judged && judgement_is(side->judged, side->identity, peer, asked, revisions);
 }
 
@@ -401,6 +401,7 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 		if (side->judged)
 			judgement_keep(side, packet, &question, &judgement, found->now);
 	}
+	flow_approach(&question.flow, found->is_reply);
 	if (judgement_passes(&judgement))
 		question.state &= ~CONNECTION_DENIED;
 	else

@@ -117,10 +117,25 @@ static __always_inline struct flow_count *flow_count_find(__u32 cpu, enum flow_w
 	return bpf_map_lookup_elem(&flow_counts, &index);
 }
 
+/* This CPU's count of a slot. */
+static __always_inline struct flow_count *flow_count_here(__u32 slot, bool is_answer)
+{
+	return flow_count_find(bpf_get_smp_processor_id(), is_answer ? FLOW_ANSWERS : FLOW_OPENERS, slot);
+}
+
+/* Have a slot's count on its way, while other memory is waited for. */
+static __always_inline void flow_approach(const __u32 *slot, bool is_answer)
+{
+	const struct flow_count *count = flow_count_here(*slot, is_answer);
+
+	if (count)
+		(void)*(const volatile __u64 *)&count->packets;
+}
+
 /* Count a packet into a slot. The path of every packet. */
 static __always_inline void flow_add(const __u32 *slot, bool is_answer, __u32 bytes)
 {
-	struct flow_count *count = flow_count_find(bpf_get_smp_processor_id(), is_answer ? FLOW_ANSWERS : FLOW_OPENERS, *slot);
+	struct flow_count *count = flow_count_here(*slot, is_answer);
 
 	if (!count)
 		return;

@@ -65,17 +65,30 @@ static __always_inline bool judgement_may_have_copy(const struct packet *packet)
 	return packet->kind <= PACKET_OPENS && packet->part == PART_WHOLE;
 }
 
-/* The place of a question's copy. As copy_hash. */
-static __always_inline struct judgement_copy *judgement_place(__u32 subject, const struct address *peer, __u32 asked)
+/* The place of the copy of what an endpoint's policy says of a peer. As copy_hash; by the endpoint's device, which is known
+ * before its identity. */
+static __always_inline struct judgement_copy *judgement_place(__u32 ifindex, const struct address *peer, __u32 asked)
 {
 	__u64 address = peer->halves[1] >> 32 | peer->halves[1] << 32;
 	__u64 hash = (address ^ peer->halves[0]) * 0x9e3779b97f4a7c15ULL +
-		     ((__u64)subject << 32 | asked) * 0xbf58476d1ce4e5b9ULL;
+		     ((__u64)ifindex << 32 | asked) * 0xbf58476d1ce4e5b9ULL;
 	__u32 index;
 
 	hash = (hash ^ hash >> 29) * 0xff51afd7ed558ccdULL >> 32;
 	index = bpf_get_smp_processor_id() * (copies_mask + 1) + (hash & copies_mask);
 	return bpf_map_lookup_elem(&judgement_copies, &index);
+}
+
+/* Have the copy on its way that a packet which opens a connection will be judged by. */
+static __always_inline void judgement_approach(const struct packet *packet, __u32 ifindex, __u8 direction)
+{
+	const struct judgement_copy *copy;
+
+	if (packet->kind != PACKET_OPENS || packet->part != PART_WHOLE)
+		return;
+	copy = judgement_place(ifindex, &packet->destination, judgement_asked(packet, direction));
+	if (copy)
+		(void)*(const volatile __u64 *)&copy->revisions;
 }
 
 /* Whether what lies there answers the question. */
