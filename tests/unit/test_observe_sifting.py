@@ -168,3 +168,18 @@ def test_what_it_remembers_is_bounded() -> None:
     ]
     assert len(sifter.sift(Batch(data_of(records), 0), named, BOOT)) == len(records)
     assert len(sifter._kinds) <= 1 << 14
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "ports"),
+    [("from-port", "40001", [40001]), ("port", "40001/udp", [40001]), ("to-port", "53", [40000, 40001, 40002])],
+)
+@pytest.mark.parametrize("negated", [False, True])
+def test_events_that_differ_in_the_senders_port_alone_are_told_apart_where_ports_are_asked_for(
+    key: str, value: str, ports: List[int], negated: bool
+) -> None:
+    one = {"source": "10.77.1.1", "destination": "198.51.100.1", "destination_port": 53, "protocol": 17, "verdict": 1}
+    every = [40000, 40001, 40002]
+    found = sifted(Sifter([Filter(key, value, negated)], None, None), [{**one, "source_port": port} for port in every])
+    wanted = [port for port in every if (port in ports) is not negated]
+    assert [event["source"]["port"] for event in found] == wanted
