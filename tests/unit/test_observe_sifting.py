@@ -183,3 +183,14 @@ def test_events_that_differ_in_the_senders_port_alone_are_told_apart_where_ports
     found = sifted(Sifter([Filter(key, value, negated)], None, None), [{**one, "source_port": port} for port in every])
     wanted = [port for port in every if (port in ports) is not negated]
     assert [event["source"]["port"] for event in found] == wanted
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "seen"),
+    [(None, 2.0, [1.0, 2.0]), (2.0, None, [2.0, 3.0]), (2.0, 2.0, [2.0]), (1.5, 2.5, [2.0]), (None, 0.5, [])],
+)
+def test_events_of_a_span_have_both_its_ends(since: Optional[float], until: Optional[float], seen: List[float]) -> None:
+    sifter = Sifter([], *(None if one is None else BOOT + one for one in (since, until)))
+    record = {"source": "10.77.1.1", "destination": "198.51.100.1", "protocol": 17, "verdict": 1}
+    found = sifted(sifter, [{**record, "time_ns": seconds * 10**9} for seconds in (1, 2, 3)])
+    assert [event["time"] - BOOT for event in found] == seen
