@@ -117,7 +117,7 @@ def test_what_is_dropped_for_another_reason(datapath: Datapath) -> None:
     for _ in range(2):
         send(datapath, f.tcp(X["b"], X["c"], (40000, 80)))
     ((key, counts),) = flows(datapath).items()
-    assert key[5:] == ("drop", 0, "spoofed_source")
+    assert key[2:] == ("egress", f.TCP, 80, "drop", 0, "spoofed_source")
     assert counts[0] == 2
 
 
