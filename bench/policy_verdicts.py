@@ -5,8 +5,9 @@ then is the memory behind the look-ups. Each population is timed with its memory
 Beside it, in the same rounds: one bare look-up of the same connections, and 10 rules with as many workloads as 10,000
 and 100,000 rules have (so that only rules grow; `addresses` then holds 100,000).
 
-Established packets go by the copies of their connections (connection_copy.h). What they cost by the records themselves,
-as the first one of a connection in each tick does, is measured beside, with room for two copies only.
+Established packets go by the copies of their connections (connection_copy.h), new connections by copies of judgements
+(judgement_copy.h). What they cost without is measured beside, with room for hardly any copy: as the first packet of a
+connection in each tick, and the first connection to a peer's port after each change.
 
     python -m bench.policy_verdicts
 """
@@ -31,23 +32,24 @@ POPULATIONS: Dict[str, Tuple[int, int]] = {
 }
 """name -> (rules, workloads)"""
 
-BY_RECORD = (FEW, MANY, MOST)
+WITHOUT_COPIES = (FEW, MANY, MOST)
 
 
 def time_verdicts(kind: str) -> timing.Timed:
-    """Each population; with "bare_" before its name a look-up of its connections; with "by_record_" before a number of
+    """Each population; with "bare_" before its name a look-up of its connections; with "no_copies_" before a number of
     rules the same without copies. Needs root."""
     dice = random.Random(1)  # the same packets in every run
     flags = frames.ACK if kind == "established" else frames.SYN
     variants: Dict[str, timing.Variant] = {}
     loaded: List[kernel.Datapath | timing.Programs] = []
     try:
-        for rules in BY_RECORD if kind == "established" else ():
+        for rules in WITHOUT_COPIES:
             datapath = populate(rules, rules, copy_sets=1)
             loaded.append(datapath)
-            establish(datapath, rules)
+            if kind == "established":
+                establish(datapath, rules)
             packets = drawn(kind, rules, dice)
-            variants[f"by_record_{rules}"] = variant(datapath.programs["from_endpoint"], flags, packets)
+            variants[f"no_copies_{rules}"] = variant(datapath.programs["from_endpoint"], flags, packets)
         for name, (rules, workloads) in POPULATIONS.items():
             datapath = populate(rules, workloads)
             loaded.append(datapath)
@@ -74,8 +76,8 @@ def measure() -> List[Measurement]:
         note = f"net of {timed.empty_ns} ns for an empty program; as many workloads and connections as rules"
         for rules in RULES:
             sides = {"bare look-up": bare[rules]}
-            if f"by_record_{rules}" in timed.ns:
-                sides["by the record"] = timed.ns[f"by_record_{rules}"]
+            if f"no_copies_{rules}" in timed.ns:
+                sides["without copies"] = timed.ns[f"no_copies_{rules}"]
             results.append(Measurement(f"policy_{kind}_{rules}", timed.ns[str(rules)], "ns", sides=sides, note=note))
         few = timed.ns[str(FEW)]
         for rules in (MANY, MOST):
