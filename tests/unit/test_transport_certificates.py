@@ -16,7 +16,7 @@ from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.hostcerts import Certificate
 from tests.unit.transport_support import Hosts, Sshd, make_key, make_sshd, public_line, running
 
-SHORT = Schedule(attempts=3, seconds=5.0, first_pause=0.05)
+SHORT = Schedule(attempts=3, seconds=20.0, first_pause=0.05)
 
 
 def sign(authority: Path, key: Path, *options: str) -> Path:

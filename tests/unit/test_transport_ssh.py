@@ -34,7 +34,7 @@ from tests.unit.transport_support import (
 
 pytestmark = pytest.mark.root
 
-SHORT = Schedule(attempts=3, seconds=5.0, first_pause=0.05)
+SHORT = Schedule(attempts=3, seconds=20.0, first_pause=0.05)
 HASTY = SshConnector(SshTimeouts(tcp=0.5, banner=0.5, authentication=10))
 
 
