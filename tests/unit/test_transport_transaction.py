@@ -250,7 +250,7 @@ class TestUnreachable:
         return {name: over_ssh.target(name) for name in NAMES}
 
     def test_a_dead_node_does_not_stop_the_others(self, over_ssh: Hosts, targets: dict[str, Target]) -> None:
-        with over_ssh.fleet(schedule=Schedule(2, 5.0, 0.05)) as fleet:
+        with over_ssh.fleet(schedule=Schedule(2, 20.0, 0.05)) as fleet:
             targets["dead"] = over_ssh.sshd().target("dead", port=free_port())
             outcomes = fleet.transact(targets, put("a"))
         dead = outcomes.pop("dead")
@@ -271,7 +271,7 @@ class TestUnreachable:
                 server.kill()
                 server.wait()
 
-        with over_ssh.fleet(progress=progress, schedule=Schedule(2, 5.0, 0.05)) as fleet:
+        with over_ssh.fleet(progress=progress, schedule=Schedule(2, 20.0, 0.05)) as fleet:
             fleet.each(targets.values(), fleet.install)
             outcomes = fleet.transact(targets, put("a"))
             assert [type(outcome) for outcome in outcomes.values()] == [Committed, Failed, Committed]
@@ -293,7 +293,7 @@ class TestUnreachable:
             if (node, phase) == ("h2", "confirm"):
                 over_ssh.sshd("h2").stop()
 
-        with over_ssh.fleet(progress=progress, schedule=Schedule(2, 5.0, 0.05)) as fleet:
+        with over_ssh.fleet(progress=progress, schedule=Schedule(2, 20.0, 0.05)) as fleet:
             outcomes = fleet.transact(targets, put("a"))
         assert [type(outcome) for outcome in outcomes.values()] == [Committed, Unreached, Committed]
         left = outcomes["h2"]
