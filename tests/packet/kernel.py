@@ -20,7 +20,7 @@ from bpfleet.loader.generated.layouts import ENUMS, MAPS, PROGRAMS
 BUILD = Path(__file__).resolve().parents[2] / "build/bpf"
 CPUS = os.sysconf("SC_NPROCESSORS_CONF")
 SLOTS = 1024
-COPY_SETS = 512
+COPY_SETS = 1024
 """Connections of which each CPU keeps a copy, if the constants do not say otherwise (base.h)."""
 FLOW_MAPS = ("flow_slots", "flows", "flow_counts")
 FLOW_WAYS = ENUMS["flow_way"]["ways"]
