@@ -17,7 +17,8 @@ from bpfleet.loader.pins import Pins, open_pin
 KINDS = ("passed", "dropped")
 _FIRST = ENUMS["flow_slot"]["first"]
 _COUNTS = tuple(field["name"] for field in MAPS["flow_counts"]["value"]["fields"])
-_WAYS = ("", "answer_")
+_WAYS = {ENUMS["flow_way"]["openers"]: "", ENUMS["flow_way"]["answers"]: "answer_"}
+"""What is before the names of counts, by way."""
 _TOGETHER = {kind: ENUMS["flow_slot"][kind] for kind in KINDS}
 """The slots in which is counted together what has none."""
 _AT = {field["name"]: field["offset"] for field in MAPS["flows"]["value"]["fields"]}
@@ -106,7 +107,7 @@ def _summed(values: bytes) -> Dict[str, int]:
     ways = len(_WAYS)
     return {
         f"{prefix}{name}": sum(value[name] for value in counted[way::ways])
-        for way, prefix in enumerate(_WAYS)
+        for way, prefix in _WAYS.items()
         for name in _COUNTS
     }
 

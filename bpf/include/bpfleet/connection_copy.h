@@ -87,17 +87,24 @@ static __always_inline void copies_forget(void)
 		__sync_fetch_and_add(&epoch->number, 1);
 }
 
-/* Products with odd numbers, added: their upper bits depend on all lower ones. The halves of addresses are turned so that
- * those of hosts are lower bits. */
-static __always_inline __u32 copy_hash(const struct connection_key *flow)
+/* An address as a number, turned so that the bits in which hosts differ are lower ones. */
+static __always_inline __u64 copy_fold(const struct address *address)
 {
-	__u64 source = flow->source.halves[1] >> 32 | flow->source.halves[1] << 32;
-	__u64 destination = flow->destination.halves[1] >> 32 | flow->destination.halves[1] << 32;
-	__u64 hash = (source ^ flow->source.halves[0]) * 0x9e3779b97f4a7c15ULL +
-		     (destination ^ flow->destination.halves[0]) * 0xbf58476d1ce4e5b9ULL +
-		     flow->rest * 0x94d049bb133111ebULL;
+	return (address->halves[1] >> 32 | address->halves[1] << 32) ^ address->halves[0];
+}
+
+/* Products with odd numbers, added: their upper bits depend on all lower ones. */
+static __always_inline __u32 copy_mix(__u64 a, __u64 b, __u64 c)
+{
+	__u64 hash = a * 0x9e3779b97f4a7c15ULL + b * 0xbf58476d1ce4e5b9ULL + c * 0x94d049bb133111ebULL;
 
 	return (hash ^ hash >> 29) * 0xff51afd7ed558ccdULL >> 32;
+}
+
+/* Where this CPU has what is found by a hash: of the sets, and of the copies of judgements. */
+static __always_inline __u32 copy_index(__u32 hash)
+{
+	return bpf_get_smp_processor_id() * (copies_mask + 1) + (hash & copies_mask);
 }
 
 /* `rest` of a key with 16 bits more where it has zeros. */
@@ -120,8 +127,8 @@ static __always_inline void copy_locate(const struct packet *packet, __u32 now, 
 	place->set = NULL;
 	if (packet->kind != PACKET_ANY || packet->part != PART_WHOLE || (packet->tcp_flags & (TCP_FIN | TCP_RST)))
 		return;
-	hash = copy_hash(&packet->flow);
-	index = bpf_get_smp_processor_id() * (copies_mask + 1) + (hash & copies_mask);
+	hash = copy_mix(copy_fold(&packet->flow.source), copy_fold(&packet->flow.destination), packet->flow.rest);
+	index = copy_index(hash);
 	place->set = bpf_map_lookup_elem(&connection_copies, &index);
 	place->tick = now;
 	place->epoch = epoch ? *(const volatile __u32 *)&epoch->number & 31 : 0;

@@ -14,7 +14,7 @@
  *
  * Taking a slot over: last_seen is exchanged for 0, then the slot is written, then its key is put into `flow_slots`, then
  * last_seen is written. Who found it by its old key sees the 0 or another key, and counts that packet as one that did not
- * fit. So a slot that was seen is what its key leads to, and who remembers a slot (policy.h) need only look at it.
+ * fit. So a slot that was seen is what its key leads to, and who remembers a slot (judgement_copy.h) need only look at it.
  */
 #pragma once
 

@@ -44,19 +44,9 @@ struct {
 	__type(value, struct judgement_copy);
 } judgement_copies SEC(".maps");
 
-/* The port that policy judges of a packet that no connection knows: host byte order; of ICMP type << 8 | code. */
-static __always_inline __u16 packet_judged_port(const struct packet *packet)
-{
-	if (has_ports(packet->protocol))
-		return bpf_ntohs(packet->flow.destination_port);
-	if (packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_ICMPV6)
-		return packet->icmp_type << 8 | packet->icmp_code;
-	return 0;
-}
-
 static __always_inline __u32 judgement_asked(const struct packet *packet, __u8 direction)
 {
-	return (__u32)packet_judged_port(packet) << 16 | packet->protocol << 8 | direction;
+	return (__u32)packet_port(packet) << 16 | packet->protocol << 8 | direction;
 }
 
 /* Whether there are copies of such packets: whole ones that may open a connection. */
@@ -65,17 +55,12 @@ static __always_inline bool judgement_may_have_copy(const struct packet *packet)
 	return packet->kind <= PACKET_OPENS && packet->part == PART_WHOLE;
 }
 
-/* The place of the copy of what an endpoint's policy says of a peer. As copy_hash; by the endpoint's device, which is known
- * before its identity. */
+/* The place of the copy of what an endpoint's policy says of a peer. By the endpoint's device, which is known before its
+ * identity. */
 static __always_inline struct judgement_copy *judgement_place(__u32 ifindex, const struct address *peer, __u32 asked)
 {
-	__u64 address = peer->halves[1] >> 32 | peer->halves[1] << 32;
-	__u64 hash = (address ^ peer->halves[0]) * 0x9e3779b97f4a7c15ULL +
-		     ((__u64)ifindex << 32 | asked) * 0xbf58476d1ce4e5b9ULL;
-	__u32 index;
+	__u32 index = copy_index(copy_mix(copy_fold(peer), (__u64)ifindex << 32 | asked, 0));
 
-	hash = (hash ^ hash >> 29) * 0xff51afd7ed558ccdULL >> 32;
-	index = bpf_get_smp_processor_id() * (copies_mask + 1) + (hash & copies_mask);
 	return bpf_map_lookup_elem(&judgement_copies, &index);
 }
 

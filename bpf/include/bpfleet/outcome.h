@@ -42,14 +42,6 @@ __noinline int event_write(struct __sk_buff *skb, const struct packet *packet, i
 	return 0;
 }
 
-/* The port that a flow is known by: see struct flow_key. */
-static __always_inline __u16 packet_port(const struct packet *packet)
-{
-	if (packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_ICMPV6)
-		return packet->icmp_type << 8 | packet->icmp_code;
-	return bpf_ntohs(packet->flow.destination_port);
-}
-
 /* Put what was dropped for another reason than policy into the history; admit() does so with what policy judged. */
 static __noinline void flow_drop(const struct packet *packet, int reason, __u32 bytes)
 {

@@ -512,6 +512,15 @@ __noinline int packet_parse(struct __sk_buff *skb, struct packet *packet)
 	return parse_transport(skb, packet, &cursor, fragment_offset);
 }
 
+/* The port that a packet is judged by and its flow is known by (struct flow_key), if no connection knows better: host byte
+ * order; of ICMP type << 8 | code; 0 where the protocol has none. */
+static __always_inline __u16 packet_port(const struct packet *packet)
+{
+	if (packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_ICMPV6)
+		return packet->icmp_type << 8 | packet->icmp_code;
+	return bpf_ntohs(packet->flow.destination_port);
+}
+
 /* Look at the packet's flow from the endpoint that it is going out of, or into. */
 static __always_inline void packet_face(struct packet *packet, __u8 direction)
 {
