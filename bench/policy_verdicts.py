@@ -50,6 +50,7 @@ def time_verdicts(kind: str) -> timing.Timed:
                 establish(datapath, rules)
             packets = drawn(kind, rules, dice)
             variants[f"no_copies_{rules}"] = variant(datapath.programs["from_endpoint"], flags, packets)
+        bare: Dict[str, timing.Variant] = {}
         for name, (rules, workloads) in POPULATIONS.items():
             datapath = populate(rules, workloads)
             loaded.append(datapath)
@@ -59,8 +60,8 @@ def time_verdicts(kind: str) -> timing.Timed:
                 establish(datapath, workloads)
                 programs = timing.Programs(datapath)
                 loaded.append(programs)
-                variants[f"bare_{name}"] = variant(programs.descriptors["bench_lookup"], flags, packets)
-        return timing.run(variants, ROUNDS[kind], CALLS, WARM[kind])
+                bare[f"bare_{name}"] = variant(programs.descriptors["bench_lookup"], flags, packets)
+        return timing.run({**variants, **bare}, ROUNDS[kind], CALLS, WARM[kind])
     finally:
         for one in loaded:
             one.close()
@@ -79,22 +80,21 @@ def measure() -> List[Measurement]:
             if f"no_copies_{rules}" in timed.ns:
                 sides["without copies"] = timed.ns[f"no_copies_{rules}"]
             results.append(Measurement(f"policy_{kind}_{rules}", timed.ns[str(rules)], "ns", sides=sides, note=note))
-        few = timed.ns[str(FEW)]
         for rules in (MANY, MOST):
-            ratio = round(timed.ns[str(rules)] / few, 3)
-            sides = {str(rules): timed.ns[str(rules)], str(FEW): few}
+            ratio = timed.over(str(rules), str(FEW))
+            sides = {str(rules): timed.ns[str(rules)], str(FEW): timed.ns[str(FEW)]}
             sides["bare look-up grows by ns"] = round(bare[rules] - bare[FEW], 1)
             goal = GOALS[kind, rules]
             name = f"policy_{kind}_{rules // 1000}k_over_{FEW}"
             results.append(Measurement(name, ratio, "ratio", at_most=goal, sides=sides, note=note))
         for rules in (MANY, MOST):
-            alone = timed.ns[f"{FEW}_of_{rules}"]
+            alone = f"{FEW}_of_{rules}"
             results.append(
                 Measurement(
                     f"policy_{kind}_rules_alone_{rules // 1000}k_over_{FEW}",
-                    round(timed.ns[str(rules)] / alone, 3),
+                    timed.over(str(rules), alone),
                     "ratio",
-                    sides={f"{rules} rules": timed.ns[str(rules)], f"{FEW} rules": alone},
+                    sides={f"{rules} rules": timed.ns[str(rules)], f"{FEW} rules": timed.ns[alone]},
                     note=f"{rules} workloads and connections on both sides",
                 )
             )

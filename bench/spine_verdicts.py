@@ -144,18 +144,17 @@ def measure() -> List[Measurement]:
         ns = timed.ns
         note = f"net of {timed.empty_ns} ns for an empty program"
         results += [Measurement(f"verdict_{kind}_{rules}", ns[str(rules)], "ns", note=note) for rules in RULES]
-        results.append(_ratio(f"verdict_{kind}_10k_over_10", ns[str(many)], ns[str(few)], at_most=1.3))
-        results.append(
-            _ratio(
-                f"verdict_{kind}_workloads_10k_over_10", ns[str(few)], ns["few_workloads"], note="both with 10 rules"
-            )
-        )
+        results.append(_ratio(f"verdict_{kind}_10k_over_10", timed, str(many), str(few), at_most=1.3))
+        name = f"verdict_{kind}_workloads_10k_over_10"
+        results.append(_ratio(name, timed, str(few), "few_workloads", note="both with 10 rules"))
     return results
 
 
-def _ratio(name: str, most: float, least: float, at_most: Optional[float] = None, note: str = "") -> Measurement:
-    sides = {"10k": most, "10": least}
-    return Measurement(name, round(most / least, 3), "ratio", at_most=at_most, sides=sides, note=note)
+def _ratio(
+    name: str, timed: timing.Timed, most: str, least: str, at_most: Optional[float] = None, note: str = ""
+) -> Measurement:
+    sides = {"10k": timed.ns[most], "10": timed.ns[least]}
+    return Measurement(name, timed.over(most, least), "ratio", at_most=at_most, sides=sides, note=note)
 
 
 if __name__ == "__main__":

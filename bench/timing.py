@@ -51,6 +51,12 @@ class Timed:
         """The median of what a variant took longer than another in the same round."""
         return statistics.median([one - other for one, other in zip(self.rounds[name], self.rounds[baseline])])
 
+    def over(self, name: str, baseline: str) -> float:
+        """The median of a variant's time over another's in the same round: what others do to the machine for a while
+        then slows both, if they were given one after the other."""
+        ratios = [one / other for one, other in zip(self.rounds[name], self.rounds[baseline])]
+        return round(statistics.median(ratios), 3)
+
 
 def build() -> None:
     """Compile the harness and the programs beside it."""
