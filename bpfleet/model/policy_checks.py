@@ -16,6 +16,10 @@ IN, NOT_IN, EXISTS, DOES_NOT_EXIST = OPERATORS = ("In", "NotIn", "Exists", "Does
 
 _DIRECTIONS = ("ingress", "egress")
 _FAMILY_OF = {"icmp": 4, "icmpv6": 6}
+_GROUPS = tuple(map(ipaddress.ip_network, ("224.0.0.0/4", "255.255.255.255/32", "ff00::/8")))
+"""Multicast and the broadcast, from which nothing comes (RFC 1122 3.2.1.3, RFC 4291 2.7)."""
+_NOT_FOR_ENDPOINTS = tuple(map(ipaddress.ip_network, ("224.0.0.0/3", "ff00::/8")))
+"""What the programs take for it (address_is_multicast in bpf/include/bpfleet/address.h): no endpoint may send there."""
 
 
 def expression(spec: Mapping[str, Any]) -> Iterator[Problem]:
@@ -180,3 +184,21 @@ def host_of_nodes(spec: Mapping[str, Any]) -> Iterator[Problem]:
                     what = "host is the node itself, and what a node says to itself is not judged"
                     yield Problem(path, what, "Remove the peer; other nodes are remote-node.")
                     return
+
+
+def networks_of_somebody(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """Nothing comes from multicast and broadcast addresses, and to them only nodes may send."""
+    for direction in _DIRECTIONS:
+        if direction == "ingress":
+            refused, what = _GROUPS, "is multicast or broadcast, and nothing comes from such addresses"
+        elif "node_selector" in spec:
+            continue
+        else:
+            refused, what = _NOT_FOR_ENDPOINTS, "is multicast, broadcast or reserved, and no endpoint may send there"
+        rules = spec.get(direction) or ()
+        for number, rule in enumerate(rules if not contains_unknown(rules) else ()):
+            for index, peer in enumerate(rule.get("peers") or ()):
+                network: Any = ipaddress.ip_network(peer["cidr"]) if "cidr" in peer else None
+                if network and any(network.version == one.version and network.subnet_of(one) for one in refused):
+                    path = f"{direction}[{number}].peers[{index}].cidr"
+                    yield Problem(path, f"{network} {what}, whatever policy says", "Remove the peer.")

@@ -617,6 +617,7 @@ POLICY = Resource(
         policy_checks.nothing_twice,
         policy_checks.rules_apart,
         policy_checks.host_of_nodes,
+        policy_checks.networks_of_somebody,
     ),
 )
 

@@ -211,6 +211,14 @@ REFUSED: List[Tuple[Dict[str, Any], str]] = [
         {"selector": None, "node_selector": {}, "egress": [{}, {"peers": [{"labels": {}}, {"entity": "host"}]}]},
         "egress[1].peers[1].entity",
     ),
+    # Addresses of nobody: nothing comes from them, and endpoints send nothing there.
+    (peer(cidr="224.0.0.0/4"), "ingress[0].peers[1].cidr"),
+    (peer(cidr="ff02::1"), "ingress[0].peers[1].cidr"),
+    (peer(cidr="255.255.255.255"), "ingress[0].peers[1].cidr"),
+    ({"selector": None, "node_selector": {}, **peer(cidr="239.0.0.0/8")}, "ingress[0].peers[1].cidr"),
+    ({"egress": [{}, {"action": "deny", "peers": [{"cidr": "224.0.0.251/32"}]}]}, "egress[1].peers[0].cidr"),
+    ({"egress": [{"peers": [{"cidr": "ff00::/8"}]}]}, "egress[0].peers[0].cidr"),
+    ({"egress": [{"peers": [{"cidr": "240.0.0.0/4"}]}]}, "egress[0].peers[0].cidr"),
 ]  # fmt: skip
 
 
@@ -293,6 +301,14 @@ def test_what_is_no_mapping_is_no_document(data: Any) -> None:
         },
         {"ingress": [{"peers": [{"labels": {"a": "b"}}]}, {"peers": [{"labels": {}}]}]},
         {"ingress": [{"ports": [{}]}, {"ports": [{"protocol": "tcp"}, {"protocol": "udp"}, {"protocol": "sctp"}]}]},
+        # Networks that hold more than multicast, what nodes send to groups, and what may come from reserved addresses.
+        {"egress": [{"peers": [{"cidr": "0.0.0.0/0", "except": ["224.0.0.0/4"]}, {"cidr": "fe00::/7"}]}]},
+        {
+            "selector": None,
+            "node_selector": {},
+            "egress": [{"peers": [{"cidr": "224.0.0.18/32"}, {"cidr": "ff02::/16"}, {"cidr": "255.255.255.255/32"}]}],
+        },
+        peer(cidr="240.0.0.0/5"),
     ],
 )
 def test_accepted(spec: Dict[str, Any]) -> None:
