@@ -225,12 +225,14 @@ def _replay(options: argparse.Namespace, last: int, printer: Printer) -> int:
             lines = list(read_lines(file, name))
     except OSError as problem:
         raise InvalidInput(f"{name} cannot be read: {problem.strerror}", field="input-file") from problem
+    told = sum("verdict" in line for line in lines)
     if options.history:
         lines = [line for line in lines if "verdict" not in line or "packets" in line]
     known = known_in_lines(lines)
+    asked = [Filter("from-node", node) for node in (*options.node, *options.other_nodes)]
     lines = [line for line in lines if _is_of(options, line.get("node"))]
     check_filters(lines, options.filters, known)
-    for warning in unknown_names(known, options.filters):
+    for warning in unknown_names(known, [*asked, *options.filters]):
         print(f"bpfleet: {visible(f'{name}: {warning}')}", file=sys.stderr)
     for line in replayed(lines, options.filters, options.since, options.until, last):
         printer.show(line)
@@ -238,7 +240,6 @@ def _replay(options: argparse.Namespace, last: int, printer: Printer) -> int:
         for warning in unkept(str(line.get("node", "a node")), line):
             print(f"bpfleet: {visible(warning)}", file=sys.stderr)
     if not printer.shown:
-        told = sum("verdict" in line for line in lines)
         print(f"bpfleet: none of the {told} lines of {name} matches", file=sys.stderr)
     return 0
 

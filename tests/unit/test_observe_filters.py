@@ -478,6 +478,8 @@ def test_a_recorded_history_has_not_what_the_history_does_not_keep(
         ("--not --policy apj", "f: there is no policy apj (did you mean api?)"),
         ("--identity 7", "f: there is no identity 7"),
         ("--to-endpoint web", "f: there is no endpoint web (did you mean web-1?)"),
+        ("--node hh1", "f: there is no node hh1 (did you mean h1?)"),
+        ("--not --node h9", "f: there is no node h9 (did you mean h1?)"),
         ("--from web-1 --to api --policy api --label tier --to-node h1 --identity world", ""),
         (f"--identity {NUMBER['api']}", ""),
         ("--policy team=shop", ""),
@@ -491,6 +493,14 @@ def test_names_that_no_recorded_line_has_are_said(
     assert replay(tmp_path, lines, words) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "none of the" not in line]
     assert [line.partition(str(tmp_path) + "/")[2] for line in said] == ([says] if says else [])
+
+
+@pytest.mark.parametrize("words", ["--node h9", "--history", "--node h1 --port 9", "--policy nobody --node h2"])
+def test_lines_of_which_none_matches_are_all_counted(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    assert replay(tmp_path, [at(1.0), at(2.0), {"lost": 1, "time": 2.0}], words) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == f"bpfleet: none of the 2 lines of {tmp_path}/f matches"
 
 
 KEPT = {
