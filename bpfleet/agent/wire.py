@@ -246,7 +246,10 @@ class FlowEnd(TypedDict, total=False):
 
 
 class VerdictEvent(TypedDict, total=False):
-    """One line of a stream of events. A line {"lost": n} says that n events were overwritten before being read."""
+    """One line of a stream of events. A line {"lost": n} says that n events were overwritten before being read.
+
+    policy, policy_labels: of a default deny those of all policies that close, "a, b", also the values of one key.
+    """
 
     time: float  # seconds since the epoch
     node: str

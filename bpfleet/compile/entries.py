@@ -11,7 +11,7 @@ those policies were not there, and what would be, as though they were enforced.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from bpfleet.compile.intervals import PortSet
 from bpfleet.compile.limits import limits_of
@@ -164,14 +164,25 @@ def number_rules(policies: Sequence[Resolved], sides: Sequence[Side]) -> Tuple[D
                 rule.content,
                 RuleName(policy.name, rule.direction, rule.path, rule.action, policy.description, policy.labels),
             )
+    labels = {policy.name: policy.labels for policy in policies}
     for side in sides:
         if side.closed is not None and side.closed not in names:
             what, direction, *closing = side.closed
-            names[side.closed] = RuleName(", ".join(closing), direction, what, "deny")
+            held = _labels_of_all(labels[name] for name in closing)
+            names[side.closed] = RuleName(", ".join(closing), direction, what, "deny", labels=held)
         if _LOCAL_HOST_RULE in side.rules[-1:]:
             names[_LOCAL_HOST_RULE.content] = RuleName("", "ingress", LOCAL_HOST, "allow")
     ids = assign_ids(names)
     return ids, {ids[content]: name for content, name in names.items()}
+
+
+def _labels_of_all(found: Iterable[Mapping[str, str]]) -> Dict[str, str]:
+    """The labels of several policies, whose values of one key are listed as their names are: no value holds a comma."""
+    values: Dict[str, Set[str]] = {}
+    for labels in found:
+        for key, value in labels.items():
+            values.setdefault(key, set()).add(value)
+    return {key: ", ".join(sorted(held)) for key, held in sorted(values.items())}
 
 
 def contents_of(sides: Sequence[Side]) -> Iterator[Content]:

@@ -337,7 +337,8 @@ def _policy_test(value: str) -> Test:
     def test(event: Event) -> bool:
         if value in str(event.get("policy") or "").split(", "):
             return True
-        return bool(equals) and event.get("policy_labels", {}).get(key) == wanted
+        held = event.get("policy_labels", {})
+        return bool(equals) and key in held and wanted in held[key].split(", ")
 
     return test
 
@@ -390,7 +391,8 @@ def known_in_lines(lines: Iterable[Event]) -> Known:
         if "verdict" not in line:
             continue
         known.policies.update(str(line.get("policy") or "").split(", "))
-        known.policy_labels.update(line.get("policy_labels", {}).items())
+        for key, values in line.get("policy_labels", {}).items():
+            known.policy_labels.update((key, value) for value in values.split(", "))
         for end in (line["source"], line["destination"]):
             known.labels.update(end.get("labels", {}).items())
             known.numbers.add(str(end.get("identity")))

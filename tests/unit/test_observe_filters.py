@@ -19,8 +19,20 @@ from bpfleet.cli import merging, observe, observed, recording
 from bpfleet.cli.main import main
 from bpfleet.errors import InvalidInput
 from bpfleet.loader.layout import layout, name_of
+from bpfleet.model.document import DocumentSet
 from bpfleet.observe.events import flow_of
-from bpfleet.observe.filters import KEYS, Filter, check_for_history, known_in, matcher, parse_port, unknown_names
+from bpfleet.observe.explain import explain
+from bpfleet.observe.filters import (
+    KEYS,
+    Filter,
+    check_for_history,
+    known_in,
+    known_in_lines,
+    matcher,
+    parse_port,
+    unknown_names,
+)
+from tests import fleet
 from tests.unit.test_observe import DOCUMENTS, NAMES, NUMBER, event, rule_id
 
 FLOW_BLANK: Dict[str, Any] = dict.fromkeys(layout("flows", "value").names, 0)
@@ -167,6 +179,25 @@ def test_a_default_deny_belongs_to_each_policy_that_closes() -> None:
     assert matcher([Filter("policy", "db")])(found)
     assert matcher([Filter("policy", "team=shop")])(found)
     assert not matcher([Filter("policy", "d")])(found)
+
+
+def test_a_default_deny_has_the_labels_of_each_policy_that_closes() -> None:
+    """Those are found by a label as by their names, also in a recording."""
+    documents = [fleet.cluster(["h1"]), fleet.node(1), fleet.identity("web"), fleet.endpoint("web-1", 1, 1, "web")]
+    for name, closes, labels in (
+        ("a", True, {"team": "shop", "tier": "1"}),
+        ("b", True, {"team": "infra"}),
+        ("c", False, {"team": "web"}),
+    ):
+        rules, switch = [{"ports": []}], {"ingress": closes}
+        documents.append(fleet.document("policy", name, selector={}, ingress=rules, default_deny=switch, labels=labels))
+    said = explain(DocumentSet(documents), "world", "web-1", "tcp", 80)["judged"][0]
+    assert (said["policy"], said["rule"]) == ("a, b", "default deny")
+    assert said["policy_labels"] == {"team": "infra, shop", "tier": "1"}
+    found = {**event(), **said}
+    for label, is_of in {"team=shop": True, "team=infra": True, "tier=1": True, "team=web": False, "x=": False}.items():
+        assert matcher([Filter("policy", label)])(found) is is_of
+        assert (unknown_names(known_in_lines([found]), [Filter("policy", label)]) == []) is is_of
 
 
 @pytest.mark.parametrize(
