@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_left
 from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from bpfleet.model.policy_checks import DOES_NOT_EXIST, EXISTS, IN
 
 Expressions = Sequence[Mapping[str, Any]]
+
+_COMPARED = 100
+"""Labels on either side of where one would stand that are looked at for one like it: comparing texts is slow, and
+policies may name thousands of labels that no identity has yet."""
 
 
 class LabelIndex:
@@ -26,6 +31,7 @@ class LabelIndex:
                 self._numbers.setdefault(label, set()).add(number)
                 self._with_key.setdefault(label[0], set()).add(number)
         self.everything: FrozenSet[int] = frozenset(everything)
+        self._texts: List[str] = []
 
     def matching(self, selector: Mapping[str, str], expressions: Expressions = ()) -> FrozenSet[int]:
         """The numbers that have every label of `selector` and fulfil every expression.
@@ -49,12 +55,18 @@ class LabelIndex:
         return found.difference(*refused)
 
     def nearest(self, selector: Mapping[str, str]) -> Optional[str]:
-        """For a selector that matches nothing: the known label, as "key=value", most like one it asks for."""
-        known = [f"{key}={value}" for key, value in self._numbers]
+        """For a selector that matches nothing: the known label, as "key=value", most like one it asks for.
+
+        Among very many labels only those that begin alike are compared.
+        """
+        if len(self._texts) < len(self._numbers):
+            self._texts = sorted(f"{key}={value}" for key, value in self._numbers)
         for key, value in selector.items():
             if (key, value) in self._numbers:
                 continue
-            near = difflib.get_close_matches(f"{key}={value}", known, 1, 0.5)
+            text = f"{key}={value}"
+            at = bisect_left(self._texts, text)
+            near = difflib.get_close_matches(text, self._texts[max(0, at - _COMPARED) : at + _COMPARED], 1, 0.5)
             if near:
                 return near[0]
         return None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
 from bpfleet.agent.session import ssh_port
+from bpfleet.compile import selector
 from bpfleet.compile.compiler import Compiler
 from bpfleet.compile.host import session_refusal
+from bpfleet.compile.selector import LabelIndex
 from bpfleet.errors import InvalidInput
 from bpfleet.model.document import Document, DocumentSet, parse_document
 from bpfleet.model.identity import HOST
@@ -57,6 +61,25 @@ def test_a_policy_for_endpoints_selects_no_node() -> None:
 def test_a_selector_without_a_node_is_told_with_the_nearest_label() -> None:
     held = documents(fleet.node_policy("p", {"rack": "aa"}, ingress=[]))
     assert compiled(held).warnings == ("policy/p, node_selector: no node has rack=aa; the nearest label is rack=a",)
+
+
+def test_of_very_many_labels_few_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of selectors whose identities come later must not take minutes to say so."""
+    index = LabelIndex((number, {"app": f"service-{number}"}) for number in range(5000))
+    compared = []
+
+    def close(text: str, known: List[str], *most: Any) -> List[str]:
+        compared.append(len(known))
+        return difflib.get_close_matches(text, known, *most)
+
+    monkeypatch.setattr(selector, "difflib", SimpleNamespace(get_close_matches=close))
+    assert index.nearest({"app": "service-4711x"}) == "app=service-4711"
+    assert index.nearest({"app": "service-99999"}) is not None
+    assert index.nearest({"zone": "a"}) is None
+    assert max(compared) <= 200
+    few = LabelIndex([(1, {"tier": "front"}), (2, {"app": "web"})])
+    assert few.nearest({"tear": "front"}) == "tier=front"
+    assert few.nearest({"xtier": "front"}) == "tier=front"
 
 
 @pytest.mark.parametrize("spec", [{}, {"selector": {}, "node_selector": {}}])
