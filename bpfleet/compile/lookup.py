@@ -54,6 +54,12 @@ class Maps:
     prefix_sets: Mapping[int, Table]
     port_sets: Mapping[int, Table]
 
+    def names_networks(self, direction: str) -> bool:
+        """Whether rules of that direction, enforced or not, are about CIDRs."""
+        code = e.DIRECTION_NUMBERS[direction]
+        headers = ((e.HEADER_PEER, code | audit, e.HEADER_PREFIXES, 0) for audit in (0, e.AUDIT))
+        return any(header in (self.entries or ()) for header in headers)
+
 
 def judge(maps: Maps, question: Question) -> Answer:
     """The verdict on a new connection."""

@@ -17,6 +17,7 @@ from bpfleet.compile.rules import Content
 from bpfleet.compile.selector import LabelIndex
 from bpfleet.compile.services import Backends, frontend_text
 from bpfleet.errors import InvalidInput
+from bpfleet.model import identity
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.meaning import PORT_PROTOCOLS
 from bpfleet.model.resources import PROTOCOL_NUMBERS
@@ -30,6 +31,7 @@ _TO_ITSELF = "the client itself, which its sockets reach unjudged; packets that 
 _NODE_TO_ITSELF = "what a node says to itself is not judged"
 ECHO_REQUESTS = {"icmp": 8, "icmpv6": 128}
 """Type of the message that is meant where none is named (RFC 792, RFC 4443)."""
+_IN_NO_NETWORK = "the address is in no CIDR that rules there name (name an address to ask about one that is)"
 _FAMILIES = {"icmp": 4, "icmpv6": 6}
 """IP version of the protocols that are of one only."""
 
@@ -238,12 +240,15 @@ class _Policies:
 
     def judge(self, node: str, subject: int, question: lookup.Question) -> Dict[str, Any]:
         """What the subject's map on that node says of a new connection."""
-        found = lookup.judge(self._maps_of(node, subject), question)
-        verdict = VERDICTS[found.verdict]
-        if not found.rule_id:
-            return {"verdict": verdict, "rule": NOT_CLOSED}
-        rule = self._node(node).names[found.rule_id]
-        return {"verdict": verdict, "rule_id": found.rule_id, "action": rule.action, **rule_names(rule)}
+        maps = self._maps_of(node, subject)
+        found = lookup.judge(maps, question)
+        said: Dict[str, Any] = {"verdict": VERDICTS[found.verdict], "rule": NOT_CLOSED}
+        if found.rule_id:
+            rule = self._node(node).names[found.rule_id]
+            said.update(rule_id=found.rule_id, action=rule.action, **rule_names(rule))
+        if question.peer == identity.WORLD and question.address is None and maps.names_networks(question.direction):
+            said["assumes"] = _IN_NO_NETWORK
+        return said
 
     def _maps_of(self, node: str, subject: int) -> lookup.Maps:
         if (node, subject) not in self._maps:

@@ -218,6 +218,30 @@ def test_what_only_a_route_makes_the_worlds_is_said_to_assume_one(declared: Docu
         assert not any("assumes" in entry for entry in answer["judged"]), source
 
 
+EVERY_NETWORK = [{"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]
+
+
+def test_the_world_as_such_is_said_to_be_in_no_network_where_rules_name_some() -> None:
+    """It is allowed, or denied, where every address is not."""
+    sends = fleet.policy("web", {"app": "web"}, egress=[{"peers": EVERY_NETWORK}])
+    takes = fleet.policy("web", {"app": "web"}, ingress=[{}, {"action": "deny", "peers": EVERY_NETWORK}])
+    tried = fleet.document("policy", "web", selector={}, mode="audit", egress=[{"peers": EVERY_NETWORK}])
+    for policy, ends, verdicts in (
+        (sends, ("web-1", "{}"), ("denied", "allowed")),
+        (takes, ("{}", "web-1"), ("allowed", "denied")),
+        (tried, ("web-1", "{}"), ("audited", "allowed")),
+    ):
+        for other, verdict, assumes in (
+            ("world", verdicts[0], "the address is in no CIDR that rules there name"),
+            ("198.51.100.1", verdicts[1], ""),
+        ):
+            (entry,) = said(documents(policy), *(end.format(other) for end in ends), "80/tcp")["judged"]
+            assert entry["verdict"] == verdict
+            assert entry.get("assumes", "").startswith(assumes), entry
+    (entry,) = said(documents(sends), "world", "web-1", "80/tcp")["judged"]
+    assert "assumes" not in entry, "those rules are about the other direction"
+
+
 def test_what_is_not_in_force_is_no_end() -> None:
     strangers = [fleet.node(3), fleet.endpoint("far-1", 3, 1, "web")]
     for end in ("far-1", "h3"):
