@@ -123,6 +123,28 @@ def test_the_line_is_that_of_the_nested_field(tmp_path: Path) -> None:
     assert f"{path}:11" in second and "Use allow or deny" in second
 
 
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [("010", 8), ("22:22", 1342), ("1_000", 1000), ("0b11", 3), ("0x_50", 80), ("1:20.0", 80.0), ("!!int '010'", 8)],
+)
+def test_a_number_that_yaml_reads_otherwise_than_people_is_refused(tmp_path: Path, written: str, number: float) -> None:
+    rules = f"[{{}}, {{ports: [\n    {{protocol: tcp, port: {written}}}]}}]"
+    path = write(tmp_path, f"kind: policy\nname: p\nspec:\n  selector: {{}}\n  ingress: {rules}\n")
+    (problem,) = problems(path)
+    text = written.removeprefix("!!int ").strip("'")
+    assert f"{path}:6" in problem and "resource policy/p, field ingress[1].ports[0].port" in problem
+    assert f"{text} is the number {number} in YAML" in problem
+
+
+@pytest.mark.parametrize("written", ["8", "0x50", "80.0", "+8"])
+def test_a_number_that_everybody_reads_alike_is_one(tmp_path: Path, written: str) -> None:
+    rules = f"[{{ports: [{{port: {written}}}]}}]"
+    (one,) = declared.declare(
+        [], [write(tmp_path, f"{{kind: policy, name: p, spec: {{selector: {{a: '010'}}, ingress: {rules}}}}}")]
+    )
+    assert one.spec["ingress"][0]["ports"][0]["port"] in (8, 80)
+
+
 def test_labels_with_dots_have_their_own_line(tmp_path: Path) -> None:
     path = write(tmp_path, "kind: identity\nname: a\nspec:\n  labels:\n    a.b: x\n    a.b.c/d: bad value\n    z: y\n")
     (problem,) = problems(path)

@@ -28,6 +28,9 @@ from ansible_collections.bpfleet.fleet.plugins.plugin_utils.vendored.bpfleet.mod
 SUFFIXES = (".yml", ".yaml", ".json")
 PLACEHOLDER = "number"
 """The one field of a document that a person leaves out: it is allocated."""
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_PLAIN_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*|0x[0-9a-fA-F]+|[0-9]*\.[0-9]*([eE][-+]?[0-9]+)?|\.(inf|nan))", re.I)
+"""One that every version of YAML reads alike."""
 
 
 @dataclass
@@ -125,6 +128,7 @@ def _load(file: Path, errors: list[BpfleetError]) -> Iterator[tuple[Any, yaml.No
                 data = _construct(node)
                 if not _is_unreadable(data, _place(file, node.start_mark.line + 1), errors):
                     errors.extend(_repeated_keys(node, file))
+                    errors.extend(_misread_numbers(node, data, file))
                     yield plain(data), node
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -169,6 +173,35 @@ def _repeated_keys(node: yaml.Node, file: Path) -> Iterator[BpfleetError]:
                 yield InvalidInput(what, file=_place(file, line), remedy="Remove one of the two.")
             seen.setdefault(name, line)
             yield from _repeated_keys(value, file)
+
+
+def _misread_numbers(node: yaml.Node, data: Any, file: Path) -> Iterator[BpfleetError]:
+    """Numbers that this YAML (1.1) reads otherwise than people, and YAML 1.2, do: 010 is 8 to it, and 22:22 is 1342."""
+    whose = ""
+    if isinstance(data, Mapping) and isinstance(data.get("kind"), str) and isinstance(data.get("name"), str):
+        whose = f"{data['kind']}/{data['name']}"
+    for path, scalar in _scalars(node, ""):
+        if scalar.tag not in _NUMBER_TAGS or _PLAIN_NUMBER.fullmatch(scalar.value):
+            continue
+        yield InvalidInput(
+            f"{scalar.value} is the number {_construct(scalar)} in YAML",
+            resource=whose,
+            field=path[len("spec.") :] if path.startswith("spec.") else path,
+            file=_place(file, scalar.start_mark.line + 1),
+            remedy="Write it in decimal, without zeros before it, : and _; or in quotes, if it is text.",
+        )
+
+
+def _scalars(node: yaml.Node, path: str) -> Iterator[tuple[str, yaml.ScalarNode]]:
+    """Every value below, with its path."""
+    if isinstance(node, yaml.ScalarNode):
+        yield path, node
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _scalars(item, f"{path}[{index}]")
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _scalars(value, f"{path}.{key.value}" if path else str(key.value))
 
 
 def _place(file: Path | str, line: int) -> str:
