@@ -39,6 +39,8 @@ MERGE_SECONDS = 0.3
 """How long an event of a followed stream is held back, so that an earlier one of another node can come before it."""
 SKEW_SECONDS = 1.0
 """By how much a node's clock may differ from this machine's without a word about it."""
+_AHEAD_SECONDS = 60.0
+"""By how much --since may be still to come: a node's clock may be ahead."""
 _DEFAULT_LAST = 20
 _SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -157,12 +159,23 @@ def moment(text: str, now: float) -> float:
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 def _run(options: argparse.Namespace) -> int:
     if options.negate:
         raise InvalidInput("--not stands before no filter", field="not", remedy="Write --not --verdict allowed.")
     if options.follow and options.history:
         raise InvalidInput("a history cannot be followed", field="follow", remedy="Leave -f or --history out.")
-    span_of(vars(options))
+    since, _ = span_of(vars(options))
+    is_of_now = not options.follow and options.input_file is None
+    if since is not None and since > time.time() + _AHEAD_SECONDS and is_of_now:
+        raise InvalidInput(
+            f"--since is still to come: {_clock(since)}",
+            field="since",
+            remedy="Give an earlier time, with its date if it is not of today, or -f to wait for it.",
+        )
     matcher(options.filters)  # what no filter can be is said before anything is asked
     if options.history:
         check_for_history(options.filters)
@@ -300,8 +313,9 @@ class Streams:
                 found.append(f"the clock of {node} is {abs(ahead):.1f} s {way} this machine's: so are its times")
             kept_from = notice.get("kept_from")
             if since is not None and kept_from is not None and kept_from > since:
-                clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept_from))
-                found.append(f"{node} keeps no events from before {clock}: see --history for what it counted")
+                found.append(
+                    f"{node} keeps no events from before {_clock(kept_from)}: see --history for what it counted"
+                )
             found.extend(unkept(node, notice))
         return found
 

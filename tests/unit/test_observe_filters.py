@@ -717,6 +717,8 @@ def test_what_newer_nodes_say_besides_is_shown(tmp_path: Any, capsys: pytest.Cap
         ("--input-file x --follow", "a file cannot be followed"),
         ("--input-file x --since 1m --until 1h", "field until: nothing is both after"),
         ("--history --since 1m --until 1h", "field until: nothing is both after"),
+        ("--since 9998-12-31T00:00:00", "field since: --since is still to come: 9998-12-31 00:00:00"),
+        ("--history --since 999999999999", "field since: --since is still to come: 33658-09-27"),
         ("--lab --seed 192.0.2.1", "--lab and --seed name different nodes"),
     ],
 )
