@@ -145,6 +145,20 @@ def test_a_number_that_everybody_reads_alike_is_one(tmp_path: Path, written: str
     assert one.spec["ingress"][0]["ports"][0]["port"] in (8, 80)
 
 
+@pytest.mark.parametrize(("written", "key"), [("on", True), ("010", 8), ("8", 8), ("1.10", 1.1), ("~", None)])
+def test_a_key_that_yaml_does_not_read_as_text_is_refused(tmp_path: Path, written: str, key: Any) -> None:
+    """It would be a label of another name."""
+    for kind, spec in (("identity", "labels: {%s: x}"), ("policy", "ingress: [], selector: {a: b, %s: x}")):
+        path = write(tmp_path, f"kind: {kind}\nname: a\nspec:\n  {{{spec % written}}}\n")
+        (problem,) = problems(path)
+        assert f"{path}:4" in problem and f".{key}" in problem and "must be a string, not" in problem
+    (problem,) = problems(inline=[{"kind": "identity", "name": "a", "spec": {"labels": {key: "x"}}}])
+    assert f"labels.{key}" in problem and "must be a string, not" in problem
+    for above in ({key: 1, "kind": "identity", "name": "a", "spec": {"labels": {}}},
+                  {"kind": "identity", "name": "a", "spec": {key: 1, "labels": {}}}):  # fmt: skip
+        assert f"unknown field {key}" in "".join(problems(inline=[above]))
+
+
 def test_labels_with_dots_have_their_own_line(tmp_path: Path) -> None:
     path = write(tmp_path, "kind: identity\nname: a\nspec:\n  labels:\n    a.b: x\n    a.b.c/d: bad value\n    z: y\n")
     (problem,) = problems(path)

@@ -66,9 +66,10 @@ class Invalid(InvalidInput):
 
 
 def plain(value: Any) -> Any:
-    """The same as JSON data of Python's own types (Ansible marks values by subclasses of them)."""
+    """The same as data of JSON and of Python's own types (Ansible marks values by subclasses of them). Keys that are no
+    text stay what they are, to be refused: `on` and `010` are True and 8 in YAML, and no label was meant to be."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key) if isinstance(key, str) else key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, bool) or value is None:
