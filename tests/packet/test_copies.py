@@ -196,6 +196,30 @@ def test_a_direct_connection_that_goes_to_a_frontend_next(datapath: Datapath, fa
     within_a_tick(work)
 
 
+@pytest.mark.parametrize("changes", [32, 256])
+def test_no_copy_counts_again_after_many_changes(datapath: Datapath, changes: int) -> None:
+    """However often flows change between frontend and backend within a tick."""
+    x = ADDRESSES[4]
+    frontend = FRONTENDS[4]
+    answer = f.udp(x["c"], x["a"], (BACKEND, 40000))
+
+    def work() -> None:
+        world.apply(datapath, world.Frontend(frontend, 53, f.UDP, ((x["c"], BACKEND),)))
+        for port in (40000, 40001):
+            send(datapath, f.udp(x["a"], x["c"], (port, BACKEND)))
+        for _ in range(3):
+            direct = arrive(datapath, answer).frame[26:30]
+        before = datapath.maps["copy_epoch"].lookup({"index": 0})["number"]
+        for number in range(changes - 1):  # of another flow
+            to = (x["c"], BACKEND) if number % 2 else (frontend, 53)
+            send(datapath, f.udp(x["a"], to[0], (40001, to[1])))
+        send(datapath, f.udp(x["a"], frontend, (40000, 53)))
+        assert datapath.maps["copy_epoch"].lookup({"index": 0})["number"] == before + changes
+        assert arrive(datapath, answer).frame[26:30] != direct
+
+    within_a_tick(work)
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_connection_to_a_frontend_begins_where_a_direct_one_was(datapath: Datapath, family: int) -> None:
     x = ADDRESSES[family]

@@ -6,7 +6,7 @@
  * lie, a *set*; the next connection there takes one of them. It counts
  *   - for a tick. So each connection's record is looked up once a tick at least, and has its time of last use, and
  *     whatever happened to the connection meanwhile, as if there were no copies;
- *   - while the revisions are those of its record, as the record itself does;
+ *   - while the revisions are those of its record, as the record itself does, and the epoch is the same (copy_revisions);
  *   - for packets that change nothing in the record: no SYN, FIN, reset, fragment, or error.
  *
  * There is none of a flow that balance.h translates, nor of one that goes to a tunnel endpoint with an IPv6 address: the
@@ -23,13 +23,13 @@ struct connection_copy {
 	struct address source;
 	struct address destination;
 	__u64 rest; /* as connection_key has it, with the tick's lower half where that has zeros */
-	__u64 revisions;
+	__u64 revisions; /* the record's, with the epoch: copy_revisions */
 	__u32 next_hop; /* the last word of the record's */
 	__u32 ifindex;
 	__u32 peer : 24;
 	__u32 route : 2;
 	__u32 is_reply : 1;
-	__u32 epoch : 5;
+	__u32 zero : 5;
 	__u32 flow : 24;
 	__u32 tick_upper : 8; /* 24 bits of the tick come round in 208 days */
 };
@@ -67,7 +67,7 @@ struct {
 struct copy_place {
 	struct copy_set *set;
 	__u32 tick;
-	__u8 epoch;
+	__u32 epoch;
 	__u8 way; /* which of the two: where to look first, and in the end where to write */
 };
 
@@ -117,6 +117,13 @@ static __always_inline __u64 copy_rest(__u64 rest, __u16 more)
 #endif
 }
 
+/* Revisions, and the epoch within the half that is derived from content: so no next revision is what another epoch makes
+ * of this one. */
+static __always_inline __u64 copy_revisions(__u64 revisions, const struct copy_place *place)
+{
+	return revisions ^ (__u64)place->epoch << 32;
+}
+
 /* The packet's flow is as its endpoint sees it (packet_face). What lies at the place is on its way from here on: the
  * less is asked of it at once, the more is done meanwhile. */
 static __always_inline void copy_locate(const struct packet *packet, __u32 now, struct copy_place *place)
@@ -131,7 +138,7 @@ static __always_inline void copy_locate(const struct packet *packet, __u32 now, 
 	index = copy_index(hash);
 	place->set = bpf_map_lookup_elem(&connection_copies, &index);
 	place->tick = now;
-	place->epoch = epoch ? *(const volatile __u32 *)&epoch->number & 31 : 0;
+	place->epoch = epoch ? *(const volatile __u32 *)&epoch->number : 0;
 	place->way = hash >> 31;
 	if (place->set)
 		(void)*(const volatile __u64 *)&place->set->copies[place->way].rest;
@@ -141,10 +148,11 @@ static __always_inline void copy_locate(const struct packet *packet, __u32 now, 
 static __always_inline bool copy_is(const struct connection_copy *copy, const struct copy_place *place,
 				    const struct packet *packet, __u64 revisions)
 {
-	return copy->rest == copy_rest(packet->flow.rest, place->tick) && copy->revisions == revisions &&
+	return copy->rest == copy_rest(packet->flow.rest, place->tick) &&
+	       copy->revisions == copy_revisions(revisions, place) &&
 	       address_equal(&copy->source, &packet->flow.source) &&
 	       address_equal(&copy->destination, &packet->flow.destination) &&
-	       copy->tick_upper == (place->tick >> 16 & 0xff) && copy->epoch == place->epoch;
+	       copy->tick_upper == (place->tick >> 16 & 0xff);
 }
 
 /* Whether a copy has been used by somebody in this tick, as far as the tick's lower half says. */
@@ -186,13 +194,13 @@ static __always_inline void copy_write(const struct copy_place *place, const str
 	copy->source = packet->flow.source;
 	copy->destination = packet->flow.destination;
 	copy->rest = copy_rest(packet->flow.rest, place->tick);
-	copy->revisions = record->revisions;
+	copy->revisions = copy_revisions(record->revisions, place);
 	copy->next_hop = record->next_hop.words[3];
 	copy->ifindex = record->ifindex;
 	copy->peer = record->peer;
 	copy->route = record->route;
 	copy->is_reply = is_reply;
-	copy->epoch = place->epoch;
+	copy->zero = 0;
 	copy->flow = record->flow;
 	copy->tick_upper = place->tick >> 16;
 }
