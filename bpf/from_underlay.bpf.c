@@ -5,6 +5,7 @@
  *   - a tunnel packet whose outer source is no member's address is dropped;
  *   - a bare packet with the address of a workload as its source is dropped: workloads' packets travel in the tunnel;
  *   - a packet may come without an Ethernet header (frame.h);
+ *   - a frame with a VLAN's tag is its own device's; a priority tag (VLAN 0) is taken off;
  *   - what the host sends to a group or broadcast address that it is in itself, its stack loops back to here: that passes.
  *     Nothing from the network looks so, as only the stack says PACKET_LOOPBACK;
  *   - where a policy selects this node, its ingress policy judges what is for the host itself (host.h), and IP for the
@@ -45,7 +46,7 @@ static __always_inline bool is_members_tunnel_packet(struct __sk_buff *skb)
 	return source && source->identity == IDENTITY_REMOTE_NODE;
 }
 
-/* The stack takes a priority tag (VLAN 0) for none: neither must it be a way around policy. Two are the most that real
+/* The stack takes a priority tag (VLAN 0) for none: neither must it be a way around what is asked here. Two are the most that real
  * equipment sends. Returns 0 or the reason to drop. */
 static __always_inline int priority_tags_remove(struct __sk_buff *skb)
 {
@@ -97,11 +98,9 @@ int bpfl_from_under(struct __sk_buff *skb)
 	packet = packet_begin(HOOK_FROM_UNDERLAY, DIRECTION_INGRESS);
 	if (!packet)
 		return TC_ACT_SHOT;
-	if (host_policy || blocked_at_tc) {
-		reason = priority_tags_remove(skb);
-		if (reason)
-			return drop(skb, packet, reason);
-	}
+	reason = priority_tags_remove(skb);
+	if (reason)
+		return drop(skb, packet, reason);
 	if (frame_is_bare(skb))
 		packet->link = 0;
 	reason = packet_parse(skb, packet);
