@@ -200,6 +200,15 @@ def always_cases(family: int) -> List[Case]:
             only(), came(f.udp(world, me, (53, 40000))), left(f.udp(me, world, (40000, 53))),
             came(f.unreachable(world, me, f.udp(me, world, (40000, 53)))),
         )),
+        ("such a port's answers, though policy had let them in or out before, and does no longer", (
+            only(Rule("ingress", 89, 2, f.UDP)),
+            came(f.udp(world, me, (53, 40000)), allowed("ingress", 89)), left(f.udp(me, world, (40000, 53))),
+            came(f.udp(world, me, (53, 40001)), allowed("ingress", 89)),
+            only(), left(f.udp(me, world, (40000, 53))), came(f.udp(world, me, (53, 40000))),
+            no_entry(f.udp(world, me, (53, 40001))),
+            left(f.udp(me, world, (40001, 53))), came(f.udp(world, me, (53, 40001))), left(f.udp(me, world, (40001, 53))),
+            came(f.udp(world, me, (53, 40001))),
+        )),
         ("tunnel packets of members, their fragments, errors about them", (
             CLOSED,
             came(f.udp(member, me, vxlan)), left(f.udp(me, member, vxlan)),

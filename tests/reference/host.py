@@ -9,7 +9,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Callable, FrozenSet, Tuple
 
-from tests.reference.ends import EGRESS, HOST, INGRESS, NAMES, REMOTE_NODE, WORLD, Dropped, Ends, Found
+from tests.reference.ends import EGRESS, HOST, INGRESS, NAMES, REMOTE_NODE, WORLD, Dropped, Ends, Found, key_of
 from tests.reference.judge import ALLOW, Verdict
 from tests.reference.reading import ICMP6, UDP, Address, Reading
 
@@ -85,7 +85,8 @@ class Host:
                 self.ends.hear(Verdict(ALLOW, 0), direction)
             self.ends.remember()
         elif direction == EGRESS and (protocol, other, EGRESS) in self.failsafe:
-            self.ends.pass_unjudged(packet, found, place)
+            is_judged = found.record and found.record.answer is not None  # that may end with the policy
+            self.ends.pass_unjudged(packet, Found(key_of(EGRESS, packet)) if is_judged else found, place)
         elif packet.kind == "fragment" and direction == INGRESS:
             return  # of no use without its first one
         else:

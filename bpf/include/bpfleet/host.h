@@ -164,8 +164,12 @@ static __always_inline int host_admit(struct __sk_buff *skb, struct packet *pack
 			packet_remember(skb, packet);
 		return 0;
 	}
-	if (failsafe_outbound(packet, side->direction))
+	if (failsafe_outbound(packet, side->direction)) {
+		/* What policy let pass ends with that policy, answers and all; this does not. */
+		if (found->record && found->record->route != ROUTE_UNJUDGED)
+			found->record = NULL;
 		return host_record_unjudged(skb, packet, found);
+	}
 	if (packet->kind == PACKET_FRAGMENT && side->direction == DIRECTION_INGRESS)
 		return 0;
 	return admit(skb, packet, found, side);
