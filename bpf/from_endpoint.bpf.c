@@ -170,9 +170,7 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	side.ifindex = skb->ifindex;
 	side.identity = packet->source_identity;
 	side.direction = DIRECTION_EGRESS;
-	/* A workload is no router: it reports only about what was sent to itself. */
-	if (packet->kind == PACKET_RELATED && !address_equal(&packet->flow.source, &packet->source))
-		packet->kind = PACKET_UNTRACKED;
+	packet_of_endpoint(packet);
 	revisions = revisions_pack(side.policy_revision, side.addresses_revision);
 	copy = copy_look_up(&found.copy, packet, revisions);
 	if (copy && copy->ifindex == skb->ifindex) {

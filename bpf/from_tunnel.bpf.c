@@ -98,6 +98,8 @@ int bpfl_from_tun(struct __sk_buff *skb)
 	packet->source_identity = outer.vni;
 	if (unread)
 		return drop(skb, packet, unread);
+	if (outer.vni >= IDENTITY_LOWEST)
+		packet_of_endpoint(packet);
 
 	side_begin(&side, this_node);
 	revisions = revisions_pack(side.policy_revision, side.addresses_revision);

@@ -384,6 +384,11 @@ def endpoint_cases(family: int) -> List[Case]:
             CLOSED, Policy("a", (Rule("egress", 97, 1),), ("egress",)),
             to_stack("a", f.tcp(a, me, (50000, 22)), allowed("egress", 97), allowed("ingress", 0, reason="failsafe")),
         )),
+        ("an endpoint's error about somebody else's SSH is no error about a failsafe port", (
+            CLOSED, Send("from_endpoint", f.ether(f.unreachable(a, me, f.tcp(me, x["world"], (22, 50000)))), "shot", {"denied_by_default": 1}, "a", events=(
+                allowed("egress"), {"verdict": "default_deny", "rule_id": IN, "direction": "ingress"})),
+            to_stack("a", f.unreachable(a, me, f.tcp(me, a, (22, 50000))), allowed("egress")),
+        )),
         ("the host's error about an endpoint's traffic with the world", (
             CLOSED, to_stack("a", f.udp(a, x["world"], PORTS), allowed("egress")), from_stack("a", f.too_big(me, a, f.udp(a, x["world"], PORTS))),
         )),

@@ -254,6 +254,17 @@ def test_error_about_a_connection(wire: Wire, family: int) -> None:
         assert wire.receive(UNDERLAY_2, IDENTITIES["c"], error).counters == want
 
 
+def test_a_workload_elsewhere_reports_about_its_own_connections_only(wire: Wire, family: int) -> None:
+    """It is no router, as none here is."""
+    x = ADDRESSES[family]
+    world.apply(wire.datapath, Policy("a", (), ("ingress",)))
+    sent = f.udp(x["a"], x["world"], PORTS)
+    wire.send(sent)
+    event = _only(wire.receive(UNDERLAY_2, IDENTITIES["c"], f.unreachable(x["c"], x["a"], sent)))
+    assert (event["verdict"], event["rule_id"]) == ("default_deny", DEFAULT_DENY["ingress"])
+    assert wire.receive(UNDERLAY_2, IDENTITIES["node2"], f.unreachable(x["node2"], x["a"], sent)).events == []
+
+
 def test_no_key_is_dropped(datapath: Datapath, family: int) -> None:
     result = datapath.run("from_tunnel", f.ether(_inner(family)), world.DEVICES["vxlan"])
     assert (result.action, result.counters) == ("shot", {"tunnel_key": 1})

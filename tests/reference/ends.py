@@ -149,6 +149,14 @@ class Ends:
         self.came = packet
         return packet
 
+    def of_endpoint(self, packet: Reading) -> Reading:
+        """What an endpoint sends. It is no router: it reports only about what was sent to itself."""
+        if packet.kind == "related" and packet.ends[0] != packet.source:
+            ends = packet.source, packet.destination
+            packet = replace(packet, kind="untracked", ends=ends, ports=(0, 0), connection_protocol=packet.protocol)
+            self.came = packet
+        return packet
+
     def remember(self) -> None:
         """The packet was let through."""
         if self.came and self.came.part == "first" and self.came.kind != "related":

@@ -144,9 +144,7 @@ class Node:
             return "neighbour", None
         if self.ends.identities[name] == WAITING:
             raise Dropped("waiting")
-        # A workload is no router: it reports only about what was sent to itself.
-        if packet.kind == "related" and packet.ends[0] != packet.source:
-            packet = self.ends.came = replace(packet, kind="untracked")
+        packet = self.ends.of_endpoint(packet)
         found = self.ends.find(EGRESS, packet)
         backend = self._balance(name, packet, found)
         if backend:

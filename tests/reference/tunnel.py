@@ -36,6 +36,8 @@ class Tunnel:
         if is_multicast(packet.destination):
             raise Dropped("multicast")
         sender, to = ends.place(packet.source), ends.place(packet.destination)
+        if sender != REMOTE_NODE:
+            packet = ends.of_endpoint(packet)
         if to == HOST:
             if packet.protocol == UDP and packet.ports[1] == node.tunnel_port:
                 raise Dropped("own_tunnel")

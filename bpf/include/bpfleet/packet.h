@@ -274,6 +274,17 @@ static __always_inline void parse_related(struct __sk_buff *skb, struct packet *
 	packet->kind = PACKET_RELATED;
 }
 
+/* What an endpoint sends. It is no router: it reports only about what was sent to itself, and else it is ICMP of its own. */
+static __always_inline void packet_of_endpoint(struct packet *packet)
+{
+	if (packet->kind != PACKET_RELATED || address_equal(&packet->flow.source, &packet->source))
+		return;
+	packet->kind = PACKET_UNTRACKED;
+	packet->flow.source = packet->source;
+	packet->flow.destination = packet->destination;
+	packet->flow.rest = connection_rest(0, 0, packet->protocol, 0);
+}
+
 static __always_inline void packet_fragment_key(const struct __sk_buff *skb, const struct packet *packet,
 						struct fragment_key *key)
 {
