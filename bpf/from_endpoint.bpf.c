@@ -153,7 +153,9 @@ int bpfl_from_ep(struct __sk_buff *skb)
 		copy_approach(packet, DIRECTION_EGRESS, &found);
 		judgement_approach(packet, skb->ifindex, DIRECTION_EGRESS);
 	}
-	endpoint = endpoint_find(skb->ifindex);
+	if (this_node)
+		side_begin(&side, this_node);
+	endpoint = endpoint_find(skb->ifindex); /* after that: its identity is what policy judges */
 	if (!endpoint || !this_node)
 		return drop(skb, packet, REASON_NO_ENDPOINT);
 	packet->source_identity = endpoint->identity;
@@ -166,7 +168,6 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	if (packet->source_identity == IDENTITY_WAITING)
 		return drop(skb, packet, REASON_WAITING);
 
-	side_begin(&side, this_node);
 	side.ifindex = skb->ifindex;
 	side.identity = packet->source_identity;
 	side.direction = DIRECTION_EGRESS;

@@ -76,8 +76,8 @@ SEC("tc")
 int bpfl_to_ep(struct __sk_buff *skb)
 {
 	struct packet *packet = packet_begin(HOOK_TO_ENDPOINT, DIRECTION_INGRESS);
-	const struct endpoint *endpoint = endpoint_find(skb->ifindex);
 	const struct node *this_node = node_find();
+	const struct endpoint *endpoint;
 	const struct connection_copy *copy;
 	struct found found = {};
 	struct side side = {};
@@ -86,6 +86,9 @@ int bpfl_to_ep(struct __sk_buff *skb)
 
 	if (!packet)
 		return TC_ACT_SHOT;
+	if (this_node)
+		side_begin(&side, this_node);
+	endpoint = endpoint_find(skb->ifindex); /* after that: its identity is what policy judges */
 	if (!endpoint || !this_node)
 		return drop(skb, packet, REASON_NO_ENDPOINT);
 	packet->destination_identity = endpoint->identity;
@@ -101,7 +104,6 @@ int bpfl_to_ep(struct __sk_buff *skb)
 	if (is_expiry(skb, packet))
 		return pass(skb, REASON_TO_ENDPOINT);
 
-	side_begin(&side, this_node);
 	if (host_policy && !skb->ingress_ifindex) {
 		packet->source_identity = IDENTITY_HOST;
 		side.peer.identity = endpoint->identity;

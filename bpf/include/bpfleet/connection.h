@@ -15,8 +15,9 @@
  * from one that a stranger sends in a side's name and that both ends ignore (RFC 5961 3). Both sides must have ended for
  * the record to end soon.
  *
- * A writer changes `addresses` first and node.addresses_revision second; a program reads the revision first and the map
- * second. So nothing judged by old addresses ever carries the new revision. For policies the generation sees to that.
+ * A writer changes `addresses` and `endpoints` first and node.addresses_revision second; a program reads the revision
+ * first and the maps second. So nothing judged by old addresses, or as who an endpoint was before, ever carries the new
+ * revision. For policies the generation sees to that.
  *
  * Key and record have 40 bytes each because the kernel's element header has 48: an element is two cache lines.
  */
