@@ -98,6 +98,23 @@ def fragment_cases(family: int) -> List[Case]:
             closed, local("a", "b", *first(), *both), shot(FROM, "t", later()[0], "spoofed_source"),
             shot(FROM, "t", later(one=b, other=t)[0], "spoofed_source"),
         )),
+        ("an error about a later fragment is about no connection, whatever that holds where ports would be", (
+            Policy("b", (), ("egress",)),
+            local("a", "b", f.udp(a, b, PORTS), f.udp(a, b, PORTS, hops=63), allowed("egress"), allowed("ingress")),
+            denied(FROM, "b", f.unreachable(b, a, f.ip(a, b, f.UDP, f.udp_header(*PORTS, 2) + b"hi", fragment=1480)), DEFAULT_DENY["egress"], "egress"),
+            denied(FROM, "b", f.unreachable(b, a, f.ip(a, b, f.UDP, f.udp_header(*PORTS, 2) + b"hi", fragment=8)), DEFAULT_DENY["egress"], "egress"),
+        )),
+        ("an error about a first fragment is one about its connection", (
+            Policy("b", (), ("egress",)),
+            local("a", "b", *first(), allowed("egress"), allowed("ingress")),
+            local("b", "a", f.unreachable(b, a, first()[0]), f.icmp(b, a, 1 if family == 6 else 3, bytes(4) + first()[0][:64], code=1, hops=63)),
+        )),
+        ("what policy said of port 0 says nothing of a fragment without ports", (
+            Policy("b", (Rule("ingress", 15, IDENTITIES["a"], f.UDP), Rule("ingress", 16, 0, f.TCP, 80)), ("ingress",)),
+            local("a", "b", f.udp(a, b, (40000, 0)), f.udp(a, b, (40000, 0), hops=63), allowed("egress"), allowed("ingress", 15)),
+            local("a", "b", f.udp(a, b, (40001, 0)), f.udp(a, b, (40001, 0), hops=63), allowed("egress"), allowed("ingress", 15)),
+            lost(later()[0]),
+        )),
     ]  # fmt: skip
     if family == 6:
         options = [(60, PAD)]

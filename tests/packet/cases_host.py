@@ -14,9 +14,11 @@ from tests.packet.world import (
     IDENTITIES,
     TUNNEL_PORT,
     Case,
+    Move,
     Policy,
     Rule,
     Send,
+    address_record,
     icmp_of,
 )
 
@@ -129,6 +131,19 @@ def underlay_cases(family: int) -> List[Case]:
             only(Rule("ingress", 77)), shot(FROM, "eth0", f.tcp(x["gateway"], me, PORTS), "spoofed_source"),
             shot(FROM, "eth0", f.tcp(me, me, PORTS), "spoofed_source"),
         )),
+        ("a source of this host's own from the network, of an error about its connection", (
+            only(udp_out), left(f.udp(me, world, PORTS), allowed("egress", 73)),
+            shot(FROM, "eth0", f.too_big(me, me, f.udp(me, world, PORTS)), "spoofed_source"),
+            shot(FROM, "eth0", f.too_big(x["gateway"], me, f.udp(me, world, PORTS)), "spoofed_source"),
+            came(f.too_big(world, me, f.udp(me, world, PORTS))),
+        )),
+        ("a neighbour with an address of the link that is our workloads' gateway's as well", (
+            Move("addresses", {"address": of_link(family)}, address_record("gateway")),
+            only(Rule("ingress", 93, 2, f.UDP, 53), Rule("egress", 94, 2, f.TCP, 53)),
+            came(f.udp(of_link(family), me, (40000, 53)), allowed("ingress", 93, source_identity=2)),
+            left(f.tcp(me, of_link(family), (40000, 53)), allowed("egress", 94, destination_identity=2)),
+            no_entry(f.tcp(of_link(family), me, PORTS)), no_entry(f.tcp(world, of_link(family), PORTS)),
+        )),
         ("a workload's source from the network", (only(Rule("ingress", 77)), shot(FROM, "eth0", f.tcp(c, me, PORTS), "underlay_workload"))),
         ("from another of the host's addresses, known or not: still the host", (
             only(udp_out), left(f.udp(x["gateway"], world, PORTS), allowed("egress", 73)),
@@ -157,6 +172,11 @@ def far(family: int) -> str:
 def c_router(family: int) -> str:
     """A router on the way."""
     return "203.0.113.1" if family == 4 else "2001:db8:9::1"
+
+
+def of_link(family: int) -> str:
+    """A link-local address."""
+    return "169.254.1.1" if family == 4 else "fe80::1"
 
 
 def group(family: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tests.packet import world
 from tests.packet.world import ADDRESSES, DEFAULT_DENY, IDENTITIES, Case, Forget, Frontend, Move, Rule, Send, Wait
-from tests.reference.ends import WAITING, Ends
+from tests.reference.ends import HOST, WAITING, Ends
 from tests.reference.judge import ALLOW, DENY, Flow, Verdict
 from tests.reference.judge import DEFAULT_DENY as BY_DEFAULT
 from tests.reference.node import Fate, Node
@@ -163,7 +163,8 @@ class Modelled:
         ends, value = self.node.ends, change.value
         if change.map == "addresses":
             names = {number: name for name, number in world.DEVICES.items()}
-            ends.places[ipaddress.ip_address(change.key["address"])] = names[value["ifindex"]]
+            is_host = value["identity"] == IDENTITIES["host"]
+            ends.places[ipaddress.ip_address(change.key["address"])] = HOST if is_host else names[value["ifindex"]]
         else:
             assert change.map == "node", change.map
             ends.addresses_revision = value["addresses_revision"]

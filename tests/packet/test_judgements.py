@@ -119,6 +119,19 @@ def test_no_copy_outlives_its_revision(datapath: Datapath, change: str) -> None:
     assert event["destination_identity"] == IDENTITIES["c" if change == "policy" else "d"]
 
 
+def test_a_copy_is_of_the_peer_that_it_names(datapath: Datapath) -> None:
+    """In the middle of a change a peer is somebody else already, and its address still the one who it was."""
+    x = ADDRESSES[4]
+    world.apply(datapath, Policy("b", (Rule("ingress", BEFORE, IDENTITIES["a"]),), ("ingress",)))
+    assert rules(send(datapath, f.tcp(x["a"], x["b"], (40000, 80))), "ingress") == [BEFORE]
+    datapath.maps["endpoints"].update(
+        {"ifindex": DEVICES["a"]}, {**world.endpoint_record("a"), "identity": IDENTITIES["t"]}
+    )
+    result = send(datapath, f.tcp(x["a"], x["b"], (40001, 80)))
+    assert result.counters == {"denied_by_default": 1}
+    assert result.events[-1]["source_identity"] == IDENTITIES["t"]
+
+
 def test_a_copy_vouches_for_no_source(datapath: Datapath) -> None:
     x = ADDRESSES[4]
     send(datapath, f.tcp(x["a"], x["c"], (40000, 80)))

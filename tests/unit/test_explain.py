@@ -7,7 +7,9 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from bpfleet.cli.explain import best, render
+from bpfleet.compile import entries
 from bpfleet.compile.compiler import Compiler
+from bpfleet.compile.lookup import Answer, Maps, Question, judge
 from bpfleet.errors import InvalidInput, Unreachable
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.observe.explain import explain
@@ -190,6 +192,19 @@ def test_what_is_denied_first_is_denied() -> None:
     closed = fleet.policy("web", {"app": "web"}, egress=[])
     assert said(documents(closed), "web-1", "10.77.2.99", "80/tcp")["verdict"] == "denied"
     assert said(documents(), "web-1", "10.77.2.99", "80/tcp")["verdict"] == "dropped"
+
+
+@pytest.mark.parametrize(("of_peer", "of_all"), [(7, 8), (8, 7)])
+@pytest.mark.parametrize("action", ["allow", "deny"])
+def test_of_two_rules_at_one_level_the_lower_id_is_named(of_peer: int, of_all: int, action: str) -> None:
+    """As the programs have it: tests/packet/cases_endpoint.py."""
+    code, number = entries.DIRECTION_NUMBERS["ingress"], entries.DENY if action == "deny" else entries.ALLOW
+    rows = {
+        (entries.HEADER_PEER, code, entries.HEADER, 0): (9, entries.DENY, 0, 0, 0),
+        (300, code, 6, 80): (of_peer, number, 0, 0, 0),
+        (0, code, 6, 80): (of_all, number, 0, 0, 0),
+    }
+    assert judge(Maps(rows, {}, {}), Question("ingress", 300, 6, 80)) == Answer(action, 7)
 
 
 def test_why_is_said_to_people() -> None:
