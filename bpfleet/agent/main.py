@@ -96,7 +96,7 @@ def restore(options: List[str]) -> int:
     root = Path(_value(options, "--root") or wire.STATE_ROOT)
     log = Log(root / "agent.log")
     try:
-        done, failures = restore(Agent(root, lambda: real_kernel(root), local=True))
+        done, failures = restore(Agent(root, lambda: real_kernel(root), local=True, pins=PINS))
     except (BpfleetError, OSError) as problem:
         log.write(f"what is confirmed could not be restored: {problem}")
         return 1
@@ -118,7 +118,7 @@ def watchdog(options: List[str]) -> int:
     patience = float(_value(options, "--patience") or dog.PATIENCE_SECONDS)
     held = dog.keep(objects.parent if digest is not None else None)
     try:
-        watching = dog.Watchdog(root, _value(options, "--transaction"), lambda: real_kernel(root), patience)
+        watching = dog.Watchdog(root, _value(options, "--transaction"), lambda: real_kernel(root), patience, PINS)
         return watching.run(_value(options, "--socket"))
     finally:
         if held is not None:

@@ -469,18 +469,16 @@ class Agent:
             self.kernel.prepare(want.programs)
             apply(self.kernel, steps)
         self.kernel.release()
-        pending = journal.transaction
-        if pending is not None:
-            with contextlib.suppress(BpfleetError):
-                contents = self.store.load(pending.head), self.store.load(journal.confirmed)
-                # What was not applied to its end was not turned to either: only its new rules may be named.
-                self._turn_rules(pending.head.node, *contents, only_gone=pending.state != APPLIED)
         return self.ended(journal, why)
 
     def ended(self, journal: Journal, why: str) -> Journal:
         """End the transaction in the journal; the kernel holds the last confirmed generation again."""
         pending = journal.transaction
         assert pending is not None
+        with contextlib.suppress(BpfleetError):
+            contents = self.store.load(pending.head), self.store.load(journal.confirmed)
+            # What was not applied to its end was not turned to either: only its new rules may be named.
+            self._turn_rules(pending.head.node, *contents, only_gone=pending.state != APPLIED)
         self.files.remove(self.store.path(pending.head.generation))
         journal = replace(journal, transaction=None)
         return self.record(journal.noting("rolled back", pending.head, owner=pending.owner, reason=why))

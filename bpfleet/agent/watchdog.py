@@ -79,12 +79,19 @@ class Watchdog:
     """Waits for the end of one transaction."""
 
     def __init__(
-        self, root: Path, transaction: str, kernel: Callable[[], Kernel], patience_seconds: float = PATIENCE_SECONDS
+        self,
+        root: Path,
+        transaction: str,
+        kernel: Callable[[], Kernel],
+        patience_seconds: float = PATIENCE_SECONDS,
+        pins: Optional[str] = None,
     ) -> None:
+        """pins: where events are, which name rules of what is put back (Agent)."""
         self._root = root
         self._transaction = transaction
         self._kernel = kernel
         self._patience = patience_seconds
+        self._pins = pins
         self._journal: Optional[JournalFile] = None
 
     def run(self, name: str) -> int:
@@ -186,7 +193,7 @@ class Watchdog:
         """The agent that puts back."""
         from bpfleet.agent.node import Agent
 
-        return Agent(self._root, self._kernel, local=True)
+        return Agent(self._root, self._kernel, local=True, pins=self._pins)
 
     def _say(self, text: str) -> None:
         from bpfleet.agent.serve import Log

@@ -1,13 +1,14 @@
 """An agent as a process of its own, over a kernel in memory that a file keeps from one process to the next.
 
-    agent_process.py ROOT KERNEL [--kill PLACE:NUMBER] [--full NUMBER] [--ssh]
+    agent_process.py ROOT KERNEL [--kill PLACE:NUMBER] [--full NUMBER] [--ssh] [--events]
                      [--watchdog [--patience SECONDS] [--kill-watchdog PLACE:NUMBER]]
-    agent_process.py ROOT KERNEL watchdog --transaction T --socket NAME [--detach]
+    agent_process.py ROOT KERNEL watchdog --transaction T --socket NAME [--detach] [--events]
 
 --kill ends the process with SIGKILL at the NUMBERth (from 0) of the places in killed.py. --full: the disk is full from
 the NUMBERth file written on. --ssh: look for an sshd among the ancestors, as an agent does that was not started
 locally. --watchdog: a change is watched over by a process that runs the second form; without it the tests see what
-becomes of a node whose watchdog died too. Runs under Python 3.9 as well.
+becomes of a node whose watchdog died too. --events: as if there were events that name all that ever was, for whoever
+knows where events are. Runs under Python 3.9 as well.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import os
 import pickle
 import sys
 from pathlib import Path
-from typing import Any, Mapping, cast
+from typing import Any, Dict, Mapping, Optional, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bpfleet.agent import watchdog
 from bpfleet.agent.guard import Guard
 from bpfleet.agent.node import Agent
+from bpfleet.agent.rulebook import Rulebook
 from bpfleet.agent.serve import serve
 from bpfleet.loader.fake import FakeKernel
 from bpfleet.model.state import Facts, NodeState, Program
@@ -98,6 +100,24 @@ class DeadWatchdog:
         pass
 
 
+class EverythingNamed(Dict[Any, int]):
+    """What a rulebook asks of the events that are kept (past.said_by), if they name all there is."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: Any) -> int:
+        return 0
+
+
+def with_events() -> Optional[str]:
+    """Where events are: some place, if there are any."""
+    if "--events" not in sys.argv:
+        return None
+    Rulebook._named = lambda self: EverythingNamed() if self._pins else {}  # type: ignore[method-assign]
+    return "/sys/fs/bpf/of-no-one"
+
+
 def option(name: str, default: str = "") -> str:
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
 
@@ -106,6 +126,7 @@ def arm(transaction: str) -> Guard:
     if "--watchdog" not in sys.argv:
         return cast(Guard, DeadWatchdog())
     options = [item for name in ("--patience", "--kill-watchdog") if option(name) for item in (name, option(name))]
+    options += ["--events"] if "--events" in sys.argv else []
     script = [sys.executable, "-S", str(Path(__file__).resolve()), sys.argv[1], sys.argv[2], "watchdog"]
     return Guard([*script, *options], transaction)
 
@@ -124,7 +145,7 @@ def watch(root: Path, kernel: Path) -> int:
         watchdog.detach()
     happen_at(option("--kill-watchdog"))
     patience = float(option("--patience", str(watchdog.PATIENCE_SECONDS)))
-    watching = KilledWatchdog(root, option("--transaction"), lambda: KeptKernel(kernel), patience)
+    watching = KilledWatchdog(root, option("--transaction"), lambda: KeptKernel(kernel), patience, with_events())
     return watching.run(option("--socket"))
 
 
@@ -133,7 +154,8 @@ def main() -> int:
     if sys.argv[3:4] == ["watchdog"]:
         return watch(root, kernel)
     happen_at(option("--kill"))
-    agent = Agent(root, lambda: KeptKernel(kernel), local="--ssh" not in sys.argv, arm=arm)
+    local = "--ssh" not in sys.argv
+    agent = Agent(root, lambda: KeptKernel(kernel), local=local, pins=with_events(), arm=arm)
     files = KilledFiles(root)
     if "--full" in sys.argv:
         files.full = int(sys.argv[sys.argv.index("--full") + 1])

@@ -144,6 +144,27 @@ def test_an_applied_change_outlives_its_process_until_the_deadline(watched: Watc
     until(lambda: not watchdogs(transaction), "the watchdog is gone")
 
 
+def rules_kept(host: Host) -> List[str]:
+    """Policies of the rules that are gone and still told of."""
+    data = json.loads((host.root / "rules.json").read_text()) if (host.root / "rules.json").exists() else {"past": []}
+    return sorted({row["policy"] for kind, _, _, row in data["past"] if kind == "rule"})
+
+
+def test_what_events_name_is_known_after_the_watchdog_put_back(watched: Watched) -> None:
+    connection = watched.connect("--watchdog", "--events")
+    gone = connection.call("stage", node="h1", owner="pulumi:p/s", deletes=["policy/db"])["transaction"]
+    connection.call("apply", transaction=gone, deadline_seconds=3600)
+    watched.connect().call("confirm", transaction=gone)
+    assert rules_kept(watched) == ["db"]
+    _, transaction = watched.stage("--events")
+    watched._connections[-1].call("apply", transaction=transaction, deadline_seconds=1)
+    until(lambda: watched.journal()["transaction"] is None, "it is put back")
+    kept = rules_kept(watched)
+    assert "db" in kept, "of before"
+    assert "web" in kept, "it was in force until now"
+    until(lambda: not watchdogs(gone) and not watchdogs(transaction), "the watchdogs are gone")
+
+
 def test_a_confirmed_change_stays_and_leaves_nothing(watched: Watched, tmp_path: Path) -> None:
     connection, transaction = watched.stage()
     connection.call("apply", transaction=transaction, deadline_seconds=3600)
