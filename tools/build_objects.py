@@ -56,6 +56,13 @@ from typing import Any, Dict
 '''
 
 
+TOGETHER = (
+    (("flows", "flow_slots", "flow_counts", "flow_cursors"), ("connections", "connection_copies", "judgement_copies")),
+    (("events", "event_cursor"), ()),
+)
+"""Maps of which one counts the elements of another; and those that name these elements besides."""
+
+
 def compile_object(source: Path, out: Path) -> Path:
     """Compile one source; returns the object. Raises HostFailed with the compiler's words."""
     target = out / source.name.replace(".bpf.c", ".bpf.o")
@@ -95,15 +102,33 @@ def merge(described: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
                     raise HostFailed(f"{key} differs between {name} and another object", field=key)
         merged["constants"][name] = one["constants"]
         merged["programs"][name] = one["programs"]
-    for one in merged["maps"].values():
-        one["digest"] = digest(one)
+    digests = {name: digest(name, merged["maps"]) for name in merged["maps"]}
+    for name, one in merged["maps"].items():
+        one["digest"] = digests[name]
     return merged
 
 
-def digest(layout: Dict[str, Any]) -> str:
-    """Digest of what makes two maps exchangeable: type, flags, key and value, but not how many entries fit."""
-    parts = {part: layout.get(part) for part in ("type", "flags", "key", "value", "inner")}
+def digest(name: str, maps: Dict[str, Dict[str, Any]]) -> str:
+    """Digest of what makes a map exchangeable: type, flags, key and value, but not how many entries fit; and the same
+    of the maps that it says nothing without."""
+    parts = _layout(maps[name])
+    others = [other for other in _needed(name, maps[name]) if other in maps]
+    if others:
+        parts["with"] = {other: _layout(maps[other]) for other in others}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _layout(described: Dict[str, Any]) -> Dict[str, Any]:
+    return {part: described.get(part) for part in ("type", "flags", "key", "value", "inner")}
+
+
+def _needed(name: str, described: Dict[str, Any]) -> List[str]:
+    """The maps with which one must be made anew: its inner ones, and those whose elements it names by number."""
+    others = {described["inner"]} if "inner" in described else set()
+    for group, naming in TOGETHER:
+        if name in group or name in naming:
+            others.update(group)
+    return sorted(others - {name})
 
 
 def render(merged: Dict[str, Any]) -> str:

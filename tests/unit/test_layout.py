@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bpfleet.errors import HostFailed, InvalidInput
 from bpfleet.loader import btf, layout
 from bpfleet.loader.generated import layouts
+from tools.build_objects import digest
 
 addresses = st.one_of(
     st.ip_addresses(v=4).map(str),
@@ -164,6 +165,31 @@ def test_program_names_are_not_cut() -> None:
     for functions in layouts.PROGRAMS.values():
         for function in functions:
             assert function.startswith("bpfl_") and len(function) <= 15
+
+
+HISTORY = {"flows", "flow_slots", "flow_counts", "flow_cursors", "connections", "connection_copies", "judgement_copies"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "anew"),
+    [
+        ("node", {"node"}),
+        # Else programs with one layout find inner maps of another below the name that both have.
+        ("policy_entries", {"policy_entries", "policies", "policies_staged"}),
+        ("prefix_classes", {"prefix_classes", "prefix_sets"}),
+        # Else records name slots of another history, and slots that are new have counts of what was there before.
+        ("flows", HISTORY),
+        ("flow_cursors", HISTORY),
+        # Else readers wait at numbers that were never written.
+        ("events", {"events", "event_cursor"}),
+    ],
+)
+def test_maps_that_say_nothing_without_each_other_are_made_anew_together(changed: str, anew: set[str]) -> None:
+    maps = copy.deepcopy(layouts.MAPS)
+    before = {name: digest(name, maps) for name in maps}
+    assert before == {name: one["digest"] for name, one in layouts.MAPS.items()}
+    maps[changed]["value"]["fields"].append({"name": "more", "offset": 0, "size": 4, "kind": "u32"})
+    assert {name for name in maps if digest(name, maps) != before[name]} == anew
 
 
 def _as_generated() -> Dict[str, Any]:

@@ -54,7 +54,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
             ],
         },
         'value': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
-        'digest': 'fd6de2ea71b4',
+        'digest': '7c44577ad103',
     },
     'flows': {
         'type': 'array',
@@ -77,7 +77,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'first_seen', 'offset': 24, 'size': 8, 'kind': 'u64'},
             ],
         },
-        'digest': 'abfa0ab411b4',
+        'digest': 'b59af18364ee',
     },
     'translations': {
         'type': 'lru_hash',
@@ -186,7 +186,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'state', 'offset': 36, 'size': 4, 'kind': 'bits', 'bit_offset': 26, 'bit_size': 6},
             ],
         },
-        'digest': '2d8fa6d8cdcd',
+        'digest': 'e05fefebe051',
     },
     'connections_next': {
         'type': 'lru_hash',
@@ -276,7 +276,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'flags': 1024,
         'key': {'size': 4, 'fields': [{'name': 'index', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {'size': 128, 'fields': [{'name': 'words', 'offset': 0, 'size': 128, 'kind': 'u64', 'count': 16}]},
-        'digest': 'd5e0418607fa',
+        'digest': 'e8688d015293',
     },
     'copy_epoch': {
         'type': 'array',
@@ -298,7 +298,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'bytes', 'offset': 8, 'size': 8, 'kind': 'u64'},
             ],
         },
-        'digest': '7e16fa8e5214',
+        'digest': 'a4587d74016a',
     },
     'flow_cursors': {
         'type': 'array',
@@ -313,7 +313,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'retired', 'offset': 8, 'size': 8, 'kind': 'u64'},
             ],
         },
-        'digest': 'bf65da9452eb',
+        'digest': 'f291116e657d',
     },
     'generation': {
         'type': 'array',
@@ -345,7 +345,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'zero', 'offset': 52, 'size': 12, 'kind': 'u32', 'count': 3},
             ],
         },
-        'digest': '65db1d08b671',
+        'digest': '7a7aac96cdef',
     },
     'node': {
         'type': 'array',
@@ -403,7 +403,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'zero', 'offset': 78, 'size': 2, 'kind': 'u16'},
             ],
         },
-        'digest': 'b2c8013d6bc3',
+        'digest': '3f9296249a68',
     },
     'event_cursor': {
         'type': 'array',
@@ -417,7 +417,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
                 {'name': 'alone', 'offset': 8, 'size': 56, 'kind': 'u64', 'count': 7},
             ],
         },
-        'digest': 'e1bfa3e8abdc',
+        'digest': 'f90750401041',
     },
     'port_intervals': {
         'type': 'lpm_trie',
@@ -441,7 +441,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'key': {'size': 4, 'fields': [{'name': 'id', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'inner': 'port_intervals',
-        'digest': '0977647b5e1a',
+        'digest': '0afb4bceb254',
     },
     'prefix_classes': {
         'type': 'lpm_trie',
@@ -464,7 +464,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'key': {'size': 4, 'fields': [{'name': 'id', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'inner': 'prefix_classes',
-        'digest': 'fe7dbc0f27b2',
+        'digest': 'b1d457fcfff1',
     },
     'policy_entries': {
         'type': 'hash',
@@ -498,7 +498,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'key': {'size': 4, 'fields': [{'name': 'identity', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'inner': 'policy_entries',
-        'digest': 'c06ff678b645',
+        'digest': '6ca0bf3c3661',
     },
     'policies_staged': {
         'type': 'hash_of_maps',
@@ -507,7 +507,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'key': {'size': 4, 'fields': [{'name': 'identity', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'inner': 'policy_entries',
-        'digest': 'c06ff678b645',
+        'digest': '6ca0bf3c3661',
     },
     'endpoints': {
         'type': 'hash',
@@ -569,7 +569,7 @@ MAPS: Dict[str, Dict[str, Any]] = {
         'key': {'size': 4, 'fields': [{'name': 'id', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'value': {'size': 4, 'fields': [{'name': 'inner', 'offset': 0, 'size': 4, 'kind': 'u32'}]},
         'inner': 'backend_entries',
-        'digest': 'c191afcc18a5',
+        'digest': 'a30cca7f8b26',
     },
     'failsafe': {
         'type': 'hash',
