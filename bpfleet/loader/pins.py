@@ -62,13 +62,18 @@ class Pins:
         return changes
 
     def remove_empty(self) -> int:
-        """Remove our directories when nothing is pinned any more; returns the number of changes."""
+        """Remove our directories when nothing is pinned any more, but for those in which others have something; returns
+        the number of changes."""
         if not self.root.is_dir() or self.list_maps() or self.list_programs() or self.list_links():
             return 0
         changes = 0
         for directory in (self.maps, self.programs, self.links, self.root):
-            if directory.is_dir():
+            try:
                 directory.rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                    raise
+            else:
                 changes += 1
         return changes
 

@@ -185,6 +185,15 @@ def test_a_map_of_another_layout_goes(real_rig: RealRig) -> None:
 # -- links -------------------------------------------------------------------------------------------------------------
 
 
+def test_what_others_have_in_our_directory_is_left(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, TWO)
+    theirs = Path("/sys/fs/bpf/bpfleet/theirs")
+    real_rig.sandbox.run(theirs.mkdir)
+    bring(real_rig.kernel, EMPTY)
+    real_rig.kernel.release()
+    assert real_rig.left() == {str(theirs), str(theirs.parent)}
+
+
 def test_a_link_whose_pin_is_lost_is_adopted(real_rig: RealRig) -> None:
     """The link is held by somebody else, say a process; the program never stops judging."""
     bring(real_rig.kernel, TWO)
