@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from bpfleet.loader import syscall
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
-from bpfleet.loader.layout import decode, decode_many
+from bpfleet.loader.layout import decode, decode_many, layout
 from bpfleet.loader.maps import dump
 from bpfleet.loader.memory import map_array
 from bpfleet.loader.pins import Pins, open_pin
@@ -21,6 +21,7 @@ _WAYS = {ENUMS["flow_way"]["openers"]: "", ENUMS["flow_way"]["answers"]: "answer
 """What is before the names of counts, by way."""
 _TOGETHER = {kind: ENUMS["flow_slot"][kind] for kind in KINDS}
 """The slots in which is counted together what has none."""
+_TICK_SHIFT: int = ENUMS["flow_time"]["tick_shift"]
 _AT = {field["name"]: field["offset"] for field in MAPS["flows"]["value"]["fields"]}
 
 
@@ -62,7 +63,8 @@ def read_history(pins: str) -> History:
 
 
 def kept_flows(pins: str) -> List[Dict[str, Any]]:
-    """The records of all flows of the history, without what they carried."""
+    """Of all flows of the history: of those that name the same, the one that was seen first, as records of what they
+    name and when they were seen."""
     handle = open_pin(Pins(pins).map("flows"))
     if handle is None:
         return []
@@ -70,7 +72,22 @@ def kept_flows(pins: str) -> List[Dict[str, Any]]:
         slots = dump(handle, "flows")
     finally:
         os.close(handle)
-    return [decode("flows", "value", data) for data in slots.values() if _is_used(data)]
+    return seen_first(b"".join(slots.values()))
+
+
+def seen_first(slots: bytes) -> List[Dict[str, Any]]:
+    """As kept_flows, of slots one after the other. Each change asks it of all, so only what counts is decoded."""
+    first: Dict[Tuple[int, int, int], Tuple[int, int, int]] = {}
+    names = ("source_identity", "destination_identity", "rule_id", "verdict", "last_seen", "first_seen")
+    for source, destination, rule, verdict, last_seen, first_seen in (
+        layout("flows", "value").only(*names).iter_unpack(slots)
+    ):
+        if verdict and last_seen:
+            told = (source, destination, rule)
+            seen = (max(first_seen, last_seen << _TICK_SHIFT), last_seen, first_seen)
+            first[told] = min(seen, first.get(told, seen))
+    named = ("source_identity", "destination_identity", "rule_id", "last_seen", "first_seen")
+    return [dict(zip(named, (*told, *times))) for told, (_, *times) in first.items()]
 
 
 def _slot(number: int) -> bytes:

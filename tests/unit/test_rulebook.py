@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any, Dict
 
@@ -10,11 +11,12 @@ import pytest
 
 from bpfleet.agent import rulebook, session
 from bpfleet.agent.files import Files
-from bpfleet.loader.layout import name_of
+from bpfleet.loader.layout import decode, encode, layout, name_of
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.state import RuleName
 from bpfleet.observe.events import event_of
 from bpfleet.observe.filters import Filter, matcher
+from bpfleet.observe.history import seen_first
 from bpfleet.observe.names import Names, short_end
 from bpfleet.observe.past import ADDRESS, IDENTITY, RULE, Key, Known, Past, said_by
 from tests import fleet
@@ -118,6 +120,26 @@ def test_a_policy_that_selects_others_is_another_although_its_rule_says_the_same
     assert names.rule(1, 5) == {**names.rule(1, 15), "changed": "yes"}
     back = Names(here, rules(1).rules, "h1", book.read())
     assert "changed" not in back.rule(1, 5), "it selects the same as then"
+
+
+def test_of_flows_that_name_the_same_the_first_one_tells_enough() -> None:
+    dice = random.Random(7)
+    flows = [
+        {
+            **decode("flows", "value", bytes(layout("flows", "value").size)),
+            "source_identity": dice.choice([2, 300]),
+            "destination_identity": dice.choice([2, 300]),
+            "rule_id": dice.choice([0, 5, 6]),
+            "port": dice.randrange(1 << 16),
+            "verdict": dice.choice([0, 1, 2]),
+            "last_seen": dice.randrange(4),
+            "first_seen": dice.randrange(4) << 30,
+        }
+        for _ in range(200)
+    ]
+    found = seen_first(b"".join(encode("flows", "value", flow) for flow in flows))
+    assert said_by([], found) == said_by([], [flow for flow in flows if flow["verdict"] and flow["last_seen"]])
+    assert len(found) <= 2 * 2 * 3
 
 
 def test_nothing_is_written_where_nothing_went(tmp_path: Path) -> None:
