@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 
 from bpfleet.agent.wire import Hello, Item
 from bpfleet.errors import BpfleetError, Conflict, NotOwner, Unreachable
@@ -16,6 +16,9 @@ from provider.directory import target_of
 from provider.leaves import Leaves
 from provider.runtime import Runtime
 from provider.writing import Put
+
+if TYPE_CHECKING:
+    from bpfleet.transport.fleet import Fleet
 
 
 @dataclass
@@ -121,13 +124,13 @@ class Nodes:
             return
         node = hello["node"]
         if node == name:
-            for item in fleet.call(target, "documents", {"kinds": ["node"]})["items"]:
-                if item["document"]["name"] == name and item["owner"] != owner:
-                    raise NotOwner(
-                        f"{target} is a node of this name that belongs to {item['owner']}, not to {owner}",
-                        resource=f"node/{name}",
-                        remedy="Nothing was removed there",
-                    )
+            own = _own_item(fleet, target, name)
+            if own is not None and own["owner"] != owner:
+                raise NotOwner(
+                    f"{target} is a node of this name that belongs to {own['owner']}, not to {owner}",
+                    resource=f"node/{name}",
+                    remedy="Nothing was removed there",
+                )
             fleet.call(target, "wipe", {"node": name})
         if node in (None, name):
             fleet.remove_agent(target)
@@ -144,11 +147,16 @@ class Nodes:
             fleet.remove_agent(target)  # there is nothing of ours; leave it so
         if node != name:
             return None
-        items = fleet.call(target, "documents", {"kinds": ["node"]})["items"]
-        own = next((item for item in items if item["document"]["name"] == name), None)
+        own = _own_item(fleet, target, name)
         if own is None:
             return None
         return NodeRead(own, [str(step) for step in fleet.call(target, "status").get("drift", [])])
+
+
+def _own_item(fleet: Fleet, target: Target, name: str) -> Optional[Item]:
+    """The stored document of a node, as its host has it: that one alone, as each host holds those of all."""
+    items: List[Item] = fleet.call(target, "documents", {"kinds": ["node"], "names": [name]})["items"]
+    return next(iter(items), None)
 
 
 @functools.lru_cache(maxsize=1)

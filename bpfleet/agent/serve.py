@@ -200,10 +200,14 @@ class Server:
 
     def _documents(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
         head = self._agent.journal().confirmed
-        kinds = params.get("kinds")
-        items = self._agent.store.load(head).items
+        kinds, names = params.get("kinds"), params.get("names")
+        items = sorted(self._agent.store.load(head).items.items())
         answer: wire.DocumentsResult = {
-            "items": [items[key].to_item() for key in sorted(items) if not kinds or items[key].document.kind in kinds],
+            "items": [
+                item.to_item()
+                for _, item in items
+                if (not kinds or item.document.kind in kinds) and (not names or item.document.name in names)
+            ],
             "digest": head.documents_digest,
             "generation": head.generation,
         }

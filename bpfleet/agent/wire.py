@@ -81,13 +81,14 @@ class Hello(TypedDict):
 
 
 class DocumentsParams(TypedDict, total=False):
-    """kinds: only these (default: all)."""
+    """kinds, names: only these (default: all)."""
 
     kinds: List[str]
+    names: List[str]
 
 
 class DocumentsResult(TypedDict):
-    """The last confirmed documents by key order; `digest` is that of all documents, whatever `kinds` says."""
+    """The last confirmed documents by key order; `digest` is that of all documents, whatever was asked for."""
 
     items: List[Item]
     digest: str

@@ -525,6 +525,8 @@ def test_what_the_agent_says_of_its_documents(any_host: Host) -> None:
     connection = any_host.connect()
     answer = connection.call("documents", kinds=["policy"])
     assert [item["document"]["name"] for item in answer["items"]] == ["api", "db"]
+    answer = connection.call("documents", kinds=["policy", "node"], names=["db", "h1", "api-1"])
+    assert [item["document"]["name"] for item in answer["items"]] == ["h1", "db"]
     assert connection.call("state")["attachments"]["eth0 ingress"] == "from_underlay"
     told = connection.call("explain", source="web-1", destination="db-1", protocol="tcp", port=5432)
     assert (told["verdict"], told["judged"][-1]["policy"]) == ("denied", "db")
