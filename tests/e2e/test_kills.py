@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -44,6 +44,13 @@ ROUTES = [("web-1", "db-2", "udp", 4), ("free-2", "web-1", "udp", 6)]
 """Through the host that changes, out and in; allowed before and after."""
 
 
+class Change(NamedTuple):
+    """What to stage, and what to go back to the old generation by."""
+
+    forth: dict[str, Any]
+    back: dict[str, Any]
+
+
 class Node:
     """Host h1, changed by agents that are started on it past SSH."""
 
@@ -63,12 +70,16 @@ class Node:
             web,
         ]
         # An endpoint more and one less, another policy map, and one for the host: that is a constant in each program.
-        # And another limit, so that maps are made anew.
+        self.policies = Change(
+            self.stage([late, other_web, everybody], [early.key]),
+            self.stage([early, web], [late.key, everybody.key]),
+        )
+        # Another limit, so that maps are made anew, and all programs twice: a change of its own, or each of the many
+        # places in the other would cost as much.
         cluster = self.old[0]
         limits = {"addresses": 1 << 18, "connections": 1 << 18}
         roomy = document("cluster", cluster.name, **{**cluster.spec, "limits": limits})
-        self.forth = self.stage([late, other_web, everybody, roomy], [early.key])
-        self.back = self.stage([early, web, cluster], [late.key, everybody.key])
+        self.sizes = Change(self.stage([roomy], []), self.stage([cluster], []))
 
     def stage(self, puts: list[Any], deletes: list[str]) -> dict[str, Any]:
         return {"node": "h1", "owner": OWNER, "puts": [self.ground.item(one) for one in puts], "deletes": deletes}
@@ -102,12 +113,15 @@ class Node:
                     process.stdin.close()
                 process.wait(LONGEST_SECONDS)
 
-    def steps(self) -> int:
+    def steps(self, change: Change) -> int:
         """How many the change has."""
         with self.agent() as call:
-            found: dict[str, int] = call("stage", **self.forth)["steps"]
-        assert {"EnsureDevice", "RemoveDevice", "LoadProgram", "PutRows", "Attach", "Detach"} <= set(found)
-        assert {"SwapInner", "SwitchPolicies", "SettlePolicies", "ResizeMaps"} <= set(found)
+            found: dict[str, int] = call("stage", **change.forth)["steps"]
+        if change is self.sizes:
+            assert set(found) == {"ResizeMaps"}
+        else:
+            assert {"EnsureDevice", "RemoveDevice", "LoadProgram", "PutRows", "Attach", "Detach"} <= set(found)
+            assert {"SwapInner", "SwitchPolicies", "SettlePolicies"} <= set(found)
         return sum(found.values())
 
     def pending(self) -> Any:
@@ -128,27 +142,27 @@ class Node:
         with self.agent(victims, place) as call:
             call("confirm", transaction=transaction)
 
-    def go_back(self) -> None:
+    def go_back(self, change: Change) -> None:
         """To the old generation, by a change like any other."""
-        transaction = self.apply(self.back, 60.0)
+        transaction = self.apply(change.back, 60.0)
         assert transaction is not None
         self.confirm(transaction)
 
-    def kill(self, victims: str, phase: str, place: str) -> None:
+    def kill(self, change: Change, victims: str, phase: str, place: str) -> None:
         """Make the change with a kill in it, let the node settle, and see what it holds; then the old one again."""
         confirming = phase == "confirm"
         with self.agent() as call:
             before = call("hello")["generation"]
         seconds = DEADLINE_SECONDS if "agent" in victims else 60.0
         if confirming:
-            transaction = self.apply(self.forth, seconds)
+            transaction = self.apply(change.forth, seconds)
             assert transaction is not None
             try:
                 self.confirm(transaction, victims, place)
             except EOFError:
                 assert "agent" in victims
         else:
-            transaction = self.apply(self.forth, seconds, victims, place)
+            transaction = self.apply(change.forth, seconds, victims, place)
             assert (transaction is None) == ("agent" in victims)
         if victims == "agent":  # nobody but the watchdog is there to put back
             end = time.monotonic() + LONGEST_SECONDS
@@ -169,7 +183,7 @@ class Node:
         elif place.startswith(("step", "done")):
             assert status["generation"] == before
         if status["generation"] != before:
-            self.go_back()
+            self.go_back(change)
 
 
 @pytest.fixture(scope="module")
@@ -195,13 +209,13 @@ def places(steps: int) -> list[tuple[str, str]]:
 
 
 def test_killed_at_each_step_under_traffic(node: Node) -> None:
-    wanted = places(node.steps())
+    wanted = [(change, *at) for change in (node.policies, node.sizes) for at in places(node.steps(change))]
     streams = Streams(node.ground, ROUTES, INTERVAL_SECONDS)
-    for (phase, place), first in zip(wanted, itertools.cycle(VICTIMS)):
+    for (change, phase, place), first in zip(wanted, itertools.cycle(VICTIMS)):
         for victims in VICTIMS if ALL else (first,):
             began = time.monotonic()
             try:
-                node.kill(victims, phase, place)
+                node.kill(change, victims, phase, place)
             except AssertionError as problem:
                 raise AssertionError(f"{victims} killed at {place} of {phase}: {problem}") from problem
             print(f"{phase} {place} {victims} {time.monotonic() - began:.1f} s", flush=True)
@@ -213,23 +227,24 @@ def test_killed_at_each_step_under_traffic(node: Node) -> None:
 def test_the_watchdog_killed_while_it_puts_back_under_traffic(node: Node) -> None:
     """The agent dies at its last step, so that there is much to put back; the watchdog in the midst of that. The next
     agent finds both halves done and ends it."""
-    last = node.steps() - 1
     streams = Streams(node.ground, ROUTES, INTERVAL_SECONDS)
-    for step in range(0, last, 1 if ALL else last // 3):
-        with node.agent() as call:
-            before = call("hello")["generation"]
-        assert node.apply(node.forth, 60.0, "agent", f"done:{last}/step:{step}") is None
-        end = time.monotonic() + LONGEST_SECONDS
-        while node.host.run(["pgrep", "-f", "watchdog --transaction"], check=False).returncode == 0:
-            assert time.monotonic() < end, f"the watchdog did not come to step {step}"
-            time.sleep(0.1)
-        pending = node.pending()
-        if pending is None:
-            assert step > last // 2, "there are fewer steps back than forth, but not so few"
-            break
-        assert pending["state"] == "applying"
-        with node.agent() as call:
-            assert "was rolled back" in call("hello")["resolved"]
-            status = call("status")
-        assert (status["generation"], status["pending"], status["drift"]) == (before, None, [])
+    for change in (node.policies, node.sizes):
+        last = node.steps(change) - 1
+        for step in range(0, last or 1, 1 if ALL else max(last // 3, 1)):
+            with node.agent() as call:
+                before = call("hello")["generation"]
+            assert node.apply(change.forth, 60.0, "agent", f"done:{last}/step:{step}") is None
+            end = time.monotonic() + LONGEST_SECONDS
+            while node.host.run(["pgrep", "-f", "watchdog --transaction"], check=False).returncode == 0:
+                assert time.monotonic() < end, f"the watchdog did not come to step {step}"
+                time.sleep(0.1)
+            pending = node.pending()
+            if pending is None:
+                assert step > last // 2, "there are fewer steps back than forth, but not so few"
+                break
+            assert pending["state"] == "applying"
+            with node.agent() as call:
+                assert "was rolled back" in call("hello")["resolved"]
+                status = call("status")
+            assert (status["generation"], status["pending"], status["drift"]) == (before, None, [])
     assert streams.end() == {}
