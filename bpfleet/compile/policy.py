@@ -23,6 +23,9 @@ ANY = 0
 
 PortKey = Tuple[int, int]  # protocol number, port; 0 is any
 _ICMP = ("icmp", "icmpv6")
+_HINTS = 10
+"""Selectors without a match in one policy that are told with the label most like theirs: looking for it is slow, and
+who has more of them has not mistyped a label."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class _Reader:
         self._document = document
         self._index = index
         self._groups = groups
+        self._hinted = 0
         self.waiting: List[str] = []
         self.warnings: List[str] = []
 
@@ -152,7 +156,8 @@ class _Reader:
         """Numbers of the identities or nodes that a selector means; a warning if there are none."""
         found = index.matching(labels, expressions)
         if not found:
-            near = index.nearest(labels)
+            self._hinted += 1
+            near = index.nearest(labels) if self._hinted <= _HINTS else None
             hint = f"; the nearest label is {near}" if near else ""
             wanted = selector_text(labels, expressions)
             self.warnings.append(f"{self._document.key}, {path}: no {noun} has {wanted}{hint}")

@@ -10,7 +10,7 @@ from bpfleet.model.policy_checks import DOES_NOT_EXIST, EXISTS, IN
 
 Expressions = Sequence[Mapping[str, Any]]
 
-_COMPARED = 100
+_COMPARED = 50
 """Labels on either side of where one would stand that are looked at for one like it: comparing texts is slow, and
 policies may name thousands of labels that no identity has yet."""
 
