@@ -217,7 +217,8 @@ class Agent:
             return {"refused": store.refusals(obstacles, changed)}
         state_digest = want.digest
         have = self.kernel.read(want)
-        full = [capacity.blame(error, compiled, changed) for error in capacity.overfull(want, have)]
+        overfull = capacity.overfull(want, have, compiled.identities)
+        full = [capacity.blame(error, compiled, changed) for error in overfull]
         if full:
             return {"refused": store.refusals(full, changed)}
         steps = plan(want, have)

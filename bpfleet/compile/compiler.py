@@ -112,6 +112,10 @@ class Compiler:
         every_side = [side for found in sides.values() for side in found]
         ids, names = entries.number_rules(resolved, every_side)
         set_ids = entries.number_sets(every_side)
+        called = {
+            **RESERVED_NAMES,
+            **{document.spec["number"]: name for name, document in documents.of_kind("identity").items()},
+        }
         subjects: Dict[int, Subject] = {}
         for number, found in sides.items():
             used = tuple(ids[content] for content in entries.contents_of(found))
@@ -120,7 +124,7 @@ class Compiler:
                 ("subject", number),
                 (found, used, used_sets, settings),
                 lambda number=number, found=found: entries.subject_table(  # type: ignore[misc]
-                    number, found, ids, set_ids, settings.entries
+                    number, found, ids, set_ids, settings.entries, called.get(number, "")
                 ),
             )
         sets = self._sets(every_side, set_ids)
@@ -146,10 +150,7 @@ class Compiler:
         return Compiled(
             state=state,
             rules=names,
-            identities={
-                **RESERVED_NAMES,
-                **{document.spec["number"]: name for name, document in documents.of_kind("identity").items()},
-            },
+            identities=called,
             waiting=(
                 *place.waiting,
                 *(Waiting(f"policy/{one.name}", text) for one in resolved for text in one.waiting),

@@ -200,12 +200,13 @@ def subject_table(
     ids: Mapping[Content, int],
     set_ids: Mapping[Content, int],
     limit: int = DEFAULT_LIMITS["policy_entries"],
+    name: str = "",
 ) -> Subject:
-    """The policy map of one identity. Raises InvalidInput if it would be larger than there is room for."""
+    """The policy map of one identity, by `name` for people. Raises InvalidInput if it would be too large."""
     rows: Dict[Row, Row] = {}
     audited = {side.direction for side in sides if side.audit}
     for side in sides:
-        entries = _entries(number, side, ids, limit)
+        entries = _entries(name or str(number), side, ids, limit)
         shapes = denies = 0
         for (peer, protocol, port, ranged), (rank, rule_id) in entries.items():
             code = side.code | (RANGE if ranged else 0)
@@ -231,7 +232,7 @@ def subject_table(
     return Subject(Table(POLICY_KEY, POLICY_VALUE, rows))
 
 
-def _entries(number: int, side: Side, ids: Mapping[Content, int], limit: int) -> Dict[Key, Rank]:
+def _entries(name: str, side: Side, ids: Mapping[Content, int], limit: int) -> Dict[Key, Rank]:
     """The least of all ranks wins an entry."""
     entries: Dict[Key, Rank] = {}
     for rule in side.rules:
@@ -245,7 +246,7 @@ def _entries(number: int, side: Side, ids: Mapping[Content, int], limit: int) ->
                     entries[key] = candidate
             if len(entries) > limit:
                 raise InvalidInput(
-                    f"the policies of identity {number} need more than {limit} entries for {side.direction}, "
+                    f"the policies of identity {name} need more than {limit} entries for {side.direction}, "
                     f"counted up to policy {rule.content[0]}, {rule.path}",
                     resource=f"policy/{rule.content[0]}",
                     field=rule.path,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Collection, Dict, Iterator, KeysView, List, Mapping, Optional, Tuple
 
 from bpfleet.errors import InvalidInput
@@ -105,10 +106,17 @@ def usage(want: NodeState, have: Optional[NodeState] = None) -> List[Usage]:
     ]
 
 
-def overfull(want: NodeState, have: Optional[NodeState] = None) -> List[InvalidInput]:
-    """An error for each map that would not hold what is wanted. Without `have` nothing is said of what is used now."""
+def overfull(
+    want: NodeState, have: Optional[NodeState] = None, identities: Mapping[int, str] = MappingProxyType({})
+) -> List[InvalidInput]:
+    """An error for each map that would not hold what is wanted. Without `have` nothing is said of what is used now.
+
+    identities: names by number, for people.
+    """
     return [
-        _error(one, want, have) for one in usage(want, have) if one.wanted > one.limit or one.peak > _room(one, have)
+        _error(one, want, have, identities)
+        for one in usage(want, have)
+        if one.wanted > one.limit or one.peak > _room(one, have)
     ]
 
 
@@ -133,7 +141,7 @@ def check_capacity(want: NodeState, have: Optional[NodeState] = None) -> None:
     """
     for one in usage(want, have):
         if one.wanted > one.limit:
-            raise _error(one, want, have)
+            raise _error(one, want, have, {})
 
 
 def kept_sizes(want: NodeState, have: NodeState, cluster: Optional[str]) -> List[str]:
@@ -176,8 +184,8 @@ def blame(error: InvalidInput, compiled: Compiled, changed: Collection[str]) -> 
     )
 
 
-def _error(one: Usage, want: NodeState, have: Optional[NodeState]) -> InvalidInput:
-    of = "" if one.key is None else f" of {_owner(one)}"
+def _error(one: Usage, want: NodeState, have: Optional[NodeState], identities: Mapping[int, str]) -> InvalidInput:
+    of = "" if one.key is None else f" of {_owner(one.map, one.key, identities)}"
     limit = LIMITS.get(one.map)
     remedy = _REMEDY.get(one.map, "Declare less for this node")
     if limit is not None:
@@ -198,8 +206,8 @@ def _error(one: Usage, want: NodeState, have: Optional[NodeState]) -> InvalidInp
     )
 
 
-def _owner(one: Usage) -> str:
-    return f"identity {one.key}" if one.map == "policy_entries" else f"set {one.key}"
+def _owner(name: str, key: int, identities: Mapping[int, str]) -> str:
+    return f"identity {identities.get(key, key)}" if name == "policy_entries" else f"set {key}"
 
 
 def _contents(state: NodeState) -> Iterator[Tuple[str, Optional[int], KeysView[Any]]]:

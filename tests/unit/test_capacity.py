@@ -154,7 +154,8 @@ def test_an_overfull_plan_names_map_document_and_way_out(name: str) -> None:
     before = Compiler().compile(DocumentSet([declared(**values), *documents]), facts).state
     after = Compiler().compile(DocumentSet([cluster, *documents, *added]), facts)
     assert overfull(before) == []
-    (error,) = overfull(after.state, before)
+    (error,) = overfull(after.state, before, after.identities)
+    assert ("of identity web has room" in error.what) == (name == "policy_entries")
     said = blame(error, after, {culprit, *(one.key for one in added), "cluster/fleet"})
     assert said.resource == culprit and said.details["map"] == name
     assert f"the map {name}" in said.what and culprit in said.what
@@ -166,7 +167,8 @@ def test_an_overfull_plan_names_map_document_and_way_out(name: str) -> None:
 
 def test_one_rule_without_end_is_refused_while_it_is_counted() -> None:
     """The compiler gives up on it rather than build what no map will hold."""
-    with pytest.raises(InvalidInput, match="more than 300 entries for ingress, counted up to policy wide") as caught:
+    says = "the policies of identity web need more than 300 entries for ingress, counted up to policy wide"
+    with pytest.raises(InvalidInput, match=says) as caught:
         compiled([*fleet.quickstart(), fleet.policy("wide", {"app": "web"}, ingress=rules(301))], policy_entries=300)
     assert caught.value.resource == "policy/wide" and "limits.policy_entries" in caught.value.remedy
 
