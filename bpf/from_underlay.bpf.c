@@ -46,8 +46,8 @@ static __always_inline bool is_members_tunnel_packet(struct __sk_buff *skb)
 	return source && source->identity == IDENTITY_REMOTE_NODE;
 }
 
-/* The stack takes a priority tag (VLAN 0) for none: neither must it be a way around what is asked here. Two are the most that real
- * equipment sends. Returns 0 or the reason to drop. */
+/* The stack takes a priority tag (VLAN 0) for none: neither must it be a way around what is asked here. Two are the most
+ * that real equipment sends. Returns 0 or the reason to drop. */
 static __always_inline int priority_tags_remove(struct __sk_buff *skb)
 {
 	for (int i = 0; i < 2 && skb->vlan_present && !(skb->vlan_tci & 0x0fff); i++)
