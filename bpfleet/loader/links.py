@@ -12,7 +12,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Protocol, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Protocol, Set, Tuple
 
 from bpfleet.errors import HostFailed
 from bpfleet.loader import syscall
@@ -78,16 +78,22 @@ class Tcx:
     def __init__(self, pins: Pins, wrote: Callable[[], None]) -> None:
         self._pins = pins
         self._wrote = wrote
+        # By link id where it is pinned, as of the last reading, with which every change begins. Looking through all
+        # pins for each hook takes minutes with a thousand endpoints.
+        self._places: Optional[Dict[int, Set[Hook]]] = None
 
     def read(self, hooks: Iterable[Hook], name: Callable[[int], str]) -> Dict[Hook, str]:
         """As Mechanism.read. A name with an addition in brackets is something to be put right."""
         found: Dict[Hook, str] = {}
+        self._places = {}
         pinned = [link for link in self._pins.list_links() if link[1] in self.hooks]
         ours: Dict[int, bool] = {}
         for device, hook in sorted({*hooks, *pinned}):
             index = device_index(device)
             occupants = self._ours(index, hook, ours) if index is not None else []
             link = self._pinned(device, hook) if (device, hook) in pinned else None
+            if link is not None:
+                self._places.setdefault(link.id, set()).add((device, hook))
             renamed = self._holder(link, hook, ours) if link is not None and link.ifindex != index else None
             if link is not None and renamed is not None:
                 found[(renamed, hook)] = f"{name(link.program_id)} (pinned as {device})"
@@ -117,6 +123,8 @@ class Tcx:
             try:
                 syscall.pin(link, str(path))
                 self._wrote()
+                if keep is not None and self._places is not None:
+                    self._places.setdefault(keep.link_id, set()).add((device, hook))
                 if keep is not None and keep.program_id != program:
                     syscall.link_update(link, program_fd)
                     self._wrote()
@@ -186,7 +194,7 @@ class Tcx:
 
     def _unpin_others(self, link_id: int, but: Optional[Path]) -> None:
         """Remove other pins of a link: of a device that was renamed since."""
-        for other in self._pins.list_links():
+        for other in self._pins.list_links() if self._places is None else self._places.get(link_id, ()):
             link, path = self._pinned(*other), self._pins.link(*other)
             if link is not None and link.id == link_id and path != but and unpin(path):
                 self._wrote()

@@ -26,7 +26,7 @@ from bpfleet.loader.pins import Pins
 from bpfleet.loader.plan import plan
 from bpfleet.loader.requests import Requests
 from bpfleet.loader.rows import STRAY
-from bpfleet.loader.steps import EnsureDevice, LoadProgram
+from bpfleet.loader.steps import Attach, Detach, EnsureDevice, LoadProgram
 from bpfleet.model.state import NodeState, Program, Table
 from tests.agent.pythons import python39
 from tests.contract.rigs import UNDERLAY, RealRig, with_constants
@@ -268,6 +268,21 @@ def test_a_renamed_device_keeps_its_link(real_rig: RealRig) -> None:
     bring(real_rig.kernel, want)
     assert real_rig.kernel.read(want) == want
     assert [link for _, link in real_rig.sandbox.run(ours, "wan.0")] == [link]
+
+
+def test_a_hook_is_changed_without_a_look_at_all_the_others(real_rig: RealRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    bring(real_rig.kernel, TWO)
+    asked: list[Path] = []
+    really = links.pinned_link
+    monkeypatch.setattr(links, "pinned_link", lambda path: asked.append(path) or really(path))
+    for want in (with_constants(TWO, {"events_slots_mask": 127}), EMPTY):
+        steps = plan(want, real_rig.kernel.read(want))
+        at_devices = [step for step in steps if isinstance(step, (Attach, Detach))]
+        assert len(at_devices) > 4
+        asked.clear()
+        real_rig.sandbox.run(apply, real_rig.real, steps)
+        assert len(asked) <= 2 * len(at_devices)
+    assert real_rig.left() == set()
 
 
 def test_a_renamed_device_is_let_go(real_rig: RealRig) -> None:
