@@ -53,7 +53,7 @@ def read_history(pins: str) -> History:
             sums = {slot: _summed(carried(slot)) for slot in [*before, *map(_slot, _TOGETHER.values())]}
         after = dump(handles["flows"], "flows")
         # A slot that another flow took meanwhile: its counts are of neither.
-        kept = [slot for slot in before if _who(before[slot]) == _who(after[slot])]
+        kept = [slot for slot in before if is_still(before[slot], after[slot])]
         return History(
             [(decode("flows", "value", after[slot]), sums[slot]) for slot in kept],
             {kind: sums[_slot(number)] for kind, number in _TOGETHER.items()},
@@ -111,6 +111,12 @@ def _carried(handle: int, slots: int) -> Iterator[Callable[[bytes], bytes]]:
 def _is_used(data: bytes) -> bool:
     """Whether a slot is some flow's and not just changing its owner."""
     return bool(data[_AT["verdict"]]) and any(data[_AT["last_seen"] : _AT["last_seen"] + 4])
+
+
+def is_still(before: bytes, after: bytes) -> bool:
+    """Whether a slot had the same flow all the time between. One that is just being taken from it has its key yet, and
+    no longer all its counts."""
+    return _is_used(after) and _who(before) == _who(after)
 
 
 def _who(data: bytes) -> bytes:
