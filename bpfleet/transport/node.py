@@ -10,6 +10,7 @@ told to put that back before it goes, and nobody waits for it.
 
 from __future__ import annotations
 
+import math
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +52,8 @@ class Timeouts:
     by_method: Mapping[str, float] = field(
         default_factory=lambda: {"stage": 180.0, "apply": 180.0, "rollback": 180.0, "wipe": 180.0}
     )
-    # Between two events of a stream. The agent sends nothing while nothing happens, so this is long.
+    # Between two events of a stream that ends by itself. One that follows waits until the connection ends: nothing may
+    # happen for days, and a host that vanished is found out by keepalives.
     event: float = 3600.0
     # Of an agent process that has nothing to do.
     answer: float = 2.0
@@ -196,12 +198,13 @@ class Node:
     def stream(self, method: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a streaming request, over an agent process of its own, so that requests go on meanwhile."""
         session: AgentSession | None = None
+        patience = math.inf if params.get("follow") else self._means.timeouts.event
         try:
             stop = self._means.stop
             with self._exclusive(method, Deadline(self._means.timeouts.request, stop)):
                 session = self._launch(self._connected(stop), stop, deliver=True)
                 self._count(requests=1)
-            yield from session.stream(method, params, lambda: Deadline(self._means.timeouts.event, stop))
+            yield from session.stream(method, params, lambda: Deadline(patience, stop))
         except Cancelled as cancelled:
             raise _called_off(method).at(node=self.target.name) from cancelled
         except BpfleetError as error:

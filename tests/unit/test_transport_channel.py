@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeout
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,19 @@ def test_events_stream_while_requests_go_on(hosts: Hosts, fleet: Fleet) -> None:
     events.close()  # type: ignore[attr-defined]
     assert [event["count"] for event in fleet.stream(target, "events", {"count": 1000})] == list(range(1000))
     assert fleet.counters(target).connections == 1
+
+
+def test_a_stream_that_follows_waits_as_long_as_nothing_happens(hosts: Hosts) -> None:
+    timeouts = Timeouts(event=0.3)
+    with hosts.fleet(timeouts=timeouts) as fleet, ThreadPoolExecutor(1) as pool:
+        events = fleet.stream(hosts.target(), "events", {"count": 1, "follow": True})
+        assert next(events) == {"count": 0}
+        quiet = pool.submit(next, events)
+        with pytest.raises(FuturesTimeout):
+            quiet.result(1.5)
+        fleet.close()
+        with pytest.raises(BpfleetError):
+            quiet.result(10)
 
 
 def test_a_stream_whose_agent_dies_says_so(hosts: Hosts, fleet: Fleet) -> None:
