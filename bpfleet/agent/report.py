@@ -127,7 +127,7 @@ def events(
 ) -> Dict[str, Any]:
     """Stream wire.VerdictEvent: the last of those that are kept, then, if following, new ones as they come."""
     from bpfleet.observe.filters import filters_of, last_of, span_of
-    from bpfleet.observe.reader import Reader, field_of_all, open_slots, renewed_slots
+    from bpfleet.observe.reader import Reader, open_slots, renewed_slots
     from bpfleet.observe.sifting import Sifter, event_time
 
     sifter = Sifter(filters_of(params), *span_of(params))
@@ -145,7 +145,7 @@ def events(
         batch = reader.read()
         going = _send(book, book.sift(sifter, batch), batch.lost, emit, totals, -1 if is_awaited else last)
         if params.get("notices"):
-            kept_from = min(field_of_all(batch, "time_ns"), default=None) if reader.overwrote else None
+            kept_from = reader.kept_from(batch)
             notice = _notice(None if kept_from is None else event_time(kept_from, book.boot_offset))
             going = emit([compact_json(notice)]) and going
         while follow and going and not interrupted(_SOON_SECONDS if reader.crowded(batch) else _POLL_SECONDS):
@@ -161,8 +161,8 @@ def events(
 
 
 def _notice(oldest: Optional[float]) -> Dict[str, Any]:
-    """What a node says about itself among its events: its clock, and since when its events are kept, if older ones
-    were overwritten."""
+    """What a node says about itself among its events: its clock, and since when all its events are kept, if older
+    ones were overwritten."""
     now = round(time.time(), 6)
     return {"clock": now, "time": now} if oldest is None else {"clock": now, "time": now, "kept_from": oldest}
 

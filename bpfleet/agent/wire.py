@@ -223,7 +223,7 @@ class EventsParams(TypedDict, total=False):
     -1: all). filters: see FilterParams; of one key they are alternatives, those of different keys must all match.
 
     since, until: seconds since the epoch, by the node's clock. notices: also a line {"clock", "kept_from"?} with the
-    node's time and, if older events were overwritten, the time of the oldest that is kept.
+    node's time and, if older events were overwritten, the time since which all are kept: each CPU overwrites its own.
     """
 
     follow: bool

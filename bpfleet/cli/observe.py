@@ -314,7 +314,8 @@ class Streams:
             kept_from = notice.get("kept_from")
             if since is not None and kept_from is not None and kept_from > since:
                 found.append(
-                    f"{node} keeps no events from before {_clock(kept_from)}: see --history for what it counted"
+                    f"{node} no longer keeps all events from before {_clock(kept_from)}: see --history for what it "
+                    "counted"
                 )
             found.extend(unkept(node, notice))
         return found

@@ -16,10 +16,14 @@ _FULL = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """Whole slots, one after the other, by CPU in order of their numbers; and how many events were lost before them."""
+    """Whole slots, one after the other, by CPU in order of their numbers; and how many events were lost before them.
+
+    begins: where in `data` those of each CPU begin, and after the last one's end.
+    """
 
     data: bytes
     lost: int
+    begins: Tuple[int, ...] = ()
 
     @property
     def events(self) -> List[Dict[str, Any]]:
@@ -93,15 +97,27 @@ class Reader:
 
     def __init__(self, slots: Slots, from_first: bool = False) -> None:
         self._slots = slots
-        self.overwrote = any(slots.written(cpu) > slots.slots for cpu in range(slots.cpus))
-        """Whether older events than those that are kept there were."""
+        self.overwrote = [slots.written(cpu) > slots.slots for cpu in range(slots.cpus)]
+        """Of each CPU, whether older events than those that are kept there were."""
         self._next = [1 if from_first else max(1, slots.written(cpu) - slots.slots + 1) for cpu in range(slots.cpus)]
 
     def read(self) -> Batch:
         """All events that are complete and not read yet."""
         found: List[bytes] = []
-        lost = sum(self._read_cpu(cpu, found) for cpu in range(self._slots.cpus))
-        return Batch(b"".join(found), lost)
+        begins, lost = [0], 0
+        for cpu in range(self._slots.cpus):
+            before = len(found)
+            lost += self._read_cpu(cpu, found)
+            begins.append(begins[-1] + sum(map(len, found[before:])))
+        return Batch(b"".join(found), lost, tuple(begins))
+
+    def kept_from(self, first: Batch) -> Optional[int]:
+        """Of the first batch: since when (CLOCK_MONOTONIC, ns) no event is missing; None if none was overwritten. Each
+        CPU overwrites its own, so one that has little to tell still has what another has long forgotten."""
+        times = field_of_all(first, "time_ns")
+        at = [begin // self._slots.slot_size for begin in first.begins]
+        starts = [times[begin] for begin, end, gone in zip(at, at[1:], self.overwrote) if gone and begin < end]
+        return max(starts, default=None)
 
     def crowded(self, batch: Batch) -> bool:
         """Whether events come so fast that the next ones should be read soon."""
@@ -116,30 +132,25 @@ class Reader:
         while number <= newest:
             index = (number - 1) % slots.slots
             count = min(newest - number + 1, slots.slots - index)  # as far as they lie one after the other
-            taken = self._piece(cpu * slots.slots + index, number, count, found)
-            number += taken
-            if taken < count:
-                if slots.written(cpu) < number + slots.slots:
-                    break  # being written: next time
-                lost, number = lost + 1, number + 1  # overwritten while we looked
+            piece = cpu * slots.slots + index
+            before, data = slots.sequences(piece, count), slots.copy(piece, count)
+            after, wanted = slots.sequences(piece, count), list(range(number, number + count))
+            start = 0
+            if not before == wanted == after:
+                for at, event in enumerate(wanted):
+                    if before[at] == event == after[at]:
+                        continue
+                    found.append(data[start * slots.slot_size : at * slots.slot_size])
+                    if slots.written(cpu) < event + slots.slots:
+                        self._next[cpu] = event  # being written: next time
+                        return lost
+                    # Overwritten while we looked. What was copied behind it counts: to copy anew from the next one on
+                    # would lose against a writer that makes one in the time that this takes.
+                    lost, start = lost + 1, at + 1
+            found.append(data[start * slots.slot_size :])
+            number += count
         self._next[cpu] = number
         return lost
-
-    def _piece(self, index: int, number: int, count: int, found: List[bytes]) -> int:
-        """Take the events from `number` on that are whole, up to `count`; how many those are."""
-        slots = self._slots
-        wanted = list(range(number, number + count))
-        before = slots.sequences(index, count)
-        data = slots.copy(index, count)
-        if before == wanted and slots.sequences(index, count) == wanted:
-            found.append(data)
-            return count
-        after = slots.sequences(index, count)
-        whole = 0
-        while whole < count and before[whole] == after[whole] == wanted[whole]:
-            whole += 1
-        found.append(data[: whole * slots.slot_size])
-        return whole
 
 
 def field_of_all(batch: Batch, name: str) -> List[int]:

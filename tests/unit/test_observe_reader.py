@@ -130,6 +130,36 @@ def test_an_event_that_is_overwritten_while_it_is_copied_is_lost_not_torn() -> N
     assert numbers(reader.read().events) == [9]
 
 
+def test_a_writer_as_fast_as_the_looking_takes_only_what_it_overwrites() -> None:
+    """A reader that was held up begins where the writer is: its next event takes the place of the first one there."""
+
+    class Busy(Memory):
+        def copy(self, index: int, count: int) -> bytes:
+            self.write(1)
+            return super().copy(index, count)
+
+    memory = Busy()
+    memory.write(20)
+    batch = Reader(memory).read()
+    assert (numbers(batch.events), batch.lost) == ([14, 15, 16, 17, 18, 19, 20], 1)
+
+
+def test_since_when_all_events_are_kept_goes_by_the_cpu_that_forgot_last() -> None:
+    memory = Memory(cpus=4)
+    for cpu, times in ((0, range(1, 10)), (1, range(100, 120)), (2, range(50, 53))):
+        for time in times:
+            memory.end(cpu, memory.begin(cpu), time)
+    reader = Reader(memory)
+    assert reader.kept_from(reader.read()) == 112
+
+
+def test_nothing_overwritten_is_nothing_forgotten() -> None:
+    memory = Memory(cpus=2)
+    memory.write(8)
+    reader = Reader(memory)
+    assert reader.kept_from(reader.read()) is None
+
+
 def test_events_that_lie_across_the_end_of_the_slots_are_one_batch() -> None:
     memory = Memory(cpus=2)
     reader = Reader(memory)
