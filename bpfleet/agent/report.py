@@ -15,7 +15,7 @@ from bpfleet.errors import HostUnfit, InvalidInput
 from bpfleet.model.json_text import compact_json
 
 if TYPE_CHECKING:
-    from bpfleet.agent.journal import Head
+    from bpfleet.agent.journal import Head, Journal
     from bpfleet.agent.serve import Emit
     from bpfleet.model.document import DocumentSet
     from bpfleet.model.state import NodeState, RuleName
@@ -243,7 +243,7 @@ class _Book:
 
         self._agent = agent
         self._name_of = name_of
-        self._revision = -1
+        self._journal: Optional[Journal] = None
         self._names: Optional[Names] = None
         self._sifted_by: Optional[Names] = None
         self._past = Past()
@@ -288,7 +288,8 @@ class _Book:
         if abs(offset - self.boot_offset) > _CLOCK_MOVED_SECONDS:  # less is in the asking, and would swap events
             self.boot_offset = offset
         journal = self._agent.journal()
-        if self._names is None or journal.revision != self._revision:
+        # Its revision alone says nothing: a node that was cleared counts from the start again.
+        if self._names is None or journal != self._journal:
             head = in_force(journal)
             rules: Dict[int, RuleName] = {}
             if journal.transaction is not None:  # while it is being applied, rules of both decide
@@ -297,7 +298,7 @@ class _Book:
             self._past = self._agent.rulebook.read()
             self._ends = self._past.ends
             self._names = Names(self._agent.store.load(head).documents, rules, head.node, self._past)
-            self._revision, self._older = journal.revision, None
+            self._journal, self._older = journal, None
         return self._names
 
     def _rules(self, head: Head) -> Mapping[int, RuleName]:

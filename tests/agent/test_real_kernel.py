@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -315,6 +316,23 @@ def test_following_goes_on_where_everything_was_made_anew(node: Node) -> None:
     while (event := connection.receive()["event"]).get("protocol") != "icmp":
         assert "lost" not in event
     assert event["source"]["endpoint"] == "api-2"
+
+
+def test_who_was_held_up_while_everything_was_made_anew_knows_the_new_names(node: Node) -> None:
+    """As a terminal that was paused holds an agent up: the journal that it finds counts from the start again."""
+    node.commit(**CHANGE)
+    connection = node.connect()
+    connection.send("events", {"follow": True, "last": 0, "notices": True})
+    assert "clock" in connection.receive()["event"]
+    connection.process.send_signal(signal.SIGSTOP)
+    assert node.connect().call("wipe", node="h1")["wiped"]
+    others = [*(one for one in DOCUMENTS if one.name != "api-1"), fleet.endpoint("api-2", 1, 2, "api", netns="w2")]
+    node.commit(node="h1", owner="test", puts=items(others, "test"))
+    assert node.ping("w2", "10.77.1.1")
+    connection.process.send_signal(signal.SIGCONT)
+    while (event := connection.receive()["event"]).get("protocol") != "icmp":
+        assert "lost" not in event
+    assert event["source"].get("endpoint") == "api-2"
 
 
 def test_refused_by_what_the_host_has(node: Node) -> None:
