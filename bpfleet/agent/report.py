@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 from bpfleet import __version__
 from bpfleet.agent.node import DESCRIBED_STEPS, Agent
 from bpfleet.agent.pending import in_force, pending
-from bpfleet.errors import HostUnfit, InvalidInput
+from bpfleet.errors import HostFailed, HostUnfit, InvalidInput
 from bpfleet.model.json_text import compact_json
 
 if TYPE_CHECKING:
@@ -301,16 +301,26 @@ class _Book:
         journal = self._agent.journal()
         # Its revision alone says nothing: a node that was cleared counts from the start again.
         if self._names is None or journal != self._journal:
-            head = in_force(journal)
-            rules: Dict[int, RuleName] = {}
-            if journal.transaction is not None:  # while it is being applied, rules of both decide
-                rules.update(self._rules(journal.transaction.head))
-            rules.update(self._rules(head))
+            head, documents, rules = self._in_force(journal)
             self._past = self._agent.rulebook.read()
             self._ends = self._past.ends
-            self._names = Names(self._agent.store.load(head).documents, rules, head.node, self._past)
+            self._names = Names(documents, rules, head.node, self._past)
             self._journal, self._older = journal, None
         return self._names
+
+    def _in_force(self, journal: Journal) -> Tuple[Head, DocumentSet, Mapping[int, RuleName]]:
+        """The generation that counts, its documents, and the rules that may decide."""
+        transaction, head = journal.transaction, in_force(journal)
+        try:
+            # While one is being applied, rules of both decide.
+            rules = {} if transaction is None else self._rules(transaction.head)
+            return head, self._agent.store.load(head).documents, {**rules, **self._rules(head)}
+        except HostFailed:
+            if transaction is None:
+                raise
+        # It is just being put back: its file goes before the journal says so.
+        head = journal.confirmed
+        return head, self._agent.store.load(head).documents, self._rules(head)
 
     def _rules(self, head: Head) -> Mapping[int, RuleName]:
         return self._agent.compiled(self._agent.store.load(head), head.node).rules if head.node is not None else {}
