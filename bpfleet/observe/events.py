@@ -112,5 +112,7 @@ def flow_of(
         flow["rule_id"] = record["rule_id"]
         flow.update(names.rule(record["rule_id"], last_seen, older))
     elif verdict == "allow":
-        flow["rule"] = NOT_CLOSED
+        # Which endpoints they were is not kept: those of one identity may be one.
+        is_alike = "labels" in flow["source"] and record["source_identity"] == record["destination_identity"]
+        flow["rule"] = f"{NOT_CLOSED}, or {ITSELF}" if is_alike else NOT_CLOSED
     return flow

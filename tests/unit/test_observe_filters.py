@@ -74,6 +74,15 @@ def test_a_flow_has_names_for_its_numbers() -> None:
     assert flow(protocol=1, port=3 << 8 | 4)["icmp"] == {"type": 3, "code": 4}
 
 
+def test_a_flow_between_endpoints_of_one_identity_may_be_that_of_one_with_itself() -> None:
+    """Which passes whether or not policies select it, and the history has no addresses to tell."""
+    alike = flow(destination_identity=NUMBER["web"], rule_id=0)
+    assert alike["rule"] == "no policy selects this direction, or an endpoint's traffic with itself is not judged"
+    assert flow(rule_id=0)["rule"] == "no policy selects this direction"
+    host = flow(source_identity=1, destination_identity=1, rule_id=0)
+    assert host["rule"] == "no policy selects this direction"
+
+
 def test_a_flow_and_the_event_that_began_it_say_the_same() -> None:
     one, other = event(), flow()
     for name in ("verdict", "direction", "protocol", "rule_id", "policy", "rule", "node"):
