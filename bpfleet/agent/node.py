@@ -468,7 +468,7 @@ class Agent:
         steps = plan(want, self.kernel.read(want))
         if steps:
             self.kernel.prepare(want.programs)
-            apply(self.kernel, steps)
+        apply(self.kernel, steps)  # also where nothing is to do: whoever died may have left grace periods expedited
         self.kernel.release()
         return self.ended(journal, why)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Tuple
+from typing import ContextManager, Sequence, Tuple
+from unittest.mock import Mock
 
 import pytest
 
+from bpfleet.agent.node import Agent
+from bpfleet.loader.fake import FakeKernel
 from bpfleet.loader.grace import MANY, expedited
 from bpfleet.loader.steps import Detach, RemoveInner, SetDown, Step, SwapInner
 from bpfleet.model.state import Table
+from tests import fleet
 
 
 @pytest.fixture
@@ -58,6 +62,30 @@ def test_what_a_dead_process_left_on_is_put_back_by_the_next_change(files: Tuple
     with expedited(waits(1), *files):
         pass
     assert setting.read_text() == "0" and not mark.exists()
+
+
+class Hurried(FakeKernel):
+    """Is told of what is done in a hurry."""
+
+    def __init__(self) -> None:
+        super().__init__(dict(fleet.facts(1).devices), ("w1", "w2"))
+        self.told: list[list[Step]] = []
+
+    def hurry(self, steps: Sequence[Step]) -> ContextManager[None]:
+        self.told.append(list(steps))
+        return super().hurry(steps)
+
+
+def test_where_nothing_was_done_yet_it_is_put_back_too(tmp_path: Path) -> None:
+    kernel = Hurried()
+    changed = Agent(tmp_path, lambda: kernel, local=True, arm=Mock())
+    puts = [{"document": one.to_json(), "owner": "o", "metadata": {}} for one in fleet.quickstart()]
+    changed.stage({"node": "h1", "owner": "o", "puts": puts})  # type: ignore[typeddict-item]
+    assert changed._staged is not None
+    changed._begin(changed.journal(), changed._staged, 60.0)  # it dies here
+    kernel.release()
+    assert "ended before it was done" in str(Agent(tmp_path, lambda: kernel, local=True).resolve())
+    assert kernel.told == [[]]
 
 
 def test_an_administrators_setting_stays(files: Tuple[Path, Path]) -> None:
