@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Mapping, Optional
+from typing import TYPE_CHECKING, Callable, List, Mapping, Optional, Sequence
 
 from bpfleet.agent import session
 from bpfleet.agent.files import Files
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bpfleet.agent.store import Contents, Store
     from bpfleet.compile.compiler import Compiler
     from bpfleet.loader.kernel import Kernel
+    from bpfleet.loader.steps import Step
     from bpfleet.model.state import Compiled, Facts, NodeState
 
 DEFAULT_WAIT_SECONDS = 10.0
@@ -235,7 +236,7 @@ class Agent:
             "transaction": None,
             "unchanged": not changed and not steps,
             "steps": dict(Counter(step.kind for step in steps)),
-            "describe": [step.describe() for step in steps[:DESCRIBED_STEPS]],
+            "describe": described(steps),
             "warnings": [*compiled.warnings, *capacity.kept_sizes(want, have, head.cluster)],
             "capacity": [one.to_json() for one in capacity.usage(want, have)],
             "waiting": [{"document": item.document, "reason": item.reason} for item in compiled.waiting],
@@ -525,6 +526,12 @@ class Agent:
             self._staged.guard.close()
             self._staged = None
             self.kernel.release()
+
+
+def described(steps: Sequence[Step]) -> List[str]:
+    """Steps in words, so many that somebody reads them; the last line says how many more there are."""
+    more = len(steps) - DESCRIBED_STEPS
+    return [step.describe() for step in steps[:DESCRIBED_STEPS]] + ([f"and {more} more"] if more > 0 else [])
 
 
 def _at_its_field(error: HostFailed, contents: Contents, node: str) -> HostFailed:

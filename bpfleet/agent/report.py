@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from bpfleet import __version__
-from bpfleet.agent.node import DESCRIBED_STEPS, Agent
+from bpfleet.agent.node import Agent, described
 from bpfleet.agent.pending import in_force, pending
 from bpfleet.errors import HostFailed, HostUnfit, InvalidInput
 from bpfleet.model.json_text import compact_json
@@ -52,7 +52,7 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
             want = compiled.state
         have = agent.kernel.read(want)
         if journal.transaction is None:
-            drift = [step.describe() for step in plan(want, have)[:DESCRIBED_STEPS]]
+            drift = described(plan(want, have))
         programs = [
             {"device": device, "hook": hook, "object": name}
             for (device, hook), name in sorted(have.attachments.items())

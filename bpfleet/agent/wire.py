@@ -129,7 +129,7 @@ class StageResult(TypedDict, total=False):
     transaction: Optional[str]
     unchanged: bool
     steps: Dict[str, int]  # count by kind of step
-    describe: List[str]  # the first 50 steps in words
+    describe: List[str]  # the first 50 steps in words, and how many more there are
     warnings: List[str]
     capacity: List[Dict[str, Any]]  # {"map", "used", "wanted", "peak", "limit", "key"} in entries: capacity.Usage
     waiting: List[Dict[str, str]]  # {"document", "reason"}

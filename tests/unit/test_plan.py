@@ -7,12 +7,13 @@ from typing import List
 
 import pytest
 
+from bpfleet.agent.node import DESCRIBED_STEPS, described
 from bpfleet.errors import HostFailed, InvalidInput
 from bpfleet.loader.apply import apply
 from bpfleet.loader.fake import FakeKernel
 from bpfleet.loader.kernel import Found
 from bpfleet.loader.plan import plan
-from bpfleet.loader.steps import Step, SwapInner
+from bpfleet.loader.steps import SetUp, Step, SwapInner
 from bpfleet.model.state import TUNNEL_DEVICE, NodeState, Program, Table
 from tests.contract.rigs import UNDERLAY
 from tests.contract.states import EMPTY, MORE_NODES, ONE, OTHER_RULES, TWO, WEB, state, veth
@@ -278,3 +279,9 @@ def test_apply_puts_an_os_error_into_the_tree() -> None:
         apply(kernel, steps)
     assert caught.value.details["errno"] == 1
     assert caught.value.remedy
+
+
+def test_what_is_not_described_is_counted() -> None:
+    steps = [SetUp(f"d{number}") for number in range(DESCRIBED_STEPS)]
+    assert len(described(steps)) == DESCRIBED_STEPS
+    assert described([*steps, *steps])[DESCRIBED_STEPS:] == [f"and {DESCRIBED_STEPS} more"]
