@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import AbstractSet, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 from bpfleet.compile.host import is_failsafe
 from bpfleet.compile.services import frontend_text
 from bpfleet.errors import BpfleetError, Conflict, InvalidInput
+from bpfleet.model.address_checks import nobody_s
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.state import Facts
 
@@ -31,10 +31,10 @@ def service_conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
             field = f"frontends[{index}]"
             text, address = frontend_text(frontend), frontend["address"]
             frontend_addresses.setdefault(address, service)
-            unfit = _unfit(address)
+            unfit = nobody_s(address)
             if unfit:
                 yield InvalidInput(
-                    f"{address} {unfit}: no service can have it",
+                    f"{address} is {unfit}: no service can have it",
                     resource=service.key,
                     field=f"{field}.address",
                     remedy=_ELSEWHERE,
@@ -66,10 +66,10 @@ def service_conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
             if address is None:
                 continue
             field = f"backends[{index}].address"
-            unfit = _unfit(address)
+            unfit = nobody_s(address)
             if unfit:
                 yield InvalidInput(
-                    f"{address} {unfit}: it is no backend",
+                    f"{address} is {unfit}: it is no backend",
                     resource=service.key,
                     field=field,
                     remedy="List addresses that every node can reach.",
@@ -137,18 +137,6 @@ def _owned(
         remedy=_ELSEWHERE,
         details={"other": owner.key},
     )
-
-
-def _unfit(address: str) -> str:
-    parsed = ipaddress.ip_address(address)
-    kinds = (
-        ("a loopback address", parsed.is_loopback),
-        ("a link-local address", parsed.is_link_local),
-        ("a multicast address", parsed.is_multicast),
-        ("the unspecified address", parsed.is_unspecified),
-        ("the broadcast address", str(parsed) == "255.255.255.255"),
-    )
-    return next((f"is {name}" for name, holds in kinds if holds), "")
 
 
 def _are_all_of_the_other(address: str, listed: Sequence[Optional[str]]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict, Tuple
 
-from bpfleet.model import policy_checks
+from bpfleet.model import address_checks, policy_checks
 from bpfleet.model.meaning import PORT_PROTOCOLS
 from bpfleet.model.schema import Address, Boolean, Check, Cidr, Field, Integer, ListOf, MapOf, Object, Text
 
@@ -521,6 +521,7 @@ NODE = Resource(
         Field("handle", NODE_HANDLE, "What a cluster's members refer to.", metadata=True, computed=True),
     ),
     name=END_NAME,
+    checks=(address_checks.node_addresses,),
 )
 
 IDENTITY = Resource(
@@ -558,6 +559,7 @@ ENDPOINT = Resource(
         Field("attach", ATTACH, "How it is attached.", required=True),
     ),
     name=END_NAME,
+    checks=(address_checks.endpoint_addresses,),
 )
 
 CIDR_GROUP = Resource(

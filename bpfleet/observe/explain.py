@@ -81,6 +81,7 @@ def _decide(
             field="destination",
             remedy="What a node says to itself is never judged: name another end.",
         )
+    _check_ends(*ends)
     _check_families(*ends, protocol)
     judged = Way(places, book, *ends, Packet(protocol, asked)).judged()
     verdicts = [entry["verdict"] for entry in judged]
@@ -126,6 +127,23 @@ def _number(field: str, value: Any, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise InvalidInput(f"{value!r} is no {field}", field=field, remedy=f"Use a number from {least} to {most}.")
     return value
+
+
+def _check_ends(source: End, destination: End) -> None:
+    """InvalidInput for addresses that no packet on a network has: every stack throws such away (RFC 1122 3.2.1.3)."""
+    for end, field in ((source, "source"), (destination, "destination")):
+        if end.is_loopback:
+            raise InvalidInput(
+                f"{end.text} is a loopback address: what is sent there leaves neither workload nor host",
+                field=field,
+                remedy="Name the endpoint, node or address that is meant.",
+            )
+    if source.is_multicast:
+        raise InvalidInput(
+            f"{source.text} is multicast, broadcast or reserved: no packet comes from there",
+            field="source",
+            remedy="Name the endpoint, node or address that sends.",
+        )
 
 
 def _check_families(source: End, destination: End, protocol: str) -> None:

@@ -52,6 +52,11 @@ class End:
         return bool(self.addresses) and ipaddress.ip_address(self.addresses[0]).is_link_local
 
     @property
+    def is_loopback(self) -> bool:
+        """Whether its address is a host's own, whichever host asks."""
+        return bool(self.addresses) and ipaddress.ip_address(self.addresses[0]).is_loopback
+
+    @property
     def is_multicast(self) -> bool:
         """Whether its address is multicast or broadcast, which no endpoint owns."""
         if not self.addresses:
