@@ -5,6 +5,7 @@ Times are nanoseconds of CLOCK_MONOTONIC, as events and flows have them.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from bpfleet.loader.generated.layouts import ENUMS
@@ -53,24 +54,31 @@ class Past:
     """Meanings that have ended, oldest first."""
 
     def __init__(self, meanings: Iterable[Meaning] = ()) -> None:
-        self._of: Dict[Key, List[Meaning]] = {}
+        self._of: Dict[Key, Tuple[List[int], List[Row]]] = {}
+        """Until when it was what, by key: a rule's text may have changed thousands of times."""
         for one in meanings:
-            self._of.setdefault(one.of, []).append(one)
+            until, rows = self._of.setdefault(one.of, ([], []))
+            until.append(one.until_ns)
+            rows.append(one.row)
 
     def at(self, kind: str, key: object, time_ns: int) -> Optional[Row]:
         """What it stood for at that time; None if that is what it stands for now."""
-        found = self._of.get((kind, str(key)), ())
-        return next((one.row for one in found if one.until_ns > time_ns), None)
+        found = self._of.get((kind, str(key)))
+        if found is None:
+            return None
+        until, rows = found
+        at = bisect_right(until, time_ns)
+        return rows[at] if at < len(rows) else None
 
     @property
     def ends(self) -> List[int]:
         """The times at which a meaning ended, in order: between two of them nothing changed."""
-        return sorted({one.until_ns for found in self._of.values() for one in found})
+        return sorted({time for until, _ in self._of.values() for time in until})
 
     def last(self, kind: str, key: object) -> Optional[Row]:
         """What it stood for last, of what has no meaning now."""
         found = self._of.get((kind, str(key)))
-        return found[-1].row if found else None
+        return found[1][-1] if found else None
 
 
 def addresses_of(documents: DocumentSet) -> Dict[str, Row]:

@@ -18,7 +18,7 @@ from bpfleet.observe.events import event_of
 from bpfleet.observe.filters import Filter, matcher
 from bpfleet.observe.history import seen_first
 from bpfleet.observe.names import Names, short_end
-from bpfleet.observe.past import ADDRESS, IDENTITY, RULE, Key, Known, Past, said_by
+from bpfleet.observe.past import ADDRESS, IDENTITY, RULE, Key, Known, Meaning, Past, said_by
 from tests import fleet
 from tests.unit.test_observe import DOCUMENTS, NUMBER, record
 from tests.unit.test_observe_filters import FLOW_BLANK
@@ -244,3 +244,21 @@ def test_records_say_what_they_ask_for_and_since_when() -> None:
     found = said_by([record(time_ns=9, rule_id=7), record(time_ns=8, rule_id=0)], [flow])
     assert found[RULE, "7"] == 9 and found[IDENTITY, "2"] == 3_000_000_000
     assert found[ADDRESS, "10.77.1.1"] == 8 and (RULE, "0") not in found
+
+
+def test_of_many_meanings_the_one_of_its_time_is_found_without_a_look_at_all() -> None:
+    looks = 0
+
+    class Time(int):
+        def __lt__(self, other: int) -> bool:
+            nonlocal looks
+            looks += 1
+            return int(self) < int(other)
+
+    past = Past(Meaning(RULE, "7", 10 * number, {"number": number}) for number in range(1, 10_001))
+    assert past.at(RULE, 7, Time(0)) == {"number": 1}
+    assert past.at(RULE, 7, Time(10)) == past.at(RULE, 7, Time(19)) == {"number": 2}
+    assert past.at(RULE, 7, Time(99_999)) == {"number": 10_000}
+    assert past.at(RULE, 7, Time(100_000)) is None
+    assert past.at(RULE, 8, Time(0)) is None
+    assert looks < 100
