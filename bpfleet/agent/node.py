@@ -48,8 +48,9 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Staged:
-    """A transaction that is ready to be applied. `revision`: of the journal that it was made against; `changed`: how
-    many documents of each kind it puts or deletes."""
+    """A transaction that is ready to be applied. `revision`, `confirmed`: of the journal that it was made against, as
+    that of a node that was cleared comes to the same revision again; `changed`: how many documents of each kind it puts
+    or deletes."""
 
     head: Head
     owner: str
@@ -58,6 +59,7 @@ class Staged:
     data: bytes
     want: NodeState
     revision: int
+    confirmed: Head
     guard: Guard
     changed: Mapping[str, int]
 
@@ -256,7 +258,8 @@ class Agent:
             self.kernel.release()
             raise
         kinds = Counter(key.partition("/")[0] for key in changed)
-        self._staged = Staged(head, owner, contents, base, data, want, journal.revision, guard, kinds)
+        made_against = journal.revision, journal.confirmed
+        self._staged = Staged(head, owner, contents, base, data, want, *made_against, guard, kinds)
         answer["transaction"] = head.transaction
         return answer
 
@@ -297,7 +300,7 @@ class Agent:
             )
         with self.lock.exclusive(f"apply of transaction {transaction}", DEFAULT_WAIT_SECONDS):
             journal = self.journal()
-            if journal.revision != staged.revision:
+            if (journal.revision, journal.confirmed) != (staged.revision, staged.confirmed):
                 raise self._outdated("another transaction changed the node since this one was staged")
             if not staged.guard.ask():
                 raise self._outdated("the watchdog that would put this change back is gone")

@@ -9,6 +9,7 @@ import pytest
 
 from bpfleet.agent import report
 from bpfleet.agent.node import Agent
+from bpfleet.errors import TransactionFailed
 from bpfleet.model.document import Document
 from tests import fleet
 from tests.agent.conftest import items
@@ -83,3 +84,19 @@ def test_a_change_that_is_just_being_put_back_ends_no_stream(tmp_path: Path, beg
     assert (whose(book, "10.77.1.1"), whose(book, "10.77.1.2")) == ("web-1", None)
     host.agent.rollback()
     assert (whose(book, "10.77.1.1"), whose(book, "10.77.1.2")) == ("web-1", None)
+
+
+def test_what_was_staged_before_a_node_was_cleared_is_not_applied_after_it(tmp_path: Path) -> None:
+    """The journal of the new node counts from the start, and comes to the number at which the change was staged."""
+    host, other = Host(tmp_path), Host(tmp_path)
+    base = (fleet.cluster(["h1"]), fleet.node(1), fleet.identity("web"), fleet.endpoint("web-1", 1, 1, "web"))
+    host.agent.confirm(host.apply(*base))
+    puts = items([fleet.endpoint("web-2", 1, 2, "web")], "test")
+    staged = host.agent.stage({"node": "h1", "owner": "test", "puts": puts})
+    assert staged["transaction"] is not None
+    other.agent.wipe("h1")
+    other.agent.confirm(other.apply(*base[:3]))
+    with pytest.raises(TransactionFailed, match="another transaction changed the node"):
+        host.agent.apply(staged["transaction"])
+    held = other.agent.store.load(other.agent.journal().confirmed).items
+    assert set(held) == {one.key for one in base[:3]}
