@@ -22,6 +22,7 @@
 #include <bpfleet/gateway.h>
 #include <bpfleet/host.h>
 #include <bpfleet/refuse.h>
+#include <bpfleet/unfinished.h>
 #include <bpfleet/vocabulary.h>
 
 static __always_inline bool is_own(const struct __sk_buff *skb, const struct address *address)
@@ -163,6 +164,8 @@ int bpfl_from_ep(struct __sk_buff *skb)
 		return pass(skb, REASON_NEIGHBOUR);
 	if (reason)
 		return drop(skb, packet, reason);
+	if (is_unfinished_elsewhere(skb, packet))
+		return drop(skb, packet, REASON_MALFORMED);
 	if (is_for_gateway(skb, packet))
 		return pass(skb, REASON_NEIGHBOUR);
 	if (packet->source_identity == IDENTITY_WAITING)

@@ -137,10 +137,10 @@ class Compiler:
         state = self._memo.get(
             "state",
             (
-                *(place, cluster.hash, balanced, hooked, facts.jiffy_ns),
+                *(place, cluster.hash, balanced, hooked, facts.jiffy_ns, facts.kernel_contexts),
                 tuple(sorted(subjects.items(), key=lambda item: item[0])),
             ),
-            lambda: _state(cluster, own, place, subjects, sets, balanced, hooked, facts.jiffy_ns),
+            lambda: _state(cluster, own, place, subjects, sets, balanced, hooked, facts),
         )
         warnings = [warning for item in resolved for warning in item.warnings]
         warnings += self._cidr_warnings(resolved, documents)
@@ -227,6 +227,7 @@ def facts_key(facts: Facts) -> Tuple[object, ...]:
         facts.tcx,
         facts.cgroup,
         facts.jiffy_ns,
+        facts.kernel_contexts,
         tuple(sorted(facts.link_types.items())),
     )
 
@@ -257,7 +258,7 @@ def _state(
     sets: Mapping[str, Mapping[int, Table]],
     balanced: Services,
     hooked: bool,
-    jiffy_ns: int,
+    facts: Facts,
 ) -> NodeState:
     endpoint_rows: Dict[Row, Row] = {}
     selected = subjects[HOST] is not entries.OPEN
@@ -289,8 +290,10 @@ def _state(
         "gateway_v6": topology.GATEWAY_IPV6,
         "host_policy": int(selected),
     }
-    if jiffy_ns:
-        constants["jiffy_ns"] = jiffy_ns
+    if facts.jiffy_ns:
+        constants["jiffy_ns"] = facts.jiffy_ns
+    if facts.kernel_contexts:
+        constants["kernel_contexts"] = 1
     programs = {name: Program(name, constants) for name in (*OBJECTS, *(HOST_OBJECTS if selected else ()))}
     blocked = cluster.spec.get("blocked_cidrs", ())
     if blocked and "off" in modes.values():

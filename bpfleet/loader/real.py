@@ -31,6 +31,7 @@ from bpfleet.loader.xdp import Xdp
 from bpfleet.model.state import Facts, NodeState, Program, Table
 
 MINIMUM_KERNEL = (6, 1)
+_SHOWS_CONTEXTS = (6, 2)  # has bpf_cast_to_kern_ctx
 _OTHER_MAPS = " (other maps)"
 _LINK_SCOPE = 253
 _CLOCK_MONOTONIC_COARSE = 6  # time has no name for it
@@ -79,10 +80,8 @@ class RealKernel:
         """As Kernel.check_fitness: root, kernel, BTF, bpffs, libbpf, in this order."""
         if os.geteuid() != 0:
             raise HostUnfit("not run as root", remedy="Connect as root.")
-        release = os.uname().release
-        found = re.match(r"(\d+)\.(\d+)", release)
-        if found is None or (int(found[1]), int(found[2])) < MINIMUM_KERNEL:
-            raise HostUnfit(f"the kernel is {release}", remedy="Use kernel 6.1 or later.")
+        if _kernel() < MINIMUM_KERNEL:
+            raise HostUnfit(f"the kernel is {os.uname().release}", remedy="Use kernel 6.1 or later.")
         if not Path("/sys/kernel/btf/vmlinux").exists():
             raise HostUnfit(
                 "the kernel has no BTF (/sys/kernel/btf/vmlinux)", remedy="Use a kernel with CONFIG_DEBUG_INFO_BTF."
@@ -111,6 +110,7 @@ class RealKernel:
             tuple(sorted(gateways)),
             cgroup=cgroup.root() is not None,
             jiffy_ns=jiffy_ns(),
+            kernel_contexts=shows_contexts(),
             shared=tuple(sorted(shared)),
             link_types={link.name: link.type for link in names.values() if link.type != ETHERNET},
         )
@@ -407,6 +407,17 @@ def _program(path: Path) -> Optional[syscall.ProgramInfo]:
         return syscall.program_info(fd)
     finally:
         os.close(fd)
+
+
+def _kernel() -> Tuple[int, int]:
+    """The kernel's version, (0, 0) if it says none."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def shows_contexts() -> bool:
+    """Whether programs may look into the kernel's own structure of a packet."""
+    return _kernel() >= _SHOWS_CONTEXTS
 
 
 def jiffy_ns() -> int:

@@ -187,6 +187,7 @@ class Facts:
     gateways: next hops of default routes.    controller: whence the change under way comes, empty if from here.
     cgroup: whether the host has a cgroup2 hierarchy, whose root socket hooks are attached to.
     jiffy_ns: nanoseconds of the kernel's tick, 0 if they are not known.
+    kernel_contexts: whether programs may look into the kernel's own structure of a packet (kernel 6.2 and later).
     shared: broadcast and anycast addresses of its networks, which its stack takes in besides its own.
     link_types: device -> its number of linux/if_arp.h, of those devices that are not Ethernet.
     """
@@ -199,6 +200,7 @@ class Facts:
     controller: str = ""
     cgroup: bool = True
     jiffy_ns: int = 0
+    kernel_contexts: bool = False
     shared: Tuple[str, ...] = ()
     link_types: Mapping[str, int] = field(default_factory=dict)
 

@@ -54,7 +54,8 @@ def frames_and_calls(path: Path) -> Tuple[Dict[str, int], Dict[str, Set[str]]]:
                 size = int(one[1] or one[2], 16)
                 sizes[function] = max(sizes[function], size if size <= LIMIT else 0)
     whom: Dict[str, Set[str]] = defaultdict(set)
-    for caller, callee in [*by_name, *((caller, named[where, at]) for caller, where, at in calls)]:
+    ours = [(caller, name) for caller, name in by_name if name in sizes]  # the kernel's have its stack
+    for caller, callee in [*ours, *((caller, named[where, at]) for caller, where, at in calls)]:
         whom[caller].add(callee)
     return sizes, whom
 

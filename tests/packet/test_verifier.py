@@ -18,6 +18,7 @@ import pytest
 
 from bpfleet.loader import layout
 from bpfleet.loader.generated.layouts import CONSTANTS, PROGRAMS
+from bpfleet.loader.real import shows_contexts
 from tests.packet import kernel
 
 pytestmark = pytest.mark.root
@@ -35,6 +36,7 @@ EXTREMES: Dict[str, Tuple[Any, Any]] = {
     "blocked_at_tc": (0, 1),
     "services_at_tc": (0, 1),
     "jiffy_ns": (0, 10_000_000),
+    "kernel_contexts": (0, int(shows_contexts())),
     "events_slots_mask": (0, 0xFFFFFFFF),
     "copies_mask": (0, 0xFFFFFFFF),
     "connections_move": (0, 1),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
-from bpfleet.loader.real import jiffy_ns
+from bpfleet.loader.real import jiffy_ns, shows_contexts
 from tests.packet.frames import ICMP, ICMP6, TCP, UDP
 from tests.packet.kernel import Datapath
 
@@ -45,6 +45,7 @@ TUNNELS = {"c": UNDERLAY_2, "node2": UNDERLAY_2, "d": UNDERLAY_6}
 CONSTANTS = {
     "tunnel_port": TUNNEL_PORT, "node_address": UNDERLAY, "events_slots_mask": 1023, "blocked_at_tc": 1,
     "services_at_tc": 1, "flows_passed": 48, "flows_dropped": 16, "jiffy_ns": jiffy_ns(),
+    "kernel_contexts": int(shows_contexts()),
     "gateway_v4": ADDRESSES[4]["gateway"], "gateway_v6": ADDRESSES[6]["gateway"],
 }  # fmt: skip
 HOST_CONSTANTS = {**CONSTANTS, "host_policy": 1}

@@ -20,14 +20,14 @@ INSTRUCTION_LIMIT = 1_000_000
 """Where the verifier gives up: BPF_COMPLEXITY_LIMIT_INSNS in include/linux/bpf.h."""
 
 
-def programs() -> list[tuple[str, dict[str, object]]]:
+def programs(has_contexts: bool) -> list[tuple[str, dict[str, object]]]:
     """Every program of a node that uses everything, and of nodes that use less: without constants (as the object has
     them) and with all that occur. Each feature that is on or off is other code to the verifier."""
     found: dict[str, tuple[str, dict[str, object]]] = {}
     for host, services, xdp in itertools.product((True, False), (True, False), ("native", "off")):
         state = Compiler().compile(DocumentSet(documents(host, services, xdp)), fleet.facts(1)).state
         for _, program in sorted(state.programs.items()):
-            for constants in ({}, dict(program.constants)):
+            for constants in ({}, dict(program.constants), {**program.constants, "kernel_contexts": int(has_contexts)}):
                 found.setdefault(json.dumps([program.object, constants], sort_keys=True), (program.object, constants))
     built = Path(__file__).parents[2] / "build/bpf"
     assert {f"{name}.bpf.o" for name, _ in found.values()} == {path.name for path in built.glob("*.bpf.o")}
@@ -59,7 +59,8 @@ def test_the_verifier_takes_every_object(
     assert tuple(map(int, python)) == recipe.python
     machine.put({"/root/agent.pyz": artefact.data, "/root/verify.py": VERIFY.read_bytes()})
     try:
-        output = machine.run("python3 -B verify.py agent.pyz", input=json.dumps(programs()).encode())
+        asked = json.dumps(programs(recipe.kernel >= (6, 2))).encode()
+        output = machine.run("python3 -B verify.py agent.pyz", input=asked)
     finally:
         machine.run("rm verify.py agent.pyz")
     answers = json.loads(output)

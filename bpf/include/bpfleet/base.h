@@ -54,6 +54,9 @@ const volatile __u32 copies_mask = 1023;
 /* Whether `connections` is being made anew in another size, and this program keeps both (connection.h). */
 const volatile __u8 connections_move = 0;
 
+/* Whether the kernel shows programs its own structure of a packet, as those from 6.2 on (unfinished.h). */
+const volatile __u8 kernel_contexts = 0;
+
 /* How many flows the history keeps (flow.h), of those that passed and of those that were dropped. Its maps have room for
  * both and two more. */
 const volatile __u32 flows_passed = 8192;

@@ -3,9 +3,9 @@
  * stacks refuse all of it as well; here it is neither judged nor recorded, and scans that live on it get no answer.
  *
  * Left to the receiver's stack, which every packet that passes comes to: transports' checksums, which the sender's device may
- * still have to finish, and what options and extension headers say. IPv4's header has its checksum from the stack that makes
- * it. What the kernel put together from several packets, or will take apart (gso_size), has the lengths that the kernel gave
- * it, and UDP's are then no packet's.
+ * still have to finish (unfinished.h), and what options and extension headers say. IPv4's header has its checksum from the
+ * stack that makes it. What the kernel put together from several packets, or will take apart (gso_size), has the lengths that
+ * the kernel gave it, and UDP's are then no packet's.
  */
 #pragma once
 
