@@ -4,6 +4,8 @@
  *   - a packet from a blocked network is dropped, unless XDP has seen to that;
  *   - a tunnel packet whose outer source is no member's address is dropped;
  *   - a bare packet with the address of a workload as its source is dropped: workloads' packets travel in the tunnel;
+ *   - a packet for others with an address of this host as its source is dropped: forwarded, which the stack does with IPv6,
+ *     it would look like what is masqueraded, and get answers let in (host.h) or an identity in the tunnel;
  *   - a packet may come without an Ethernet header (frame.h);
  *   - a frame with a VLAN's tag is its own device's; a priority tag (VLAN 0) is taken off;
  *   - what the host sends to a group or broadcast address that it is in itself, its stack loops back to here: that passes.
@@ -121,6 +123,8 @@ int bpfl_from_under(struct __sk_buff *skb)
 	} else if (packet->source_identity >= IDENTITY_LOWEST || packet->source_identity == IDENTITY_WAITING) {
 		return drop(skb, packet, REASON_UNDERLAY_WORKLOAD);
 	}
+	if (packet->source_identity == IDENTITY_HOST && !is_neighbours(&packet->source) && !is_for_host(skb, packet))
+		return drop(skb, packet, REASON_SPOOFED_SOURCE);
 	if (!host_policy)
 		return pass(skb, REASON_UNDERLAY);
 	/* Without addresses nobody can say whose it is; the stack takes no such packet either. */

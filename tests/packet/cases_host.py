@@ -131,6 +131,12 @@ def underlay_cases(family: int) -> List[Case]:
             only(Rule("ingress", 77)), shot(FROM, "eth0", f.tcp(x["gateway"], me, PORTS), "spoofed_source"),
             shot(FROM, "eth0", f.tcp(me, me, PORTS), "spoofed_source"),
         )),
+        ("a source of this host's own from the network, to others: what posed as masqueraded would get answers let in", (
+            CLOSED, shot(FROM, "eth0", f.udp(me, world, PORTS), "spoofed_source"),
+            shot(FROM, "eth0", f.udp(me, a, PORTS), "spoofed_source"), shot(FROM, "eth0", f.udp(me, c, PORTS), "spoofed_source"),
+            shot(FROM, "eth0", f.udp(x["gateway"], member, PORTS), "spoofed_source"),
+            no_entry(f.udp(world, me, BACK)),
+        )),
         ("a source of this host's own from the network, of an error about its connection", (
             only(udp_out), left(f.udp(me, world, PORTS), allowed("egress", 73)),
             shot(FROM, "eth0", f.too_big(me, me, f.udp(me, world, PORTS)), "spoofed_source"),

@@ -286,20 +286,22 @@ class Node:
         except (Unreadable, Dropped) as broken:
             ends = broken.ends if isinstance(broken, Unreadable) else read(frame).ends
             if ends:
-                self._is_from_where_it_may(ends[0], isinstance(broken, Unreadable) and broken.udp_ports)
+                self._is_from_where_it_may(*ends, isinstance(broken, Unreadable) and broken.udp_ports)
             # What is not understood is dropped if it is the host's, or nobody can say whose it is.
             if self.is_judged and str(broken) != "unsupported" and (not ends or self.host.is_for_host(*ends)):
                 raise
             return "underlay", None
         is_udp = packet.protocol == UDP and packet.kind != "fragment"
-        is_tunnel = self._is_from_where_it_may(packet.source, is_udp and packet.ports)
+        is_tunnel = self._is_from_where_it_may(packet.source, packet.destination, is_udp and packet.ports)
         if self.is_judged and not is_tunnel:
             self.host.comes(packet)
         return "underlay", None
 
-    def _is_from_where_it_may(self, source: Address, udp_ports: Union[Ports, Literal[False]]) -> bool:
+    def _is_from_where_it_may(
+        self, source: Address, destination: Address, udp_ports: Union[Ports, Literal[False]]
+    ) -> bool:
         """Whether a packet of the network is one of the tunnel. Raises Dropped: those come from members only, and no
-        others from workloads."""
+        others from workloads, nor from this node to anybody else."""
         place = self.ends.place(source)
         if udp_ports and udp_ports[1] == self.tunnel_port:
             if place != REMOTE_NODE:
@@ -307,6 +309,8 @@ class Node:
             return True
         if place not in (HOST, REMOTE_NODE, WORLD):
             raise Dropped("underlay_workload")
+        if place == HOST and not source.is_link_local and not self.host.is_for_host(source, destination):
+            raise Dropped("spoofed_source")
         return False
 
     def _leaves(self, device: str, frame: bytes, via: str) -> On:

@@ -39,19 +39,22 @@ static __always_inline bool host_is_link_traffic(const struct packet *packet, __
 	       packet_is_dhcp(packet, direction == DIRECTION_EGRESS);
 }
 
-/* The other end of the host's traffic at an underlay device. A link-local address there is a neighbour's, even where it
- * is that of our workloads' gateway. */
+/* A link-local address at an underlay device is a neighbour's, even where it is that of our workloads' gateway. */
+static __always_inline bool is_neighbours(const struct address *address)
+{
+	return address_is_v4(address) ? (address->words[3] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000) :
+					address_is_link_local_v6(address);
+}
+
+/* The other end of the host's traffic at an underlay device. */
 static __always_inline void underlay_place(const struct address *address, struct place *place)
 {
 	const struct address_record *record = address_find(address);
-	bool is_link_local = address_is_v4(address) ?
-		(address->words[3] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000) :
-		address_is_link_local_v6(address);
 
 	place->next_hop.halves[0] = 0;
 	place->next_hop.halves[1] = 0;
 	place->route = ROUTE_STACK;
-	place->identity = record && !is_link_local ? record->identity : IDENTITY_WORLD;
+	place->identity = record && !is_neighbours(address) ? record->identity : IDENTITY_WORLD;
 }
 
 /* Tunnel packets between members, their later fragments, and errors about them. `peer` is the other end of the flow. */
