@@ -22,6 +22,21 @@
 #include <bpfleet/refuse.h>
 #include <bpfleet/vocabulary.h>
 
+#define INGRESS_FORGOTTEN 0xffffffff /* no device's */
+
+/* The device that a packet came in by; 0: the host itself sends it. Of IPv6 that it takes apart again on its way (its
+ * connection tracking puts fragments together) the kernel forgets that, where it cannot use the fragments as they came: so a
+ * fragment of none is the host's only with an address that is known for the host's. */
+static __always_inline __u32 came_in_by(const struct __sk_buff *skb, const struct packet *packet)
+{
+	const struct address_record *source;
+
+	if (skb->ingress_ifindex || !packet->is_v6 || packet->part == PART_WHOLE)
+		return skb->ingress_ifindex;
+	source = address_find(&packet->source);
+	return source && source->identity == IDENTITY_HOST ? 0 : INGRESS_FORGOTTEN;
+}
+
 /* May a packet from a peer at that place have come in by that device? 0: the host itself sent it. */
 static __always_inline bool origin_fits(__u32 ingress_ifindex, __u32 identity, __u8 route,
 					const struct address *next_hop, const struct node *node)
@@ -36,7 +51,7 @@ static __always_inline bool origin_fits(__u32 ingress_ifindex, __u32 identity, _
 }
 
 static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packet, const struct found *found,
-				     struct side *side, const struct node *node)
+				     struct side *side, const struct node *node, __u32 ingress_ifindex)
 {
 	struct address_record *destination;
 
@@ -47,10 +62,10 @@ static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packe
 		return REASON_UNKNOWN_DESTINATION;
 	address_place(&packet->source, &side->peer);
 	packet->source_identity = side->peer.identity;
-	if (!origin_fits(skb->ingress_ifindex, side->peer.identity, side->peer.route, &side->peer.next_hop, node))
+	if (!origin_fits(ingress_ifindex, side->peer.identity, side->peer.route, &side->peer.next_hop, node))
 		return REASON_SPOOFED_SOURCE;
 	/* A connection that the endpoint opened was judged by the address it went to, and still is. */
-	if (!skb->ingress_ifindex && !(found->record && found->is_reply)) {
+	if (!ingress_ifindex && !(found->record && found->is_reply)) {
 		side->peer.identity = IDENTITY_HOST;
 		side->peer.route = ROUTE_STACK;
 		side->peer.next_hop.halves[0] = 0;
@@ -81,6 +96,7 @@ int bpfl_to_ep(struct __sk_buff *skb)
 	const struct connection_copy *copy;
 	struct found found = {};
 	struct side side = {};
+	__u32 ingress_ifindex;
 	__u64 revisions;
 	int reason;
 
@@ -97,14 +113,15 @@ int bpfl_to_ep(struct __sk_buff *skb)
 	reason = packet_parse(skb, packet);
 	if (reason)
 		return drop(skb, packet, reason);
-	if (!skb->ingress_ifindex && (packet_is_neighbour(packet) || packet_is_dhcp(packet, false)))
+	ingress_ifindex = came_in_by(skb, packet);
+	if (!ingress_ifindex && (packet_is_neighbour(packet) || packet_is_dhcp(packet, false)))
 		return pass(skb, REASON_NEIGHBOUR);
 	if (services_at_tc && is_refusal(skb, packet))
 		return pass(skb, REASON_SERVICE);
 	if (is_expiry(skb, packet))
 		return pass(skb, REASON_TO_ENDPOINT);
 
-	if (host_policy && !skb->ingress_ifindex) {
+	if (host_policy && !ingress_ifindex) {
 		packet->source_identity = IDENTITY_HOST;
 		side.peer.identity = endpoint->identity;
 		side.peer.route = ROUTE_LOCAL;
@@ -122,19 +139,18 @@ int bpfl_to_ep(struct __sk_buff *skb)
 	copy = copy_look_up(&found.copy, packet, revisions);
 	if (copy && copy->ifindex == skb->ifindex) {
 		copy_peer(copy, &side.peer);
-		if (origin_fits(skb->ingress_ifindex, side.peer.identity, side.peer.route, &side.peer.next_hop, this_node)) {
+		if (origin_fits(ingress_ifindex, side.peer.identity, side.peer.route, &side.peer.next_hop, this_node)) {
 			admit_copied(skb, copy, &found);
 			return pass(skb, REASON_TO_ENDPOINT);
 		}
 	}
 	connection_find(packet, DIRECTION_INGRESS, &found);
 	if (packet->kind != PACKET_RELATED && found.record &&
-	    origin_fits(skb->ingress_ifindex, found.record->peer, found.record->route, &found.record->next_hop,
-			this_node) &&
+	    origin_fits(ingress_ifindex, found.record->peer, found.record->route, &found.record->next_hop, this_node) &&
 	    admit_established(skb, packet, &found, skb->ifindex, revisions))
 		return hand_over(skb, packet, &found);
 
-	reason = find_ends(skb, packet, &found, &side, this_node);
+	reason = find_ends(skb, packet, &found, &side, this_node, ingress_ifindex);
 	if (!reason)
 		reason = admit(skb, packet, &found, &side);
 	if (reason)

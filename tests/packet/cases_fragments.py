@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, List, Tuple, Union
 
 from tests.packet import frames as f
-from tests.packet.cases_endpoint import BACK, PORTS, allowed, denied, local, shot
+from tests.packet.cases_endpoint import BACK, PORTS, allowed, denied, from_stack, local, shot, to_stack
 from tests.packet.world import ADDRESSES, DEFAULT_DENY, IDENTITIES, Case, Move, Policy, Rule, Send
 
 Step = Union[Send, Policy, Move]
@@ -108,6 +108,20 @@ def fragment_cases(family: int) -> List[Case]:
             Policy("b", (), ("egress",)),
             local("a", "b", *first(), allowed("egress"), allowed("ingress")),
             local("b", "a", f.unreachable(b, a, first()[0]), f.icmp(b, a, 1 if family == 6 else 3, bytes(4) + first()[0][:64], code=1, hops=63)),
+        )),
+        ("IPv6 that the stack put together and took apart, of which the kernel has forgotten where it came in, is not the host's", (
+            Policy("a", (Rule("ingress", 37, peer=1),), ("ingress",)),
+            from_stack("a", f.udp(x["host"], a, PORTS, more=True), allowed("ingress", 37, source_identity=1)),
+            *((
+                denied("to_endpoint", "a", f.udp(x["world"], a, PORTS, more=True), DEFAULT_DENY["ingress"], "ingress"),
+                shot("to_endpoint", "a", f.udp(b, a, PORTS, more=True), "spoofed_source"),
+                shot("to_endpoint", "a", f.udp(x["c"], a, PORTS, more=True), "spoofed_source"),
+                denied("to_endpoint", "a", f.udp(x["world"], a, (547, 546), more=True), DEFAULT_DENY["ingress"], "ingress"),
+            ) if family == 6 else (
+                from_stack("a", f.udp(x["world"], a, PORTS, more=True), allowed("ingress", 37, source_identity=1)),
+            )),
+            to_stack("a", f.udp(a, x["world"], (40001, 53)), allowed("egress")),
+            from_stack("a", f.udp(x["world"], a, (53, 40001), more=True)),
         )),
         ("what policy said of port 0 says nothing of a fragment without ports", (
             Policy("b", (Rule("ingress", 15, IDENTITIES["a"], f.UDP), Rule("ingress", 16, 0, f.TCP, 80)), ("ingress",)),

@@ -35,6 +35,8 @@ ROUTERS_ONLY = (134, 137)
 """Router advertisement and redirect: RFC 4861 4.2, 4.5."""
 TUNNEL = "vxlan"
 """The device by which the stack gets what came out of the tunnel."""
+FORGOTTEN = "forgotten"
+"""Whatever device a part of an IPv6 packet came in by that the kernel put together and took apart again."""
 On = Tuple[str, Optional[Reading]]
 """What became of a packet that passed, and how it goes on; None: untouched."""
 
@@ -228,6 +230,8 @@ class Node:
             return "neighbour", None
         left = read(frame)
         packet = self.ends.begin(name, left)
+        if not via and packet.source.version == 6 and packet.part != "whole" and self.ends.place(packet.source) != HOST:
+            via = FORGOTTEN
         if not via and (is_discovery(packet) or is_dhcp(packet, SERVER_PORTS)):
             return "neighbour", None
         if via == name and self._is_refusal(packet):
