@@ -1,4 +1,5 @@
-"""The networks that a cluster blocks: what may not be among them, and how they are written into the map."""
+"""The networks that a cluster blocks, or gives to workloads: what may not be among them. How blocked ones are written
+into the map."""
 
 from __future__ import annotations
 
@@ -11,6 +12,10 @@ from bpfleet.model.state import Facts, Row
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
+Declared = Tuple[Document, str, Network, str]
+"""A network: whose, in which field, and what to do where it holds {}."""
+
+_WORKLOADS = "workload_cidrs"
 _LINK_LOCAL = ipaddress.ip_network("fe80::/10")
 _MAPPED = ipaddress.ip_network("::ffff:0:0/96")
 
@@ -60,19 +65,24 @@ def conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
 
 
 def unreachable(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError]:
-    """Networks that would cut this node off from its controller, or from its default route."""
+    """Networks that would cut this node off from its controller, or from its default route: blocked ones, and those of
+    workloads, which are reached through the tunnel. The controller may be a workload itself."""
+    endpoints = documents.of_kind("endpoint").values()
+    workloads = {address for endpoint in endpoints for address in endpoint.spec["addresses"]}
     needed = [(address, f"the gateway of node {facts.node}") for address in facts.gateways]
     if facts.controller:
         what = f"from where node {facts.node} is being changed: the controller or its jump host"
         needed.append((facts.controller, what))
-    for cluster, index, network in _networks(documents):
+    for document, field, network, remedy in (*_blocked(documents), *_of_workloads(documents)):
         for address, what in needed:
+            if field.startswith(_WORKLOADS) and address in workloads:
+                continue
             if network.prefixlen and _holds(network, address):
                 yield InvalidInput(
                     f"{network} holds {address}, {what}",
-                    resource=cluster.key,
-                    field=f"blocked_cidrs[{index}]",
-                    remedy=f"Block smaller networks that leave {address} out.",
+                    resource=document.key,
+                    field=field,
+                    remedy=remedy.format(address),
                     details={"address": address, "node": facts.node},
                 )
 
@@ -93,6 +103,17 @@ def warnings(documents: DocumentSet, cluster: Document) -> List[str]:
                         "they send travels in the tunnel and is not blocked; use a policy for it"
                     )
     return found
+
+
+def _blocked(documents: DocumentSet) -> Iterator[Declared]:
+    for cluster, index, network in _networks(documents):
+        yield cluster, f"blocked_cidrs[{index}]", network, "Block smaller networks that leave {} out."
+
+
+def _of_workloads(documents: DocumentSet) -> Iterator[Declared]:
+    for _, node in sorted(documents.of_kind("node").items()):
+        for index, cidr in enumerate(node.spec["workload_cidrs"]):
+            yield node, f"{_WORKLOADS}[{index}]", ipaddress.ip_network(cidr), "Give workloads networks without {}."
 
 
 def _networks(documents: DocumentSet) -> Iterator[Tuple[Document, int, Network]]:

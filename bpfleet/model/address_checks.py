@@ -1,4 +1,5 @@
-"""Addresses by which nobody is reached from elsewhere: nodes, endpoints and services may not be declared with them."""
+"""Addresses by which nobody is reached from elsewhere, with which nodes, endpoints and services may not be declared;
+and ports that hosts need for themselves."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ _KINDS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
 )
 """RFC 6890 for the first two and the unspecified ones, RFC 5771, RFC 4291 2.7, RFC 919."""
 _NETWORKS = tuple((kind, ipaddress.ip_network(text)) for kind, texts in _KINDS for text in texts)
+_DHCP = (67, 68, 546, 547)
+"""RFC 2131 4.1, RFC 8415 7.2"""
 _REMEDY = "Give an address by which the other nodes can reach it."
 
 
@@ -40,6 +43,12 @@ def endpoint_addresses(spec: Mapping[str, Any]) -> Iterator[Problem]:
     """An endpoint's addresses."""
     for index, text in enumerate(spec["addresses"] if not contains_unknown(spec["addresses"]) else ()):
         yield from _problem(f"addresses[{index}]", nobody_s(text), _REMEDY)
+
+
+def tunnel_port(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """A tunnel's UDP port."""
+    if spec.get("port") in _DHCP:
+        yield Problem("port", f"{spec['port']} is a port of DHCP", "Take another, such as 8472 or 4789.")
 
 
 def _problem(path: str, kind: str, remedy: str) -> Iterator[Problem]:

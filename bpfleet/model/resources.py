@@ -56,7 +56,7 @@ ROUTING = Object(
         Field(
             "port",
             Integer(1, 65535),
-            "UDP port of the tunnel on every node.",
+            "UDP port of the tunnel on every node; none of DHCP's, whose answers would be taken for tunnel packets.",
             default=DEFAULT_TUNNEL_PORT,
         ),
         Field(
@@ -66,6 +66,7 @@ ROUTING = Object(
             "(50 bytes over IPv4, 70 over IPv6).",
         ),
     ),
+    checks=(address_checks.tunnel_port,),
 )
 
 _HOST_KEY = Text(

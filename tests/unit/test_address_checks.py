@@ -19,6 +19,12 @@ def problems(kind: str, changed: Dict[str, Any]) -> List[Tuple[str, str]]:
     return [(str(problem.field), str(problem)) for problem in found]
 
 
+@pytest.mark.parametrize(("port", "paths"), [(68, ["routing.port"]), (547, ["routing.port"]), (8472, [])])
+def test_the_tunnel_takes_no_port_of_dhcp(port: int, paths: List[str]) -> None:
+    cluster = {"kind": "cluster", "name": "one", "spec": {"id": 1, "members": ["h1"], "routing": {"port": port}}}
+    assert [str(problem.field) for problem in problems_of(cluster)] == paths
+
+
 @pytest.mark.parametrize("kind", SPECS)
 def test_good_ones_are_taken(kind: str) -> None:
     assert problems(kind, {}) == []

@@ -55,6 +55,23 @@ def test_what_may_not_be_blocked(cidr: str, says: str) -> None:
     assert mine[0].remedy
 
 
+@pytest.mark.parametrize("cidr", ["203.0.113.0/24", "192.168.77.248/29"])
+def test_no_workloads_are_where_the_controller_or_the_gateway_is(cidr: str) -> None:
+    devices = [{"name": "eth0"}]
+    moved = fleet.document(
+        "node", "h1", address="192.168.77.1", devices=devices, workload_cidrs=["10.77.1.0/24", "fd77:0:0:1::/64", cidr]
+    )
+    given = [one for one in documents([]) if (one.kind, one.name) != ("node", moved.name)] + [moved]
+    (error,) = validate(DocumentSet(given), FACTS)
+    assert (error.resource, error.field) == ("node/h1", f"workload_cidrs[{moved.spec['workload_cidrs'].index(cidr)}]")
+    assert cidr in error.what and error.remedy
+    if cidr.startswith("203"):
+        controller = fleet.document(
+            "endpoint", "control", node="h1", identity="web", addresses=["203.0.113.9"], attach={"netns": "control"}
+        )
+        assert validate(DocumentSet([*given, controller]), FACTS) == []
+
+
 def test_what_may_be_blocked() -> None:
     assert validate(DocumentSet(documents(["198.51.100.0/24", "2001:db8:bad::/48", "128.0.0.0/2"])), FACTS) == []
 

@@ -44,7 +44,8 @@ options:
         default: vxlan
       port:
         description:
-          - UDP port of the tunnel on every node.
+          - UDP port of the tunnel on every node; none of DHCP's, whose answers would be taken for tunnel
+            packets.
         type: int
         default: 8472
       mtu:

@@ -1171,7 +1171,7 @@ class RoutingArgsDict(TypedDict):
     """
     port: NotRequired[pulumi.Input[Optional[_builtins.int]]]
     """
-    UDP port of the tunnel on every node.
+    UDP port of the tunnel on every node; none of DHCP's, whose answers would be taken for tunnel packets.
     """
 
 @pulumi.input_type
@@ -1185,7 +1185,7 @@ class RoutingArgs:
 
         :param pulumi.Input['RoutingMode'] mode: Encapsulation between nodes.
         :param pulumi.Input[_builtins.int] mtu: MTU of workloads, in bytes. Default: the smallest MTU of the node's devices less the tunnel's overhead (50 bytes over IPv4, 70 over IPv6).
-        :param pulumi.Input[_builtins.int] port: UDP port of the tunnel on every node.
+        :param pulumi.Input[_builtins.int] port: UDP port of the tunnel on every node; none of DHCP's, whose answers would be taken for tunnel packets.
         """
         if mode is None:
             mode = 'vxlan'
@@ -1226,7 +1226,7 @@ class RoutingArgs:
     @pulumi.getter
     def port(self) -> pulumi.Input[Optional[_builtins.int]]:
         """
-        UDP port of the tunnel on every node.
+        UDP port of the tunnel on every node; none of DHCP's, whose answers would be taken for tunnel packets.
         """
         return pulumi.get(self, "port")
 

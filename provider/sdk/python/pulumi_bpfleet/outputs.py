@@ -828,7 +828,7 @@ class Routing(dict):
 
         :param 'RoutingMode' mode: Encapsulation between nodes.
         :param _builtins.int mtu: MTU of workloads, in bytes. Default: the smallest MTU of the node's devices less the tunnel's overhead (50 bytes over IPv4, 70 over IPv6).
-        :param _builtins.int port: UDP port of the tunnel on every node.
+        :param _builtins.int port: UDP port of the tunnel on every node; none of DHCP's, whose answers would be taken for tunnel packets.
         """
         if mode is None:
             mode = 'vxlan'
@@ -861,7 +861,7 @@ class Routing(dict):
     @pulumi.getter
     def port(self) -> Optional[_builtins.int]:
         """
-        UDP port of the tunnel on every node.
+        UDP port of the tunnel on every node; none of DHCP's, whose answers would be taken for tunnel packets.
         """
         return pulumi.get(self, "port")
 
