@@ -15,7 +15,6 @@ Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 Declared = Tuple[Document, str, Network, str]
 """A network: whose, in which field, and what to do where it holds {}."""
 
-_WORKLOADS = "workload_cidrs"
 _LINK_LOCAL = ipaddress.ip_network("fe80::/10")
 _MAPPED = ipaddress.ip_network("::ffff:0:0/96")
 
@@ -73,10 +72,11 @@ def unreachable(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError]:
     if facts.controller:
         what = f"from where node {facts.node} is being changed: the controller or its jump host"
         needed.append((facts.controller, what))
-    for document, field, network, remedy in (*_blocked(documents), *_of_workloads(documents)):
-        for address, what in needed:
-            if field.startswith(_WORKLOADS) and address in workloads:
-                continue
+    networks = [(one, needed) for one in _blocked(documents)]
+    besides = [(address, what) for address, what in needed if address not in workloads]
+    networks += [(one, besides) for one in _of_workloads(documents)]
+    for (document, field, network, remedy), addresses in networks:
+        for address, what in addresses:
             if network.prefixlen and _holds(network, address):
                 yield InvalidInput(
                     f"{network} holds {address}, {what}",
@@ -113,7 +113,7 @@ def _blocked(documents: DocumentSet) -> Iterator[Declared]:
 def _of_workloads(documents: DocumentSet) -> Iterator[Declared]:
     for _, node in sorted(documents.of_kind("node").items()):
         for index, cidr in enumerate(node.spec["workload_cidrs"]):
-            yield node, f"{_WORKLOADS}[{index}]", ipaddress.ip_network(cidr), "Give workloads networks without {}."
+            yield node, f"workload_cidrs[{index}]", ipaddress.ip_network(cidr), "Give workloads networks without {}."
 
 
 def _networks(documents: DocumentSet) -> Iterator[Tuple[Document, int, Network]]:

@@ -141,7 +141,7 @@ def check_capacity(want: NodeState, have: Optional[NodeState] = None) -> None:
     """
     for one in usage(want, have):
         if one.wanted > one.limit:
-            raise _error(one, want, have, {})
+            raise _error(one, want, have)
 
 
 def kept_sizes(want: NodeState, have: NodeState, cluster: Optional[str]) -> List[str]:
@@ -184,7 +184,9 @@ def blame(error: InvalidInput, compiled: Compiled, changed: Collection[str]) -> 
     )
 
 
-def _error(one: Usage, want: NodeState, have: Optional[NodeState], identities: Mapping[int, str]) -> InvalidInput:
+def _error(
+    one: Usage, want: NodeState, have: Optional[NodeState], identities: Mapping[int, str] = MappingProxyType({})
+) -> InvalidInput:
     of = "" if one.key is None else f" of {_owner(one.map, one.key, identities)}"
     limit = LIMITS.get(one.map)
     remedy = _REMEDY.get(one.map, "Declare less for this node")

@@ -16,9 +16,9 @@ _KINDS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("broadcast", ("255.255.255.255/32",)),
 )
 """RFC 6890 for the first two and the unspecified ones, RFC 5771, RFC 4291 2.7, RFC 919."""
-_NETWORKS = tuple((kind, ipaddress.ip_network(text)) for kind, texts in _KINDS for text in texts)
-_DHCP = (67, 68, 546, 547)
-"""RFC 2131 4.1, RFC 8415 7.2"""
+NETWORKS = tuple((kind, ipaddress.ip_network(text)) for kind, texts in _KINDS for text in texts)
+TO_DHCP_SERVER, TO_DHCP_CLIENT = {4: 67, 6: 547}, {4: 68, 6: 546}
+"""UDP ports by IP version: RFC 2131 4.1, RFC 8415 7.2."""
 _REMEDY = "Give an address by which the other nodes can reach it."
 
 
@@ -47,7 +47,7 @@ def endpoint_addresses(spec: Mapping[str, Any]) -> Iterator[Problem]:
 
 def tunnel_port(spec: Mapping[str, Any]) -> Iterator[Problem]:
     """A tunnel's UDP port."""
-    if spec.get("port") in _DHCP:
+    if spec.get("port") in {*TO_DHCP_SERVER.values(), *TO_DHCP_CLIENT.values()}:
         yield Problem("port", f"{spec['port']} is a port of DHCP", "Take another, such as 8472 or 4789.")
 
 
@@ -57,7 +57,7 @@ def _problem(path: str, kind: str, remedy: str) -> Iterator[Problem]:
 
 
 def _kind(network: Union[ipaddress.IPv4Network, ipaddress.IPv6Network]) -> str:
-    for kind, other in _NETWORKS:
+    for kind, other in NETWORKS:
         if network.version == other.version and network.overlaps(other):
             return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} address"
     return ""

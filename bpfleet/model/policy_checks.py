@@ -10,14 +10,15 @@ import ipaddress
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set
 
 from bpfleet.model import meaning
+from bpfleet.model.address_checks import NETWORKS
 from bpfleet.model.schema import Check, Problem, contains_unknown
 
 IN, NOT_IN, EXISTS, DOES_NOT_EXIST = OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 
 _DIRECTIONS = ("ingress", "egress")
 _FAMILY_OF = {"icmp": 4, "icmpv6": 6}
-_GROUPS = tuple(map(ipaddress.ip_network, ("224.0.0.0/4", "255.255.255.255/32", "ff00::/8")))
-"""Multicast and the broadcast, from which nothing comes (RFC 1122 3.2.1.3, RFC 4291 2.7)."""
+_GROUPS = tuple(network for kind, network in NETWORKS if kind in ("multicast", "broadcast"))
+"""From which nothing comes (RFC 1122 3.2.1.3, RFC 4291 2.7)."""
 _NOT_FOR_ENDPOINTS = tuple(map(ipaddress.ip_network, ("224.0.0.0/3", "ff00::/8")))
 """What the programs take for it (address_is_multicast in bpf/include/bpfleet/address.h): no endpoint may send there."""
 

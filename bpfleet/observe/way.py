@@ -13,14 +13,13 @@ from typing import Any, Dict, List, Mapping, NoReturn, Protocol
 
 from bpfleet.compile.host import is_failsafe
 from bpfleet.compile.lookup import Question
+from bpfleet.model.address_checks import TO_DHCP_CLIENT, TO_DHCP_SERVER
 from bpfleet.model.identity import HOST, REMOTE_NODE, WAITING, WORLD
 from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.observe.events import FAILSAFE, ITSELF
 from bpfleet.observe.places import End, Places
 
 EGRESS, INGRESS = "egress", "ingress"
-_TO_SERVER, _TO_CLIENT = {4: 67, 6: 547}, {4: 68, 6: 546}
-"""Ports of DHCP by IP version: RFC 2131 4.1, RFC 8415 7.2."""
 _DISCOVERY = range(133, 138)
 """ICMPv6 types of neighbour and router discovery (RFC 4861)."""
 _ROUTERS_ONLY = (134, 137)
@@ -148,7 +147,7 @@ class Way:
         number = self._beyond(node, destination)
         if number == WORLD:
             self._is_somebody("unknown_destination", node)
-        if self._is_link_traffic(_TO_SERVER):
+        if self._is_link_traffic(TO_DHCP_SERVER):
             self._passes(EGRESS, source, _LINK)
         elif self._packet.is_to(self._tunnel_port) and number == REMOTE_NODE:
             self._passes(EGRESS, source, _TUNNEL)
@@ -160,7 +159,7 @@ class Way:
     def _to_endpoint_from_node(self, node: str) -> None:
         source, destination = self._source, self._destination
         is_here = destination.node == node
-        if is_here and (self._packet.is_discovery or self._is_dhcp(_TO_CLIENT)):
+        if is_here and (self._packet.is_discovery or self._is_dhcp(TO_DHCP_CLIENT)):
             self._passes(EGRESS, source, _GATEWAY)
             return self._passes(INGRESS, destination, _GATEWAY)
         self._host(EGRESS, source, self._number(node, destination))
@@ -190,7 +189,7 @@ class Way:
             return self._passes(INGRESS, destination, _TUNNEL)
         if destination.endpoint is not None:
             return self._policy(INGRESS, destination, number)
-        if self._is_link_traffic(_TO_CLIENT):
+        if self._is_link_traffic(TO_DHCP_CLIENT):
             return self._passes(INGRESS, destination, _LINK)
         return self._host(INGRESS, destination, number)
 
@@ -208,7 +207,7 @@ class Way:
         address = self._destination.address
         is_near = number == HOST or (address is not None and _is_of_link(address))
         is_discovery = self._packet.is_discovery and self._packet.asked["type"] not in _ROUTERS_ONLY
-        return is_near and (is_discovery or self._is_dhcp(_TO_SERVER))
+        return is_near and (is_discovery or self._is_dhcp(TO_DHCP_SERVER))
 
     def _is_link_traffic(self, dhcp: Mapping[int, int]) -> bool:
         return self._packet.is_discovery or self._packet.is_listener_report or self._is_dhcp(dhcp)
