@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from bpfleet.model.document import Document
 from tests.e2e.traffic.ground import FAMILIES, LABELS, OPEN_PORTS, Ground, Reached
@@ -57,6 +58,28 @@ def wrong(ground: Ground, policies: Sequence[Document], reached: Reached) -> lis
         if seen != (own if verdict.passes else None):
             found.append(f"{source} to {owner(ground, flow.address)} {flow}: saw {seen}, should be {verdict}")
     return found
+
+
+def ends(ground: Ground, source: str, flow: Flow) -> tuple[str, str, str, int]:
+    """A probe as events name it; see `ends_of`."""
+    return (ground.address(source, 6 if ":" in flow.address else 4), flow.address, protocol_of(flow), flow.port)
+
+
+def ends_of(event: Mapping[str, Any]) -> tuple[str, str, str, int]:
+    """(source's address, destination's address, protocol, destination's port or 0) of an event."""
+    port = event["destination"].get("port", 0) if event["protocol"] in ("tcp", "udp") else 0
+    return (event["source"]["address"], event["destination"]["address"], event["protocol"], port)
+
+
+def denied_since(ground: Ground, host: str, begun: float) -> list[dict[str, Any]]:
+    """A node's latest events of denials since a time of this clock; the reader's offset to it is exact to less."""
+    return [event for event in ground.events(host, last=2000, verdict="denied") if event["time"] > begun - 0.1]
+
+
+def strangers(ground: Ground, host: str, begun: float, reached: Reached) -> list[dict[str, Any]]:
+    """Denials since then that no probe stands for, for a failed count to tell of."""
+    probes = {ends(ground, source, flow) for source, flow in reached}
+    return [event for event in denied_since(ground, host, begun) if ends_of(event) not in probes]
 
 
 def denials(ground: Ground, policies: Sequence[Document], reached: Reached) -> dict[str, Counter[str]]:

@@ -21,6 +21,8 @@ SO_RCVBUFFORCE = 33
 TCP_INFO, TOTAL_RETRANS_OFFSET = 11, 100  # linux/tcp.h: tcpi_total_retrans
 IPV6_RECVPKTINFO, IPV6_PKTINFO = 49, 50  # linux/in6.h
 POLL_SECONDS = 0.02
+# A SYN is sent again whole seconds after the first (net.ipv4.tcp_syn_linear_timeouts), or a little later.
+RESENDING = (0.98, 0.15)
 
 
 def plain(address: str) -> str:
@@ -57,6 +59,7 @@ class Probing:
         self.flows = flows
         self.seen: List[Optional[str]] = [None] * len(flows)
         self._sockets: Dict[int, socket.socket] = {}
+        self._begun: Dict[int, float] = {}
         self._echoing: Dict[bool, socket.socket] = {}
         self._identifier = os.getpid() & 0xFFFF
         self._missing = len(flows)
@@ -78,15 +81,19 @@ class Probing:
         while self._missing and time.monotonic() - self._progress < quiet:
             await asyncio.sleep(POLL_SECONDS)
 
-    def again(self) -> List[int]:
-        """How many packets each TCP probe sent again (SYNs, where nobody answers). It is closed: it sends no more."""
+    async def again(self) -> List[int]:
+        """How many packets each TCP probe sent again (SYNs, where nobody answers). It is closed: it sends no more.
+        Reading and closing are two steps, so neither is done at a moment when one may be sent between them."""
         found = [0] * len(self.flows)
-        for index, probe in self._sockets.items():
-            if probe.type == socket.SOCK_STREAM:
-                info = probe.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TOTAL_RETRANS_OFFSET + 4)
-                self._loop.remove_reader(probe)
-                reset(probe)
-                (found[index],) = struct.unpack_from("I", info, TOTAL_RETRANS_OFFSET)
+        for index, begun in self._begun.items():
+            if self.seen[index] is None:
+                while (time.monotonic() - begun) % 1 > RESENDING[0] or (time.monotonic() - begun) % 1 < RESENDING[1]:
+                    await asyncio.sleep(POLL_SECONDS)
+            probe = self._sockets[index]
+            info = probe.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TOTAL_RETRANS_OFFSET + 4)
+            self._loop.remove_reader(probe)
+            reset(probe)
+            (found[index],) = struct.unpack_from("I", info, TOTAL_RETRANS_OFFSET)
         return found
 
     def close(self) -> None:
@@ -106,6 +113,7 @@ class Probing:
     def _begin_tcp(self, index: int, flow: Dict[str, Any]) -> None:
         probe = self._sockets[index] = socket.socket(family(flow["address"]), socket.SOCK_STREAM)
         probe.setblocking(False)
+        self._begun[index] = time.monotonic()
         code = probe.connect_ex((flow["address"], flow["port"]))
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, os.strerror(code))

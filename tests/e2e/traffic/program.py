@@ -106,7 +106,7 @@ class Station:
         self.spent: List[socket.socket] = []
         self.numbering: Dict[str, asyncio.Task[int]] = {}
         self.sniffers: Dict[str, Tuple[socket.socket, List[Tuple[str, str]]]] = {}
-        self.tcp: List[asyncio.AbstractServer] = []
+        self.tcp: Dict[Tuple[str, int], asyncio.AbstractServer] = {}
         self.udp: Dict[int, asyncio.DatagramTransport] = {}
 
     # Servers
@@ -117,12 +117,16 @@ class Station:
         loop = asyncio.get_running_loop()
         for address in addresses:
             for port in tcp:
-                listener = self._bound(socket.SOCK_STREAM, address, port)
-                self.tcp.append(await loop.create_server(lambda: Conversation(self), sock=listener, backlog=512))
+                await self._listen(address, port)
             for port in udp:
                 bound = self._bound(socket.SOCK_DGRAM, address, port)
                 bound.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
                 self.udp[port], _ = await loop.create_datagram_endpoint(lambda: Echo(self), sock=bound)
+
+    async def _listen(self, address: str, port: int) -> None:
+        listener = self._bound(socket.SOCK_STREAM, address, port)
+        loop = asyncio.get_running_loop()
+        self.tcp[(address, port)] = await loop.create_server(lambda: Conversation(self), sock=listener, backlog=512)
 
     def _bound(self, kind: socket.SocketKind, address: str, port: int) -> socket.socket:
         bound = socket.socket(family(address), kind)
@@ -146,7 +150,13 @@ class Station:
         return {"count": len(heard), "different": len(set(heard)), "highest": max(heard, default=-1)}
 
     async def silence(self) -> None:
-        """End the connections that are served here or were numbered, so that nothing of them is ever sent again."""
+        """End every TCP connection here, so that nothing of it is ever sent again: those that were accepted, dialled
+        or numbered, and the half-open ones, whose answers a listener repeats for as long as it listens."""
+        for address, port in list(self.tcp):
+            self.tcp.pop((address, port)).close()
+            await self._listen(address, port)
+        for name in list(self.streams):
+            await self.hang_up(name)
         for conversation in list(self.conversations):
             abort(conversation.transport)
         while self.spent:
@@ -164,7 +174,7 @@ class Station:
         try:
             probing.begin()
             await probing.end(quiet)
-            return [[seen, again] for seen, again in zip(probing.seen, probing.again())]
+            return [[seen, again] for seen, again in zip(probing.seen, await probing.again())]
         finally:
             probing.close()
 
