@@ -218,8 +218,8 @@ def compile_tree(top):
 
 
 def prune(agents, digest):
-    """Keep this agent, the one before it, which may still be running, and those that run a watchdog; and remove what
-    dead installers left."""
+    """Keep this agent, the one before it, which may just be starting, and those that run; and remove what dead
+    installers left."""
     others = []
     for name in os.listdir(agents):
         path = os.path.join(agents, name)
@@ -243,7 +243,7 @@ def remove_path(path):
 
 
 def unused(path):
-    """Whether no watchdog runs from this directory; each holds a lock on it (bpfleet/agent/watchdog.py)."""
+    """Whether no agent or watchdog runs from this directory; each holds a lock on it (bpfleet/agent/main.py)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,11 +7,13 @@ watchdog --root DIRECTORY --transaction T --socket NAME [--patience SECONDS] [--
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple
 
 from bpfleet.errors import BpfleetError, InvalidInput
 
@@ -53,6 +55,21 @@ def command(root: Path) -> List[str]:
     return [sys.executable, "-I", "-S", "-B", *code, "watchdog", "--root", str(root)]
 
 
+@contextlib.contextmanager
+def in_use() -> Iterator[None]:
+    """Mark the installed agent that this runs from: a shared flock on its directory, which bootstrap.prune respects."""
+    objects, digest = place()
+    if digest is None:
+        yield
+        return
+    handle = os.open(objects.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one of the commands above."""
     options = list(arguments)
@@ -83,7 +100,8 @@ def serve(options: List[str]) -> int:
         return Guard(command(root), transaction)
 
     agent = Agent(root, lambda: real_kernel(root), local="--local" in options, pins=PINS, arm=arm)
-    return serve(agent, 0, target, place()[1])
+    with in_use():
+        return serve(agent, 0, target, place()[1])
 
 
 def restore(options: List[str]) -> int:
@@ -113,16 +131,11 @@ def watchdog(options: List[str]) -> int:
 
     if "--detach" in options:
         dog.detach()
-    objects, digest = place()
     root = Path(_value(options, "--root"))
     patience = float(_value(options, "--patience") or dog.PATIENCE_SECONDS)
-    held = dog.keep(objects.parent if digest is not None else None)
-    try:
-        watching = dog.Watchdog(root, _value(options, "--transaction"), lambda: real_kernel(root), patience, PINS)
+    watching = dog.Watchdog(root, _value(options, "--transaction"), lambda: real_kernel(root), patience, PINS)
+    with in_use():
         return watching.run(_value(options, "--socket"))
-    finally:
-        if held is not None:
-            os.close(held)
 
 
 def _value(options: List[str], name: str) -> str:

@@ -15,7 +15,6 @@ what puts back when that is needed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import signal
@@ -64,15 +63,6 @@ def leave_cgroup(proc: Path = Path("/proc")) -> bool:
                 Path(mount.split()[4], "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
                 return True
     return False
-
-
-def keep(directory: Optional[Path]) -> Optional[int]:
-    """Mark an installed agent as in use: a shared flock, which bootstrap.prune respects. Held while this runs."""
-    if directory is None:
-        return None
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    return handle
 
 
 class Watchdog:

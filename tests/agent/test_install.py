@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import zipfile
@@ -13,7 +14,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
-from bpfleet.agent import artefact, watchdog, wire
+from bpfleet.agent import artefact, wire
 from bpfleet.agent.install import digest_of, install_command, launch_command, remove_command
 from bpfleet.errors import HostFailed
 from tests.agent.pythons import INTERPRETERS, interpreter, old_pythons
@@ -179,19 +180,38 @@ def test_the_one_before_is_kept_and_older_ones_go(host: Host, objects: Path, mad
     assert agents(host) == sorted([made.digest, "old"])
 
 
-def test_one_that_runs_a_watchdog_is_kept(host: Host, made: artefact.Artefact) -> None:
-    folder = host.root / "agent"
-    for age, name in enumerate(("old", "older", "oldest")):
-        (folder / name).mkdir(parents=True)
-        os.utime(folder / name, (1000 - age, 1000 - age))
-    held = watchdog.keep(folder / "oldest")
-    assert held is not None
+@pytest.mark.parametrize("command", ["serve", "watchdog"])
+def test_one_that_runs_is_kept_until_it_ends(host: Host, made: artefact.Artefact, command: str) -> None:
+    """`observe --follow` may stand for weeks, and imports some of its code only when it needs it."""
     host.install(made)
-    assert agents(host) == sorted([made.digest, "old", "oldest"])
-    os.close(held)
-    other = artefact.Artefact(digest_of(made.data + b"."), made.data + b".")
-    host.install(other)
-    assert agents(host) == sorted([made.digest, other.digest])
+    folder = host.root / "agent"
+    name = f"bpfleet-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as guarded:
+        guarded.bind(f"\0{name}")
+        guarded.listen()
+        options = {"serve": [], "watchdog": ["--transaction", "1", "--socket", name]}[command]
+        words = [sys.executable, "-I", "-S", "-B", str(folder / made.digest), command, "--root", str(host.root), *options]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+            assert running.stdin is not None and running.stdout is not None
+            if command == "serve":
+                running.stdin.write(wire.request(1, "hello", {}))
+                running.stdin.flush()
+                assert b'"result"' in running.stdout.readline()
+            else:
+                accompanied, _ = guarded.accept()
+            later = [artefact.Artefact(digest_of(made.data + more), made.data + more) for more in (b".", b"..")]
+            for one in later:
+                os.utime(folder / made.digest, (1, 1))
+                host.install(one)
+            kept = agents(host)
+            running.stdin.close()
+            if command == "watchdog":
+                accompanied.close()
+            running.kill()
+        assert kept == sorted([made.digest, *(one.digest for one in later)])
+        newest = artefact.Artefact(digest_of(made.data + b"..."), made.data + b"...")
+        host.install(newest)
+        assert agents(host) == sorted([later[-1].digest, newest.digest])
 
 
 def test_many_installers_at_once_leave_one_whole_agent(host: Host, made: artefact.Artefact) -> None:
