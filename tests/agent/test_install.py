@@ -190,7 +190,8 @@ def test_one_that_runs_is_kept_until_it_ends(host: Host, made: artefact.Artefact
         guarded.bind(f"\0{name}")
         guarded.listen()
         options = {"serve": [], "watchdog": ["--transaction", "1", "--socket", name]}[command]
-        words = [sys.executable, "-I", "-S", "-B", str(folder / made.digest), command, "--root", str(host.root), *options]
+        python = [sys.executable, "-I", "-S", "-B"]
+        words = [*python, str(folder / made.digest), command, "--root", str(host.root), *options]
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
             assert running.stdin is not None and running.stdout is not None
             if command == "serve":
