@@ -103,10 +103,10 @@ def port_range(spec: Mapping[str, Any]) -> Iterator[Problem]:
 
 def families(spec: Mapping[str, Any]) -> Iterator[Problem]:
     """A rule whose peers are CIDRs of one family has no ICMP of the other."""
-    peers = spec.get("peers")
-    if not peers or contains_unknown(peers) or any("cidr" not in peer for peer in peers):
+    peers, ports = spec.get("peers"), spec.get("ports")
+    if not peers or contains_unknown(peers) or contains_unknown(ports) or any("cidr" not in peer for peer in peers):
         return
-    yield from icmp_of_no_family(spec.get("ports"), [peer["cidr"] for peer in peers])
+    yield from icmp_of_no_family(ports, [peer["cidr"] for peer in peers])
 
 
 def icmp_of_no_family(ports: Optional[Sequence[Mapping[str, Any]]], cidrs: Sequence[str]) -> Iterator[Problem]:
@@ -116,8 +116,8 @@ def icmp_of_no_family(ports: Optional[Sequence[Mapping[str, Any]]], cidrs: Seque
         return
     version = versions.pop()
     for index, port in enumerate(ports or ()):
-        protocol = port.get("protocol")
-        wanted = _FAMILY_OF.get(protocol) if isinstance(protocol, str) else None
+        protocol = port["protocol"]
+        wanted = _FAMILY_OF.get(protocol)
         if wanted not in (None, version):
             what = f"{protocol} cannot come from peers that are IPv{version} networks only"
             yield Problem(f"ports[{index}].protocol", what, "Remove it, or add a network of its family.")
