@@ -210,6 +210,7 @@ class Agent:
         refused += store.refusals(self.compiler.conflicts(contents.documents, facts), changed)
         if refused:
             return {"refused": refused}
+        arrived = self._arrived(contents, node)
         compiled = self.compiled(contents, node)
         cut = session_refusal(contents.documents, compiled, node, session.ssh_port(local=self._local))
         if cut is not None:
@@ -222,6 +223,9 @@ class Agent:
         have = self.kernel.read(want)
         overfull = capacity.overfull(want, have, compiled.identities)
         full = [capacity.blame(error, compiled, changed) for error in overfull]
+        if arrived is not None and not full:
+            overfull = capacity.overfull_once_arrived(arrived.state, have, arrived.identities)
+            full = [capacity.blame(error, arrived, changed) for error in overfull]
         if full:
             return {"refused": store.refusals(full, changed)}
         steps = plan(want, have)
@@ -262,6 +266,14 @@ class Agent:
         self._staged = Staged(head, owner, contents, base, data, want, *made_against, guard, kinds)
         answer["transaction"] = head.transaction
         return answer
+
+    def _arrived(self, contents: Contents, node: str) -> Optional[Compiled]:
+        """What the documents will mean once every device is there that endpoints wait for; None if they all are."""
+        from bpfleet.compile.topology import once_arrived
+
+        facts = self.kernel.facts(node)
+        then = once_arrived(contents.documents, facts)
+        return None if then == facts else self.compiler.compile(contents.documents, then)
 
     def _armed(self, transaction: str) -> Guard:
         if self._arm is None:

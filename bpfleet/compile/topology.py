@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Collection, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
 from bpfleet.compile.rules import hash32
@@ -45,14 +45,23 @@ ADDRESSES_VALUE = ("identity", "ifindex", "tunnel_endpoint")
 def declared_facts(documents: DocumentSet, own: Document, held: Collection[str] = ()) -> Facts:
     """A node on which everything is there that documents name, for those who ask no host. held: addresses that it has
     besides its declared one."""
-    attached: List[Mapping[str, Any]] = [
-        one.spec["attach"] for one in documents.of_kind("endpoint").values() if one.spec["node"] == own.name
-    ]
-    names = [one["interface"] for one in attached if "interface" in one]
-    names += [one["name"] for one in own.spec["devices"]]
-    devices: Dict[str, Tuple[int, Tuple[str, ...]]] = dict.fromkeys(names, (UNKNOWN_MTU, ()))
+    devices: Dict[str, Tuple[int, Tuple[str, ...]]] = {one["name"]: (UNKNOWN_MTU, ()) for one in own.spec["devices"]}
     devices[own.spec["devices"][0]["name"]] = (UNKNOWN_MTU, (own.spec["address"], *held))
-    return Facts(own.name, devices, tuple(one["netns"] for one in attached if "netns" in one))
+    return once_arrived(documents, Facts(own.name, devices))
+
+
+def once_arrived(documents: DocumentSet, facts: Facts) -> Facts:
+    """The node once everything is there that its endpoints are attached to."""
+    attached: List[Mapping[str, Any]] = [
+        one.spec["attach"] for one in documents.of_kind("endpoint").values() if one.spec["node"] == facts.node
+    ]
+    taps = {one["tap"] for one in attached if "tap" in one}
+    devices: Dict[str, Tuple[int, Tuple[str, ...]]] = {
+        one["interface"]: (UNKNOWN_MTU, ()) for one in attached if "interface" in one
+    }
+    devices.update({name: device for name, device in facts.devices.items() if name not in taps})
+    namespaces = {*facts.namespaces, *(one["netns"] for one in attached if "netns" in one)}
+    return replace(facts, devices=devices, namespaces=tuple(sorted(namespaces)))
 
 
 @dataclass(frozen=True)

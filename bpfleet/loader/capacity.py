@@ -120,6 +120,15 @@ def overfull(
     ]
 
 
+def overfull_once_arrived(
+    arrived: NodeState, have: NodeState, identities: Mapping[int, str] = MappingProxyType({})
+) -> List[InvalidInput]:
+    """As overfull, of the state that is wanted once every device is there that endpoints wait for: nobody is asked then
+    whether it fits."""
+    full = [one for one in usage(arrived, have) if one.wanted > one.limit]
+    return [_error(one, arrived, have, identities, " once what endpoints wait for is there") for one in full]
+
+
 def resized(want: NodeState, have: NodeState) -> Dict[str, int]:
     """By map that is there and is to have another size, the entries it is to have room for."""
     return {
@@ -185,7 +194,11 @@ def blame(error: InvalidInput, compiled: Compiled, changed: Collection[str]) -> 
 
 
 def _error(
-    one: Usage, want: NodeState, have: Optional[NodeState], identities: Mapping[int, str] = MappingProxyType({})
+    one: Usage,
+    want: NodeState,
+    have: Optional[NodeState],
+    identities: Mapping[int, str] = MappingProxyType({}),
+    when: str = "",
 ) -> InvalidInput:
     of = "" if one.key is None else f" of {_owner(one.map, one.key, identities)}"
     limit = LIMITS.get(one.map)
@@ -196,7 +209,7 @@ def _error(
     room = one.limit if one.wanted > one.limit else max(one.limit, was)
     has = "has" if room == was else "is to have"
     lowered = {"was": was} if one.wanted > one.limit and was > one.limit else {}
-    why = f"{one.wanted} are needed" + (f"; {one.used} are used now" if have is not None else "")
+    why = f"{one.wanted} are needed{when}" + (f"; {one.used} are used now" if have is not None else "")
     if one.wanted <= one.limit:
         why = f"{one.peak} are needed while {one.wanted} take the place of {one.used}"
         remedy = f"Remove in one change and add in the next; or: {remedy[0].lower()}{remedy[1:]}"

@@ -122,6 +122,43 @@ def test_an_overfull_plan_is_refused_at_its_document_before_anything(host: Host)
     assert host.digests() == before
 
 
+def test_endpoints_that_wait_have_room_for_when_they_come(host: Host) -> None:
+    """When a device appears nobody is there to be refused: what did not fit would keep the node from being restored."""
+    limits = {"endpoints": 16, "policy_entries": 300}
+    cluster = fleet.document("cluster", "fleet", id=1, members=["h1", "h2"], limits=limits)
+    waiting = fleet.endpoint("late", 1, 60, "db", netns="late")
+    others = [document for document in fleet.quickstart() if document.kind != "cluster"]
+    host.commit(node="h1", owner="pulumi:p/s", puts=items([cluster, *others, waiting]))
+    before = host.digests()
+    crowd = [fleet.endpoint(f"vm-{n}", 1, 100 + n, "web", netns=f"vm{n}") for n in range(14)]
+
+    def ports(count: int) -> List[Dict[str, Any]]:
+        return [{"ports": [{"protocol": "tcp", "port": port} for port in range(1, count + 1)]}]
+
+    wide = fleet.policy("db", {"app": "db"}, ingress=ports(200), egress=ports(200))
+    wider = fleet.policy("db", {"app": "db"}, ingress=ports(301))
+    connection = host.connect()
+
+    def refused(*documents: Document) -> BpfleetError:
+        with pytest.raises(InvalidInput) as caught:
+            answer = connection.call("stage", node="h1", owner="pulumi:p/s", puts=items(documents))
+            raise BpfleetError.from_wire(answer["refused"][0]["error"])
+        return caught.value
+
+    for error, document, name in (
+        (refused(*crowd), crowd[0], "endpoints"),
+        (refused(wide), wide, "policy_entries"),
+        (refused(wider), wide, "policy_entries"),
+    ):
+        assert (error.resource, error.details["map"]) == (document.key, name)
+        assert f"limits.{name} of the cluster" in error.remedy
+    says = "the map endpoints has room for 16 entries, 17 are needed once what endpoints wait for is there; 2 are used"
+    assert refused(*crowd).what == f"{says} now; filled by endpoint/vm-0 and 13 more"
+    connection.close()
+    assert host.digests() == before
+    host.commit(node="h1", owner="pulumi:p/s", puts=items(crowd[1:]))
+
+
 def test_every_write_is_counted_once(host: Host) -> None:
     host.commit(**quickstart())
     first = host.connect().call("hello")["writes"]
