@@ -21,12 +21,7 @@ def documents(lab: Lab, port: int = 80) -> Documents:
     hosts = list(lab.hosts.values())
     found = [_document("cluster", CLUSTER, id=7, members=[host.name for host in hosts])]
     for host in hosts:
-        devices = [{"name": host.device}]
-        found.append(
-            _document(
-                "node", host.name, address=host.address, devices=devices, workload_cidrs=list(host.workload_cidrs)
-            )
-        )
+        found.append(_document("node", host.name, **host.node_spec))
     for index in range(ROLES):
         name, tier = f"app{index}", f"tier{index % 4}"
         found.append(_document("identity", name, labels={"app": name, "tier": tier}))

@@ -33,8 +33,7 @@ def host_target(lab: Lab, host: Host) -> Target:
 
 def node(host: Host) -> Dict[str, Any]:
     """The node that a lab's host is."""
-    devices = [{"name": host.device}]
-    return document("node", host.name, address=host.address, devices=devices, workload_cidrs=list(host.workload_cidrs))
+    return document("node", host.name, **host.node_spec)
 
 
 def change(fleet: Fleet, targets: Mapping[str, Target], puts: Sequence[Mapping[str, Any]]) -> Dict[str, Committed]:

@@ -109,6 +109,12 @@ class Host(_Place):
         self.host_key = files.host_key(lab.name, plan.name)  # "ssh-ed25519 AAAA..."
 
     @property
+    def node_spec(self) -> dict[str, Any]:
+        """The spec of the node that this host is."""
+        devices = [{"name": self.device}]
+        return {"address": self.address, "devices": devices, "workload_cidrs": list(self.workload_cidrs)}
+
+    @property
     def pid(self) -> int:
         """The host's process 1 as this machine sees it; HostFailed if the host is not running."""
         record = state.require(self._lab.name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,27 @@ class Played:
     def changed(self) -> set[tuple[str, str]]:
         """(host, task) of everything that changed something."""
         return {(result.host, result.task) for result in self.results if result.changed}
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process and theirs. Ansible's forks are sessions of their own, so no process group has them all."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found = list(children.get(pid, []))
+    for child in found:
+        found.extend(children.get(child, []))
+    return found
+
+
+def kill_with_descendants(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started, at once. One that ends by itself meanwhile is no matter."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 class Controller:
@@ -135,6 +158,29 @@ class Controller:
     def quickstart(self, *options: str, ok: bool = True, **variables: Any) -> Played:
         """The example's playbook; without files of other services, which are the role's own test."""
         return self.play(QUICKSTART / "playbook.yml", *options, ok=ok, bpfleet_host_files=False, **variables)
+
+    def kill_while_playing(
+        self, playbook: Sequence[Mapping[str, Any]], environment: Mapping[str, str], wait: Callable[[], None]
+    ) -> None:
+        """Begin to run a playbook, and kill it when `wait` returns."""
+        written = self.folder / "killed.json"
+        written.write_text(json.dumps(playbook))
+        process = subprocess.Popen(
+            ["ansible-playbook", "-i", str(self.inventory), str(written)],
+            env={**self.environment, **environment, "BPFLEET_RECORD": str(self.folder / "killed.jsonl")},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait()
+        finally:
+            kill_with_descendants(process)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """A document for every host of the lab."""
+        return [{"kind": "node", "name": host.name, "spec": host.node_spec} for host in self.lab.hosts.values()]
 
     # Past Ansible
 

@@ -64,10 +64,9 @@ def inventory(controller: Controller, name: str, **values: Any) -> Path:
 
 def documents(controller: Controller, name: str, description: str = "") -> list[dict[str, Any]]:
     host = controller.lab.host(name)
-    spec = {"address": host.address, "devices": [{"name": host.device}], "workload_cidrs": list(host.workload_cidrs)}
     policy = {"description": description, "selector": {"role": "none"}, "ingress": []}
     return [
-        {"kind": "node", "name": name, "spec": spec},
+        {"kind": "node", "name": name, "spec": host.node_spec},
         {"kind": "cluster", "name": "one", "spec": {"id": 3, "members": [name]}},
         {"kind": "policy", "name": "version", "spec": policy},
     ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from bpfleet.lab import Lab
 from bpfleet.model.document import canonical_json
 from bpfleet.transport.fleet import Fleet
 from tests.e2e.ansible_play import Controller, Played, tasks
-from tests.e2e.test_ansible_faults import kill_with_descendants
 from tests.unit.test_transport_numbers import colliding
 from tools.build_collection import assemble
 
@@ -61,18 +59,7 @@ def controller(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> It
 
 def playbook(controller: Controller, version: str, *more: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All hosts, their cluster, and a policy that tells one version from another."""
-    documents: list[dict[str, Any]] = [
-        {
-            "kind": "node",
-            "name": host.name,
-            "spec": {
-                "address": host.address,
-                "devices": [{"name": host.device}],
-                "workload_cidrs": list(host.workload_cidrs),
-            },
-        }
-        for host in controller.lab.hosts.values()
-    ]
+    documents = controller.nodes()
     cluster = {"kind": "cluster", "name": "many", "spec": {"id": 7, "members": list(controller.lab.hosts)}}
     policy = {"description": version, "selector": {"role": "none"}, "ingress": []}
     documents += [cluster, {"kind": "policy", "name": "version", "spec": policy}, *map(dict, more)]
@@ -163,20 +150,7 @@ def test_the_controller_killed_at_every_point(controller: Controller, tmp_path: 
     controller.play(playbook(controller, "three"))
     (old,) = set(digests(controller.hellos()).values())
     points = Points(controller, tmp_path / "points", "hold")
-    written = tmp_path / "four.json"
-    written.write_text(json.dumps(playbook(controller, "four")))
-    process = subprocess.Popen(
-        ["ansible-playbook", "-i", str(controller.inventory), str(written)],
-        env={**controller.environment, **points.environment, "BPFLEET_RECORD": str(tmp_path / "killed.jsonl")},
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        points.wait()
-    finally:
-        kill_with_descendants(process)
+    controller.kill_while_playing(playbook(controller, "four"), points.environment, points.wait)
     assert_each_as_expected(controller, points, old)
     assert_finished(controller, controller.play(playbook(controller, "four")))
 

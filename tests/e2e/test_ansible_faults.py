@@ -3,10 +3,6 @@ and the next run finishes the work."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -63,27 +59,6 @@ class Held:
         (self.folder / "go").touch()
 
 
-def descendants(pid: int) -> list[int]:
-    """Children of a process and theirs. Ansible's forks are sessions of their own, so no process group has them all."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    found = list(children.get(pid, []))
-    for child in found:
-        found.extend(children.get(child, []))
-    return found
-
-
-def kill_with_descendants(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started, at once. One that ends by itself meanwhile is no matter."""
-    for pid in [process.pid, *descendants(process.pid)]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.fixture
 def controller(make_lab: Callable[..., Lab], tmp_path: Path) -> Iterator[Controller]:
     lab = make_lab(nodes=2, workloads=0)
@@ -95,18 +70,7 @@ def controller(make_lab: Callable[..., Lab], tmp_path: Path) -> Iterator[Control
 
 def playbook(controller: Controller, description: str) -> list[dict[str, Any]]:
     """Two nodes, their cluster, and a policy that tells one version from another."""
-    documents: list[dict[str, Any]] = [
-        {
-            "kind": "node",
-            "name": host.name,
-            "spec": {
-                "address": host.address,
-                "devices": [{"name": host.device}],
-                "workload_cidrs": list(host.workload_cidrs),
-            },
-        }
-        for host in controller.lab.hosts.values()
-    ]
+    documents = controller.nodes()
     documents.append({"kind": "cluster", "name": "pair", "spec": {"id": 9, "members": list(controller.lab.hosts)}})
     spec = {"description": description, "selector": {"role": "none"}, "ingress": []}
     documents.append({"kind": "policy", "name": "version", "spec": spec})
@@ -152,20 +116,7 @@ def test_a_host_that_dies_between_apply_and_confirm(controller: Controller, tmp_
 def test_a_controller_that_is_killed_between_apply_and_confirm(controller: Controller, tmp_path: Path) -> None:
     controller.play(playbook(controller, "old"))
     held = Held(controller, tmp_path / "held", "h2")
-    written = tmp_path / "new.json"
-    written.write_text((controller.folder / "playbook.yml").read_text().replace('"old"', '"new"'))
-    process = subprocess.Popen(
-        ["ansible-playbook", "-i", str(controller.inventory), str(written)],
-        env={**controller.environment, **held.environment, "BPFLEET_RECORD": str(tmp_path / "killed.jsonl")},
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        held.wait()
-    finally:
-        kill_with_descendants(process)
+    controller.kill_while_playing(playbook(controller, "new"), held.environment, held.wait)
     held.go_on()
     pending = controller.hellos()["h2"]["pending"]
     assert pending is not None and pending["owner"] == "ansible:pair", "applied, and nobody confirms it"

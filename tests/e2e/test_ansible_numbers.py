@@ -46,20 +46,9 @@ def controller(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> It
 
 def fleet_documents(controller: Controller) -> list[dict[str, Any]]:
     """All hosts and their cluster, whose id the colliding labels are made for."""
-    documents: list[dict[str, Any]] = [
-        {
-            "kind": "node",
-            "name": host.name,
-            "spec": {
-                "address": host.address,
-                "devices": [{"name": host.device}],
-                "workload_cidrs": list(host.workload_cidrs),
-            },
-            "ssh": {"host_key": host.host_key},  # how the other controller learns whom to trust
-        }
-        for host in controller.lab.hosts.values()
-    ]
-    return [*documents, {**CLUSTER, "spec": {"id": 7, "members": list(controller.lab.hosts)}}]
+    keys = {name: host.host_key for name, host in controller.lab.hosts.items()}  # whom the other controller trusts
+    nodes = [{**one, "ssh": {"host_key": keys[one["name"]]}} for one in controller.nodes()]
+    return [*nodes, {**CLUSTER, "spec": {"id": 7, "members": list(controller.lab.hosts)}}]
 
 
 def identities(labels: Mapping[str, dict[str, str]]) -> list[dict[str, Any]]:

@@ -59,14 +59,8 @@ class Points:
         self.targets = {name: target_of(lab, host) for name, host in lab.hosts.items()}
 
     def changes(self, name: str, version: str) -> Changes:
-        host = self.lab.host(name)
-        node = {
-            "address": host.address,
-            "devices": [{"name": host.device}],
-            "workload_cidrs": list(host.workload_cidrs),
-        }
         policy = {"description": version, "selector": {"role": "none"}, "ingress": []}
-        puts = [item("node", name, node), item("cluster", "one", {"id": 7, "members": [name]})]
+        puts = [item("node", name, self.lab.host(name).node_spec), item("cluster", "one", {"id": 7, "members": [name]})]
         return Changes([*puts, item("policy", "version", policy)], owner=OWNER)
 
     def put(self, version: str) -> dict[str, Outcome]:

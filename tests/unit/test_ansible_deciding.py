@@ -13,12 +13,12 @@ from bpfleet.agent.node import Agent
 from bpfleet.agent.serve import serve
 from bpfleet.agent.session import boot_ticks
 from bpfleet.model.identity import candidates
+from tests.agent.agent_process import DeadWatchdog
 from tests.unit.collection import module
 from tests.unit.test_transport_numbers import (
     CLUSTER_ID,
     NODES,
     Machine,
-    NoWatchdog,
     colliding,
     generations,
     machines,
@@ -44,7 +44,7 @@ def channel_to(machine: Machine) -> Any:
         out, target = os.pipe()
         os.write(into, stdin)
         os.close(into)
-        arm: Any = lambda transaction: NoWatchdog()  # noqa: E731
+        arm: Any = lambda transaction: DeadWatchdog()  # noqa: E731
         agent = Agent(machine.root, lambda: machine.kernel, local=True, arm=arm)
         agent.session_started = boot_ticks()
 

@@ -12,8 +12,9 @@ from bpfleet.agent.node import Agent
 from bpfleet.errors import TransactionFailed
 from bpfleet.model.document import Document
 from tests import fleet
+from tests.agent.agent_process import DeadWatchdog
 from tests.agent.conftest import items
-from tests.unit.test_transport_numbers import Machine, NoWatchdog
+from tests.unit.test_transport_numbers import Machine
 
 EPOCH = 1_800_000_000.0
 
@@ -53,7 +54,7 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         machine = Machine(folder, "192.168.77.1")
-        arm: Any = lambda transaction: NoWatchdog()  # noqa: E731
+        arm: Any = lambda transaction: DeadWatchdog()  # noqa: E731
         self.agent = Agent(folder, lambda: machine.kernel, local=True, arm=arm)
         self.agent.session_started = 1 << 62  # whoever confirms has come after the change
 

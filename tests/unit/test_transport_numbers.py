@@ -33,6 +33,7 @@ from bpfleet.transport.outcome import Changes, Committed
 from bpfleet.transport.target import Target
 from provider.directory import Directory
 from provider.writing import Put, Result, Writer
+from tests.agent.agent_process import DeadWatchdog
 
 NODES = ("h1", "h2", "h3")
 CLUSTER_ID = 7
@@ -59,19 +60,6 @@ class Machine:
         self.root = folder
         self.address = address
         self.kernel = FakeKernel({"eth0": (1500, (address,))})
-
-
-class NoWatchdog:
-    """Nobody dies here."""
-
-    def ready(self) -> None:
-        pass
-
-    def ask(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        pass
 
 
 class Agents:
@@ -117,7 +105,7 @@ class Pipes:
 
         def run() -> None:
             try:
-                arm: Any = lambda transaction: NoWatchdog()  # noqa: E731
+                arm: Any = lambda transaction: DeadWatchdog()  # noqa: E731
                 agent = Agent(machine.root, lambda: machine.kernel, local=True, arm=arm)
                 # A thread is as old as the process: what counts is when this conversation began.
                 agent.session_started = boot_ticks()

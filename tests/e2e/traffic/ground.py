@@ -137,19 +137,9 @@ class Ground:
 
     def base(self, **routing: Any) -> list[Document]:
         """Cluster, nodes, identities and endpoints; no policy."""
-        hosts = self.hosts.values()
         return [
             document("cluster", "traffic", id=1, routing={"port": PORT, **routing}, members=sorted(self.hosts)),
-            *(
-                document(
-                    "node",
-                    host.name,
-                    address=host.address,
-                    devices=[{"name": host.device}],
-                    workload_cidrs=list(host.workload_cidrs),
-                )
-                for host in hosts
-            ),
+            *(document("node", host.name, **host.node_spec) for host in self.hosts.values()),
             *(identity(name, labels) for name, labels in LABELS.items()),
             *(self.endpoint(name) for name in self.workloads),
         ]
