@@ -38,6 +38,7 @@ def validate(documents: DocumentSet, facts: Optional[Facts] = None, memo: Option
     if facts is not None:
         found.extend(blocklist.unreachable(documents, facts))
         found.extend(_own_node(documents, facts))
+        found.extend(_held_by_node(documents, facts))
         found.extend(frontends_on_node(documents, facts))
     return found
 
@@ -255,6 +256,27 @@ def _own_node(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError]:
                 field="routing.mtu",
                 remedy=f"Use at most {limit}, or leave it out.",
             )
+
+
+def _held_by_node(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError]:
+    """Addresses of endpoints and other nodes that this node's devices have: its kernel keeps what is for them."""
+    if facts.node not in documents.of_kind("node"):
+        return
+    held = {address: name for name, (_, addresses) in facts.devices.items() for address in addresses}
+    for document in (*_sorted(documents, "endpoint"), *_sorted(documents, "node")):
+        if document.key == f"node/{facts.node}":
+            continue
+        fields = [("address", document.spec.get("address"))]
+        fields += [(f"addresses[{index}]", one) for index, one in enumerate(document.spec.get("addresses", ()))]
+        for field, address in fields:
+            if address in held:
+                yield Conflict(
+                    f"{address} is an address of node/{facts.node} itself (device {held[address]})",
+                    resource=document.key,
+                    field=field,
+                    remedy=f"Remove it from {held[address]}, or choose another.",
+                    details={"other": f"node/{facts.node}"},
+                )
 
 
 def _other_link_layer(node: Document, index: int, device: Mapping[str, Any], link_type: int) -> Iterator[BpfleetError]:

@@ -114,6 +114,26 @@ def test_what_the_node_itself_lacks() -> None:
     assert {error.field for error in validate(documents, without)} == {"devices[0].name", "address"}
 
 
+@pytest.mark.parametrize(
+    ("address", "resource", "field"),
+    [
+        ("10.77.1.1", "endpoint/web-1", "addresses[0]"),
+        ("fd77:0:0:2::2", "endpoint/db-1", "addresses[1]"),
+        ("192.168.77.2", "node/h2", "address"),
+    ],
+)
+def test_what_the_node_has_itself_is_nobody_else_s_address(address: str, resource: str, field: str) -> None:
+    """Its kernel would keep what is for the other, and its policy would take the other for the host."""
+    facts = dataclasses.replace(
+        fleet.facts(1), devices={"eth0": (1500, ("192.168.77.1",)), "br0": (1500, (address, "10.77.1.254"))}
+    )
+    (error,) = validate(DocumentSet(fleet.quickstart()), facts)
+    assert (error.resource, error.field, error.details["other"]) == (resource, field, "node/h1")
+    assert "br0" in str(error) and "br0" in error.remedy
+    elsewhere = [one for one in fleet.quickstart() if one.key != "node/h1"]
+    assert validate(DocumentSet(elsewhere), facts) == []
+
+
 @pytest.mark.parametrize("link_type", [65534, 512, 772])
 def test_a_device_without_a_link_layer_may_be_an_underlay(link_type: int) -> None:
     facts = dataclasses.replace(fleet.facts(1), link_types={"eth0": link_type, "ib0": 32})
