@@ -15,6 +15,7 @@ from bpfleet.errors import HostFailed, HostUnfit, InvalidInput
 from bpfleet.model.json_text import compact_json
 
 if TYPE_CHECKING:
+    from bpfleet.agent import wire
     from bpfleet.agent.journal import Head, Journal
     from bpfleet.agent.serve import Emit
     from bpfleet.model.document import DocumentSet
@@ -100,6 +101,15 @@ def _measured(agent: Agent, want: NodeState, have: NodeState) -> Dict[str, Any]:
     return {"maps": fill_levels(agent.pins, inner), "counters": counters(agent.pins)}
 
 
+def addresses(agent: Agent) -> wire.AddressesResult:
+    """Those that the node takes in; none of a host that is no node yet."""
+    node = agent.journal().confirmed.node
+    if node is None:
+        return {"held": [], "shared": []}
+    facts = agent.kernel.facts(node)
+    return {"held": [one for _, found in facts.devices.values() for one in found], "shared": list(facts.shared)}
+
+
 def explain(agent: Agent, params: Mapping[str, Any]) -> Dict[str, Any]:
     """wire.ExplainResult from the confirmed documents."""
     from bpfleet.observe.explain import explain as decide
@@ -109,11 +119,11 @@ def explain(agent: Agent, params: Mapping[str, Any]) -> Dict[str, Any]:
             raise InvalidInput(f"{name} is missing", field=name)
     head = agent.journal().confirmed
     documents = agent.store.load(head).documents
-    held, shared = {}, {}
+    known: Dict[str, wire.AddressesResult] = dict(params.get("known", {}))
     if head.node is not None:
-        facts = agent.kernel.facts(head.node)
-        held[head.node] = [one for _, addresses in facts.devices.values() for one in addresses]
-        shared[head.node] = facts.shared
+        known[head.node] = addresses(agent)
+    held = {node: one["held"] for node, one in known.items()}
+    shared = {node: one["shared"] for node, one in known.items()}
     message = (params.get("type"), params.get("code"))
     ends = params["source"], params["destination"]
     return decide(documents, *ends, params["protocol"], params.get("port"), message, held, shared)

@@ -239,6 +239,11 @@ class Server:
 
         return status(self._agent, self._artefact, str(self._log.path))
 
+    def _addresses(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
+        from bpfleet.agent.report import addresses
+
+        return addresses(self._agent)
+
     def _explain(self, params: Mapping[str, Any], emit: Emit) -> Mapping[str, Any]:
         from bpfleet.agent.report import explain
 
@@ -282,6 +287,7 @@ _HANDLERS: Dict[str, Callable[[Server, Mapping[str, Any], Emit], Any]] = {
     "journal": Server._journal,
     "state": Server._state,
     "status": Server._status,
+    "addresses": Server._addresses,
     "explain": Server._explain,
     "events": Server._events,
     "flows": Server._flows,

@@ -326,11 +326,19 @@ class EventsResult(TypedDict):
     lost: int
 
 
+class AddressesResult(TypedDict):
+    """held: addresses that the node has, declared or not. shared: those of its networks' broadcasts, which it takes in
+    as well."""
+
+    held: List[str]
+    shared: List[str]
+
+
 class ExplainParams(TypedDict, total=False):
     """source, destination: an endpoint's or node's name, an address, or "world", "host", "remote-node".
 
     port: of the destination; TCP, UDP and SCTP need it. type, code: of an ICMP or ICMPv6 message; by default that of an
-    echo request.
+    echo request. known: what other nodes, by name, answered to `addresses`.
     """
 
     source: str
@@ -339,6 +347,7 @@ class ExplainParams(TypedDict, total=False):
     port: int
     type: int
     code: int
+    known: Dict[str, AddressesResult]
 
 
 class Judged(TypedDict, total=False):
@@ -376,7 +385,7 @@ class ExplainResult(TypedDict, total=False):
 
     To a service's frontend, `backends` has what decides, and `judged` is empty; the verdict may then be `mixed` (it is
     not the same for all backends) or `refused` (there is none). undeclared: ends that are addresses which no document
-    has. A node knows of those only its own.
+    has. A node knows of those only its own, and what `known` says of others'.
     """
 
     source: Dict[str, str]
@@ -417,6 +426,7 @@ METHODS: FrozenSet[str] = frozenset(
         "state",
         "events",
         "flows",
+        "addresses",
         "explain",
         "journal",
         "wipe",

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bpfleet.cli.reach import add_arguments, colour, targets, visible
 from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
+from bpfleet.observe.addresses import as_address
 from bpfleet.observe.filters import parse_port
+
+if TYPE_CHECKING:
+    from bpfleet.transport.fleet import Fleet
+    from bpfleet.transport.target import Target
 
 _COLOURS = {"allowed": "32", "audited": "33", "denied": "31", "dropped": "31", "mixed": "33", "refused": "31"}
 _SHOWN_BACKENDS = 10
@@ -46,39 +52,41 @@ def _run(options: argparse.Namespace) -> int:
     # What no packet can be is said before a node is asked.
     first_packet(asked["protocol"], asked.get("port"), (asked.get("type"), asked.get("code")))
     params: dict[str, Any] = {"source": options.source, "destination": options.destination, **asked}
-    failures: list[BpfleetError] = []
     with Fleet() as fleet:
-        # Every member holds all documents: the first that answers will do, but for addresses that no document has.
-        nodes = list(targets(options, fleet).values())
-        while nodes:
-            try:
-                answer = fleet.call(nodes.pop(0), "explain", params)
-            except InvalidInput:
-                raise
-            except BpfleetError as error:
-                failures.append(error)
-                continue
-            if answer.get("undeclared"):
-                others = fleet.each(nodes, lambda target: fleet.call(target, "explain", params))
-                answer = best([answer, *others.values()])
-            print(json.dumps(answer, indent=2, sort_keys=True) if options.output == "json" else render(answer))
-            return 0
-    raise Unreachable("no node answered: " + "; ".join(str(failure) for failure in failures))
+        answer = decided(fleet, list(targets(options, fleet).values()), params)
+    print(json.dumps(answer, indent=2, sort_keys=True) if options.output == "json" else render(answer))
+    return 0
 
 
-def best(answers: Sequence[Mapping[str, Any] | BpfleetError]) -> Mapping[str, Any]:
-    """Of the nodes' answers to one question that of the node that knows most about addresses which no document has.
+def decided(fleet: Fleet, nodes: Sequence[Target], params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """wire.ExplainResult of the first node that answers, as every member holds all documents.
 
-    Each knows its own. One that several have is for an endpoint or node the one at home. InvalidInput of the node that
-    knows that both ends are itself.
+    Of addresses that no document has each node knows its own only. So where one is asked about, all are asked for
+    theirs, and the node decides again with them; who does not answer is said.
     """
-    found: list[Mapping[str, Any]] = []
-    for answer in answers:
-        if isinstance(answer, InvalidInput):
-            raise answer
-        if not isinstance(answer, BpfleetError):
-            found.append(answer)
-    return min(found, key=lambda answer: (_strangers(answer), _node(answer, "source") != _node(answer, "destination")))
+    failures: dict[str, BpfleetError] = {}
+    addresses = [params[end] for end in ("source", "destination") if as_address(params[end], end) is not None]
+    for at, target in enumerate(nodes, 1):
+        try:
+            answer: Mapping[str, Any] = fleet.call(target, "explain", params)
+            asked = answer.get("undeclared", [])
+        except InvalidInput:
+            if not addresses:
+                raise
+            asked = addresses
+        except BpfleetError as error:
+            failures[target.name] = error
+            continue
+        if asked:
+            told = fleet.each(nodes[at:], lambda other: fleet.call(other, "addresses"))
+            failures.update({name: found for name, found in told.items() if isinstance(found, BpfleetError)})
+            for name, failure in failures.items():
+                text = f"whether {' or '.join(asked)} is an address of {name} is not known: {failure}"
+                print(f"bpfleet: {visible(text)}", file=sys.stderr)
+            known = {name: found for name, found in told.items() if name not in failures}
+            answer = fleet.call(target, "explain", {**params, "known": known})
+        return answer
+    raise Unreachable("no node answered: " + "; ".join(str(failure) for failure in failures.values()))
 
 
 def render(answer: Mapping[str, Any]) -> str:
@@ -101,18 +109,6 @@ def render(answer: Mapping[str, Any]) -> str:
         more = f" and {len(backends) - _SHOWN_BACKENDS} more" if len(backends) > _SHOWN_BACKENDS else ""
         lines += [f"  backend {shown}{more}: {colour(verdict, _COLOURS[verdict])}", *(f"    {line}" for line in judged)]
     return "\n".join(lines)
-
-
-def _node(answer: Mapping[str, Any], end: str) -> str | None:
-    node: str | None = answer[end].get("node")
-    return node
-
-
-def _strangers(answer: Mapping[str, Any]) -> int:
-    """How many of those addresses are the world's, as far as that node knows."""
-    return sum(
-        answer[end]["name"] in answer["undeclared"] and not _node(answer, end) for end in ("source", "destination")
-    )
 
 
 def _judged(entries: Sequence[Mapping[str, Any]]) -> list[str]:

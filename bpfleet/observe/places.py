@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Collection, Dict, Mapping, Optional, Tuple
 
 from bpfleet.compile import topology
@@ -93,9 +93,11 @@ class Places:
         self._built: Dict[str, topology.Topology] = {}
 
     def ends(self, source: str, destination: str) -> Tuple[End, End]:
-        """Both ends by their texts. `host`, and the address of a gateway, are of the other end's node."""
+        """Both ends by their texts. `host`, the address of a gateway, and an address that several nodes have are of the
+        other end's node."""
         first, last = self.end(source, "source"), self.end(destination, "destination")
-        return self._at_home(first, last), self._at_home(last, first)
+        first, last = self._at_home(first, last), self._at_home(last, first)
+        return self._as_it_calls(first, last), self._as_it_calls(last, first)
 
     def end(self, text: str, field: str) -> End:
         """One end by its text: a name, an address or an entity. Raises InvalidInput for what is none."""
@@ -179,8 +181,11 @@ class Places:
 
     def _at_home(self, end: End, other: End) -> End:
         """An end that only its other end tells the node of: the gateway is the same address on each."""
-        if end.node is not None or other.node is None:
+        if other.node is None or end.endpoint is not None:
             return end
+        if end.node is not None:
+            is_of_both = self.is_undeclared(end) and end.address in self._held.get(other.node, ())
+            return self._node(end.text, other.node, str(end.address)) if is_of_both else end
         if end.text == "host":
             return End(end.text, end.identity_name, identity.HOST, node=other.node)
         if other.endpoint is None or end.address is None:
@@ -189,6 +194,17 @@ class Places:
         if is_taken_in or self.number(other.node, end) == identity.HOST:
             return self._node(end.text, other.node, end.address)
         return end
+
+    def _as_it_calls(self, end: End, other: End) -> End:
+        """A node that is named has an address of the family of the one that it calls, or is called from, if that is one
+        of another node which no document has. By its declared one it would be known there."""
+        if not (end.is_node and other.is_node and self.is_undeclared(other)):
+            return end
+        if set(end.families) & set(other.families) or as_address(end.text, "source") is not None:
+            return end
+        held = (one for one in self._held.get(str(end.node), ()) if ipaddress.ip_address(one).version in other.families)
+        found = next((one for one in held if not ipaddress.ip_address(one).is_loopback), None)
+        return end if found is None else replace(end, addresses=(found,))
 
     def _of(self, node: str) -> topology.Topology:
         if node not in self._built:

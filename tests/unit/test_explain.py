@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from types import MappingProxyType
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Tuple
 
 import pytest
 
-from bpfleet.cli.explain import best, render
+from bpfleet.cli.explain import decided, render
 from bpfleet.compile import entries
 from bpfleet.compile.compiler import Compiler
 from bpfleet.compile.lookup import Answer, Maps, Question, judge
-from bpfleet.errors import InvalidInput, Unreachable
+from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.observe.explain import explain
+from bpfleet.transport.target import Target
 from tests import fleet
 
 WORLD_ONLY = fleet.policy("web", {"app": "web"}, egress=[{"peers": [{"entity": "world"}]}])
@@ -159,7 +161,6 @@ V6_SERVICE = fleet.service("six", ["[fd00:96::1]:80"], [{"labels": {"app": "api"
         ("192.0.2.7", "fd77:0:0:2::1", "80/tcp", "destination", "no packet goes from 192.0.2.7"),
         ("old", "new", "80/tcp", "destination", "no packet goes from old to new"),
         ("old", "2001:db8::9", "80/tcp", "destination", "no packet goes from old"),
-        ("h1", "fd00:bf:77::2", "80/tcp", "destination", "no packet goes from h1"),
         ("h1", "new", "8/icmp", "protocol", "icmp is of IPv4"),
         ("fd77:0:0:1::1", "fd77:0:0:2::1", "8/icmp", "protocol", "icmp is of IPv4"),
         ("10.77.1.1", "10.77.2.1", "128/icmpv6", "protocol", "icmpv6 is of IPv6"),
@@ -272,21 +273,45 @@ def test_what_is_not_in_force_is_no_end() -> None:
         explain(DocumentSet([fleet.node(1)]), "h1", "world", "tcp", 80)
 
 
-def asked(source: str, destination: str) -> List[Any]:
-    """The nodes' answers, h2's first."""
-    found: List[Any] = [Unreachable("away")]
-    for node in ("h2", "h1"):
-        try:
-            found.append(
-                said(documents(), source, destination, "80/tcp", held={node: HELD[node]}, shared={node: SHARED[node]})
-            )
-        except InvalidInput as error:
-            found.append(error)
-    return found
+class Members:
+    """Two nodes with one store, each with addresses of its own, and one that is away; in place of a Fleet."""
+
+    def call(self, target: Target, method: str, params: Mapping[str, Any] = MappingProxyType({})) -> Any:
+        node = target.name
+        if node not in HELD:
+            raise Unreachable("away", node=node)
+        own: Dict[str, Any] = {"held": HELD[node], "shared": SHARED[node]}
+        if method == "addresses":
+            return own
+        known = {**params.get("known", {}), node: own}
+        held, shared = ({name: one[kind] for name, one in known.items()} for kind in ("held", "shared"))
+        ends = params["source"], params["destination"]
+        return explain(params["declared"], *ends, params["protocol"], params["port"], held=held, shared=shared)
+
+    def each(self, targets: Iterable[Target], work: Callable[[Target], Any]) -> Dict[str, Any]:
+        found: Dict[str, Any] = {}
+        for target in targets:
+            try:
+                found[target.name] = work(target)
+            except BpfleetError as error:
+                found[target.name] = error
+        return found
 
 
-def test_each_node_knows_its_own_addresses_and_the_best_answer_counts() -> None:
-    assert [one["destination"].get("node") for one in asked("web-1", "fd00:bf:77::1")[1:]] == [None, "h1"]
+def asked(source: str, destination: str, *policies: Document, nodes: str = "h2 h1") -> Mapping[str, Any]:
+    """What the controller makes of it, which asks the nodes in that order."""
+    params = {"source": source, "destination": destination, "protocol": "tcp", "port": 80}
+    members: Any = Members()
+    return decided(
+        members, [Target(name, name) for name in nodes.split()], {**params, "declared": documents(*policies)}
+    )
+
+
+BOTH_ORDERS = pytest.mark.parametrize("nodes", ["h1 h2", "h2 h1", "away h2 h1"])
+
+
+@BOTH_ORDERS
+def test_addresses_that_only_nodes_know_are_asked_of_all(nodes: str) -> None:
     for destination, node, verdict in (
         ("fd00:bf:77::1", "h1", "allowed"),
         ("fd00:bf:77::2", "h2", "dropped"),
@@ -294,10 +319,47 @@ def test_each_node_knows_its_own_addresses_and_the_best_answer_counts() -> None:
         ("192.168.77.255", "h1", "allowed"),
         ("198.51.100.7", None, "allowed"),
     ):
-        answer = best(asked("web-1", destination))
+        answer = asked("web-1", destination, nodes=nodes)
         assert answer["undeclared"] == [destination]
         assert (answer["destination"].get("node"), answer["verdict"]) == (node, verdict)
     with pytest.raises(InvalidInput, match="are one node"):
-        best(asked("h1", "fd00:bf:77::1"))
+        asked("h1", "fd00:bf:77::1", nodes=nodes)
     for declared in ("192.168.77.2", "10.77.2.1", "fe80::1", "224.0.0.1", "world"):
-        assert "undeclared" not in asked("web-1", declared)[1]
+        assert "undeclared" not in asked("web-1", declared, nodes=nodes)
+
+
+@BOTH_ORDERS
+@pytest.mark.parametrize("source", ["fd00:bf:77::1", "h1"])
+def test_between_two_nodes_by_addresses_that_no_document_has_both_are_judged(source: str, nodes: str) -> None:
+    """To each the other is the world: only declared addresses are believed."""
+    world, others = ([{"peers": [{"entity": entity}]}] for entity in ("world", "remote-node"))
+    for rules, verdict in ((world, "allowed"), (others, "denied")):
+        policies = (fleet.node_policy("hosts", {}, ingress=rules, egress=world),)
+        answer = asked(source, "fd00:bf:77::2", *policies, nodes=nodes)
+        assert ways(answer) == [(OUT, "h1", "allowed", "hosts"), (IN, "h2", verdict, "hosts")]
+        assert answer["verdict"] == verdict
+    with pytest.raises(InvalidInput, match="no packet goes from h1 to fd00:bf:77::2"):
+        said(documents(), "h1", "fd00:bf:77::2", "80/tcp", held={"h2": HELD["h2"]})
+
+
+@BOTH_ORDERS
+def test_an_address_of_a_node_that_no_document_has_is_an_end_for_the_world_and_services(nodes: str) -> None:
+    for source, destination, way in (
+        ("fd00:bf:77::2", "2001:db8::7", (OUT, "h2", "allowed", "")),
+        ("2001:db8::7", "fd00:bf:77::2", (IN, "h2", "allowed", "")),
+    ):
+        assert ways(asked(source, destination, nodes=nodes)) == [way]
+    service = fleet.service("svc", ["[fd00:96::1]:80"], [{"labels": {"app": "db"}}])
+    (backend,) = asked("fd00:bf:77::2", "fd00:96::1", service, nodes=nodes)["backends"]
+    assert ways(backend) == [(OUT, "h2", "allowed", ""), (IN, "h2", "allowed", "")]
+    with pytest.raises(InvalidInput, match="neither 2001:db8::7 nor 2001:db8::8 is an endpoint or a node"):
+        asked("2001:db8::7", "2001:db8::8", nodes=nodes)
+
+
+def test_who_does_not_say_which_addresses_it_has_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert asked("web-1", "198.51.100.7", nodes="h1 away h2")["verdict"] == "allowed"
+    assert capsys.readouterr().err.startswith("bpfleet: whether 198.51.100.7 is an address of away is not known: ")
+    asked("web-1", "10.77.2.1", nodes="h1 away h2")
+    assert not capsys.readouterr().err, "nobody needs to be asked"
+    with pytest.raises(Unreachable, match="no node answered: node away: away"):
+        asked("web-1", "198.51.100.7", nodes="away")
