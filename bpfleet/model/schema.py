@@ -245,7 +245,7 @@ def _check_text(kind: Text, value: Any, path: str, problems: List[Problem]) -> A
             Problem(
                 path,
                 f"must be a string, not {_kind_of(value)}",
-                "Write it as text; quote it if it looks like a number.",
+                "Write it as text; quote it if YAML takes it for a number, for true or false, or for nothing.",
             )
         )
     elif control is not None:

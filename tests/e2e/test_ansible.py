@@ -122,6 +122,33 @@ def test_modules_for_single_resources_and_info(controller: Controller) -> None:
     assert controller.play(tasks(*gone)).changed == set()
 
 
+def test_a_task_that_says_something_else_than_it_means_changes_nothing(controller: Controller) -> None:
+    before = controller.digests()
+    policy: dict[str, Any] = {"cluster": "shop", "name": "slip", "selector": {"role": "db"}, "ingress": []}
+    strange = {"kind": "cluster", "name": "other", "spec": {"id": 2, "members": list(HOSTS)}}
+    port = {"ports": [{"protocol": "tcp", "port": 5432}]}
+    slips: list[tuple[str, dict[str, Any], str]] = [
+        ("policy", {**policy, "cluster": "shopp"}, "cluster, node h2: the host is of cluster shop, not of shopp"),
+        ("documents", {"cluster": "shop", "documents": [strange]}, "node h2: is declared in a task of cluster shop"),
+        # In YAML, `peers:` with its items indented wrongly: left out, it means any peer.
+        ("policy", {**policy, "ingress": [{"peers": None, **port}]}, "field ingress[0].peers: is given without a value"),
+        ("policy", {**policy, "egress": None}, "policy/slip, field egress: is given without a value"),
+        ("policy", {**policy, "selector": {"role": None}}, "policy/slip, field selector.role: must be a string"),
+        ("policy", {**policy, "mode": "off"}, "value of mode must be one of: enforce, audit, got: off"),
+    ]
+    for action, arguments, says in slips:
+        played = controller.play(tasks((action, arguments)), ok=False).of(action)
+        assert {result.outcome for result in played.values()} == {"failed"}
+        assert says in played["h2"].message, played["h2"].message
+    assert controller.digests() == before
+    absent = {"cluster": "shopp", "name": "slip", "state": "absent"}
+    assert controller.play(tasks(("policy", absent))).changed == set(), "it is not there, wherever it should not be"
+    left_out = {**policy, "ingress": [port], "egress": "{{ omit }}", "state": "present"}
+    assert {host for host, _ in controller.play(tasks(("policy", left_out))).changed} == set(HOSTS)
+    assert "egress" not in controller.items("h1")["policy/slip"]["document"]["spec"]
+    controller.play(tasks(("policy", {**absent, "cluster": "shop"})))
+
+
 def test_a_limited_run_names_the_members_it_leaves_behind(controller: Controller) -> None:
     limited = controller.quickstart("--limit", "h1", batch_to_db="allow")
     assert limited.of("documents")["h1"].result["left_behind"] == ["h2", "h3"]

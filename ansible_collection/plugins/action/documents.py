@@ -34,6 +34,13 @@ class ActionModule(PuttingAction):
                     remedy="Declare the cluster's document too, or say with `cluster` whose documents these are.",
                 )
             name = clusters[0]
+        for other in clusters:
+            if other != name:
+                raise InvalidInput(
+                    f"is declared in a task of cluster {name}",
+                    resource=f"cluster/{other}",
+                    remedy="Declare each cluster in a task of its own, for its own hosts.",
+                )
         return Wanted(cluster=str(name), put=put, prune=bool(arguments["prune"]))
 
     def _find(self, path: str) -> Path:

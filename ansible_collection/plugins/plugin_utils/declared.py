@@ -108,6 +108,16 @@ def declare(inline: Iterable[Any], paths: Iterable[Path]) -> list[Declared]:
     return found
 
 
+def declare_one(data: Mapping[str, Any]) -> Declared:
+    """The document of a task that has but one; raises Invalid."""
+    errors: list[BpfleetError] = []
+    if not _is_unreadable(data, "", errors):
+        found = _checked(plain(data), "", None, errors)
+    if errors:
+        raise Invalid(errors)
+    return found[0]
+
+
 def _files(path: Path, errors: list[BpfleetError]) -> list[Path]:
     if path.is_file():
         return [path]
@@ -146,7 +156,7 @@ def _load(file: Path, errors: list[BpfleetError]) -> Iterator[tuple[Any, yaml.No
 def _is_unreadable(data: Any, place: str, errors: list[BpfleetError]) -> bool:
     """Whether there is something that nobody could look at, which is an error."""
     for path, what, remedy in unreadable(data):
-        errors.append(InvalidInput(what, field=path, file=place, remedy=remedy))
+        errors.append(InvalidInput(what, field=path, file=place or None, remedy=remedy))
         return True
     return False
 
@@ -213,7 +223,9 @@ def _checked(data: Any, place: str, node: yaml.Node | None, errors: list[Bpfleet
     """The declared document if nothing is wrong with it; what is wrong goes to `errors`, with file and line."""
 
     def report(error: BpfleetError, path: str) -> None:
-        errors.append(error.at(file=place if node is None else _place(place, _line(node, path))))
+        if place:
+            error.at(file=place if node is None else _place(place, _line(node, path)))
+        errors.append(error)
 
     if not isinstance(data, dict):
         report(InvalidInput("a document must be a mapping", remedy="Give kind, name and spec."), "")

@@ -78,6 +78,7 @@ class PuttingAction(AgentAction):
         channel = self.channel()
         held = read(channel)
         must_be(node, held)
+        _must_be_of_cluster(wanted, held.store)
         members = _members(wanted, held.store)
         _must_be_member(node, self.host, wanted, held.store, members)
         self._reachability(wanted)
@@ -319,6 +320,20 @@ def _members(wanted: Wanted, store: Store) -> list[str]:
 def _stored_members(cluster: str, store: Store) -> list[str]:
     item = store.get(f"cluster/{cluster}")
     return [str(name) for name in item["document"]["spec"]["members"]] if item else []
+
+
+def _must_be_of_cluster(wanted: Wanted, store: Store) -> None:
+    """What is put counts on the host whatever cluster the task names: that name must be right. (What is deleted from
+    another cluster is not there.)"""
+    for key in store if wanted.put else ():
+        kind, _slash, name = key.partition("/")
+        if kind == "cluster" and name != wanted.cluster:
+            raise InvalidInput(
+                f"the host is of cluster {name}, not of {wanted.cluster}",
+                field="cluster",
+                remedy=f"Set cluster to {name}, take the host out of the play, or clear it first (role "
+                "bpfleet.fleet.node with bpfleet_state: absent).",
+            )
 
 
 def _must_be_member(node: str, host: str, wanted: Wanted, store: Store, members: Sequence[str]) -> None:
