@@ -62,16 +62,17 @@ _GROWN_BY = {
     "addresses": ("endpoint", "node", "cluster"),
     "endpoints": ("endpoint",),
     "policies": ("endpoint", "policy"),
-    "policy_entries": ("policy", "cidr_group", "identity"),
-    "port_sets": ("policy",),
-    "prefix_sets": ("policy", "cidr_group"),
-    "prefix_classes": ("cidr_group", "policy"),
+    "policy_entries": ("policy", "cidr_group", "identity", "endpoint"),
+    "port_sets": ("policy", "endpoint"),
+    "prefix_sets": ("policy", "cidr_group", "endpoint"),
+    "prefix_classes": ("cidr_group", "policy", "endpoint"),
     "services": ("service",),
     "backends": ("service",),
     "blocked": ("cluster",),
     "failsafe": ("cluster",),
 }
-"""By map the kinds of documents that put entries into it, the likeliest first."""
+"""By map the kinds of documents that put entries into it, the likeliest first. An endpoint brings its identity's
+policies to the node."""
 
 _NOTHING: KeysView[Any] = {}.keys()
 _FIRST_CLASS = 1 << 24  # enum policy_peer
@@ -165,7 +166,8 @@ def kept_sizes(want: NodeState, have: NodeState, cluster: Optional[str]) -> List
 
 
 def blame(error: InvalidInput, compiled: Compiled, changed: Collection[str]) -> InvalidInput:
-    """The same error at the document that filled the map: among those that are changed, if one of them did."""
+    """The same error at the document that filled the map, or lowered its limit, of those that are changed; if none of
+    them did, at the one that fills most of it."""
     name, key = str(error.details["map"]), error.details.get("key")
     counted = _by_policy(name, key, compiled)
     ranked = [f"policy/{policy}" for policy, _ in counted.most_common()]
@@ -174,18 +176,21 @@ def blame(error: InvalidInput, compiled: Compiled, changed: Collection[str]) -> 
         (document for document in changed if document.partition("/")[0] in kinds),
         key=lambda document: (kinds.index(document.partition("/")[0]), document),
     )
-    lowered = [document for document in changed if "was" in error.details and document.startswith("cluster/")]
-    if lowered:
+    filling = [document for document in ranked if document in changed]
+    culprits = filling or others
+    lowered = [document for document in changed if document.startswith("cluster/") and name in LIMITS]
+    if lowered and ("was" in error.details or not culprits):
         return InvalidInput(
             error.what, resource=lowered[0], field=f"limits.{LIMITS[name]}", remedy=error.remedy, details=error.details
         )
-    candidates = [document for document in ranked if document in changed] or others or ranked
-    if not candidates:
+    fillers = filling or ranked or others
+    if not fillers:
         return error
-    more = "" if len(candidates) == 1 else f" and {len(candidates) - 1} more"
-    entries = f" ({counted[candidates[0].partition('/')[2]]} entries)" if candidates[0] in ranked else ""
+    more = "" if len(fillers) == 1 else f" and {len(fillers) - 1} more"
+    entries = f" ({counted[fillers[0].partition('/')[2]]} entries)" if fillers[0] in ranked else ""
+    candidates = culprits or ranked
     return InvalidInput(
-        f"{error.what}; filled by {candidates[0]}{entries}{more}",
+        f"{error.what}; filled by {fillers[0]}{entries}{more}",
         resource=candidates[0],
         field=error.field,
         remedy=error.remedy,

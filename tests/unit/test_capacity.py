@@ -15,6 +15,7 @@ from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.layout import layout
 from bpfleet.loader.objects import history_shares
 from bpfleet.loader.plan import plan
+from bpfleet.loader.real import INNER_MAPS
 from bpfleet.loader.steps import ResizeMaps
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import CLUSTER, DEFAULT_LIMITS
@@ -220,6 +221,24 @@ def test_a_lowered_limit_that_what_is_there_does_not_fit_is_refused_by_name() ->
         plan(want.state, have.state)
     fewer = compiled(frontends(16), frontends=16)
     assert overfull(fewer.state, have.state) == [], "they go before the map is made smaller"
+
+
+@pytest.mark.parametrize("limit", ["policy_entries", "cidrs"])
+def test_what_is_of_one_identity_is_refused_at_what_was_changed(limit: str) -> None:
+    """The policy that fills the map is named in any case; who is refused is the limit that was lowered, or the endpoint
+    that brought the identity to this node."""
+    networks_of_web = [{"peers": [{"cidr": cidr} for cidr in networks(300)]}]
+    wide = fleet.policy("wide", {"app": "web"}, ingress=networks_of_web, egress=networks_of_web)
+    want = compiled([*fleet.quickstart(), wide], **{limit: 299 if limit == "cidrs" else 500})
+    had = compiled([*fleet.quickstart(), wide]).state
+    of_inner = {name: size for name, size in want.state.sizes.items() if name in INNER_MAPS}
+    have = dataclasses.replace(had, sizes={**had.sizes, **of_inner})  # as a kernel reads them
+    (error,) = overfull(want.state, have, want.identities)
+    said = blame(error, want, {"cluster/fleet", "service/other"})
+    assert (said.resource, said.field) == ("cluster/fleet", f"limits.{limit}")
+    for culprit in ("policy/wide", "endpoint/web-1"):
+        said = blame(error, want, {culprit, "service/other"})
+        assert said.resource == culprit and "filled by policy/wide" in said.what
 
 
 def test_maps_that_programs_fill_keep_their_size() -> None:
