@@ -321,6 +321,22 @@ def test_an_idle_flow_gives_its_slot_to_a_new_one(datapath: Datapath) -> None:
     assert did_not_fit(datapath, "passed") == 1
 
 
+def test_a_slot_that_was_taken_for_nothing_is_the_next_flows(datapath: Datapath) -> None:
+    """As by a CPU that found another one to have been first. Nobody was retired for it."""
+    slots = datapath.maps["flow_slots"]
+    key = dict.fromkeys(("source_identity", "destination_identity", "rule_id", "protocol", "direction"), 0)
+    others = [{**key, "port": port, "verdict": 1, "reason": 0} for port in range(PASSED + DROPPED + SLOTS["first"])]
+    for other in others:
+        slots.update(other, {"index": 0})
+    fill(datapath, PASSED)
+    assert flows(datapath) == {} and did_not_fit(datapath, "passed") == PASSED
+    slots.clear()
+    fill(datapath, PASSED, 3000)
+    assert {key[4] for key in flows(datapath)} == set(range(3000, 3000 + PASSED))
+    assert did_not_fit(datapath, "passed") == PASSED
+    assert datapath.maps["flow_cursors"].lookup({"index": SLOTS["passed"]})["retired"] == 0
+
+
 def test_a_slot_in_other_hands_is_not_counted_into(datapath: Datapath) -> None:
     """Whoever finds a slot while, or after, it changes its owner: the packet counts with those that did not fit."""
     send(datapath, f.tcp(X["a"], X["c"], (40000, 80)))

@@ -9,8 +9,8 @@
  * that passed. Where none is free, one that was idle is taken: of what passed after FLOW_IDLE_TICKS, longer than any
  * record lives that nothing uses, so no live record that lets pass ever names a slot that means something else by now.
  * Of what was dropped after FLOW_DROPPED_IDLE_TICKS, so that a port scan is soon forgotten; a record that denies looks
- * whether its slot has another flow since (flow_is_since). Where none is idle, the flow is counted together with all
- * others that did not fit.
+ * whether its slot has another flow since (flow_is_since). Where none of FLOW_PROBES is idle, the flow is counted together
+ * with all others that did not fit.
  *
  * Taking a slot over: last_seen is exchanged for 0, then the slot is written, then its key is put into `flow_slots`, then
  * last_seen is written. Who found it by its old key sees the 0 or another key, and counts that packet as one that did not
@@ -203,13 +203,18 @@ static long flow_clear_cpu(__u32 cpu, void *slot)
 	return 0;
 }
 
+/* After how many ticks a slot is another's to take. */
+static __always_inline __s32 flow_idle_ticks(__u32 kind)
+{
+	return kind == FLOW_DROPPED ? FLOW_DROPPED_IDLE_TICKS : FLOW_IDLE_TICKS;
+}
+
 /* A slot that nobody has: `kind` itself if there is none. */
 static __always_inline __u32 flow_claim(__u32 kind, __u32 now)
 {
 	struct flow_cursor *cursor = bpf_map_lookup_elem(&flow_cursors, &kind);
 	__u32 limit = kind == FLOW_DROPPED ? flows_dropped : flows_passed;
 	__u32 first = FLOW_FIRST + (kind == FLOW_DROPPED ? flows_passed : 0);
-	__s32 idle = kind == FLOW_DROPPED ? FLOW_DROPPED_IDLE_TICKS : FLOW_IDLE_TICKS;
 
 	if (!cursor || !limit)
 		return kind;
@@ -235,12 +240,13 @@ static __always_inline __u32 flow_claim(__u32 kind, __u32 now)
 		if (!flow)
 			return kind;
 		seen = *(volatile __u32 *)&flow->last_seen;
-		if (!seen || (__s32)(now - seen) <= idle ||
+		if (!seen || (__s32)(now - seen) <= flow_idle_ticks(kind) ||
 		    __sync_val_compare_and_swap(&flow->last_seen, seen, 0) != seen)
 			continue;
 		bpf_map_delete_elem(&flow_slots, &flow->key);
 		bpf_loop(1 << 16, flow_clear_cpu, &slot, 0);
-		__sync_fetch_and_add(&cursor->retired, 1);
+		if (flow->key.verdict) /* else nobody had it, see flow_find */
+			__sync_fetch_and_add(&cursor->retired, 1);
 		return slot;
 	}
 	return kind;
@@ -276,8 +282,10 @@ __noinline int flow_find(const struct flow_key *wanted, __u32 now)
 	flow->key = key;
 	flow->first_seen = bpf_ktime_get_ns();
 	if (bpf_map_update_elem(&flow_slots, &key, &slot, BPF_NOEXIST)) {
-		/* Another CPU was first. This slot is free again once it has been idle. */
+		/* Another CPU was first. This slot is nobody's, and the next flow's to take: idle since a time that is no
+		 * owner's, so that of two CPUs that try to take it the second does not take it from the first. */
 		flow->key = (struct flow_key){};
+		now = (now - flow_idle_ticks(kind) - 2) | 1;
 		known = bpf_map_lookup_elem(&flow_slots, &key);
 		slot = known ? *known : kind;
 	}
