@@ -4,16 +4,23 @@ into the map."""
 from __future__ import annotations
 
 import ipaddress
-from typing import Iterator, List, Tuple, Union
+from bisect import bisect_left
+from typing import Iterable, Iterator, List, Sequence, Tuple, Union
 
 from bpfleet.errors import BpfleetError, Conflict, InvalidInput
 from bpfleet.model.document import Document, DocumentSet
-from bpfleet.model.state import Facts, Row
+from bpfleet.model.state import Facts, Row, Table
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
 Declared = Tuple[Document, str, Network, str]
 """A network: whose, in which field, and what to do where it holds {}."""
+
+Place = Tuple[int, int, int, str, str]
+"""Version, last and first address, whose it is, as it was declared. None overlaps another."""
+
+BLOCKED_KEY = ("prefix_length", "address")
+BLOCKED_VALUE = ("blocked",)
 
 _LINK_LOCAL = ipaddress.ip_network("fe80::/10")
 _MAPPED = ipaddress.ip_network("::ffff:0:0/96")
@@ -25,8 +32,20 @@ def blocked_row(cidr: str) -> Row:
     return (network.prefixlen + (96 if network.version == 4 else 0), str(network.network_address))
 
 
+def blocked_table(cluster: Document) -> Table:
+    """The map `blocked`."""
+    blocked = cluster.spec.get("blocked_cidrs", ())
+    return Table(BLOCKED_KEY, BLOCKED_VALUE, {blocked_row(cidr): (1,) for cidr in blocked})
+
+
 def conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
     """Networks that would cut the cluster's own members off, or break the network for all."""
+    nodes = documents.of_kind("node")
+    clusters = documents.of_kind("cluster").values()
+    members = {
+        cluster.key: _places((name, nodes[name].spec["address"]) for name in cluster.spec["members"] if name in nodes)
+        for cluster in clusters
+    }
     for cluster, index, network in _networks(documents):
         field = f"blocked_cidrs[{index}]"
         if network.prefixlen == 0:
@@ -51,16 +70,14 @@ def conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
                 field=field,
                 remedy="Leave fe80::/10 out.",
             )
-        for name in cluster.spec["members"]:
-            node = documents.of_kind("node").get(name)
-            if node is not None and _holds(network, node.spec["address"]):
-                yield Conflict(
-                    f"{network} holds {node.spec['address']}, the address of member {name}",
-                    resource=cluster.key,
-                    field=field,
-                    remedy=f"Block smaller networks that leave {node.spec['address']} out.",
-                    details={"other": node.key},
-                )
+        for name, address in _touched(members[cluster.key], network):
+            yield Conflict(
+                f"{network} holds {address}, the address of member {name}",
+                resource=cluster.key,
+                field=field,
+                remedy=f"Block smaller networks that leave {address} out.",
+                details={"other": f"node/{name}"},
+            )
 
 
 def unreachable(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError]:
@@ -87,22 +104,36 @@ def unreachable(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError]:
                 )
 
 
-def warnings(documents: DocumentSet, cluster: Document) -> List[str]:
+def warnings(documents: DocumentSet, cluster: Document) -> Tuple[str, ...]:
     """What is blocked and yet has no effect: workloads' packets travel in the tunnel, under members' addresses."""
-    found = []
     nodes = documents.of_kind("node")
     members = [nodes[name] for name in cluster.spec["members"] if name in nodes]
-    for text in cluster.spec.get("blocked_cidrs", ()):
-        network = ipaddress.ip_network(text)
-        for node in members:
-            for cidr in node.spec["workload_cidrs"]:
-                own = ipaddress.ip_network(cidr)
-                if own.version == network.version and own.overlaps(network):
-                    found.append(
-                        f"{cluster.key}: blocked_cidrs has {text}, where workloads of {node.name} are ({cidr}): what "
-                        "they send travels in the tunnel and is not blocked; use a policy for it"
-                    )
-    return found
+    own = _places((node.name, cidr) for node in members for cidr in node.spec["workload_cidrs"])
+    return tuple(
+        f"{cluster.key}: blocked_cidrs has {text}, where workloads of {name} are ({cidr}): what they send travels in "
+        "the tunnel and is not blocked; use a policy for it"
+        for text in cluster.spec.get("blocked_cidrs", ())
+        for name, cidr in _touched(own, ipaddress.ip_network(text))
+    )
+
+
+def _places(declared: Iterable[Tuple[str, str]]) -> List[Place]:
+    """Networks, or addresses, each with whose it is, in order."""
+    parsed = ((ipaddress.ip_network(text), name, text) for name, text in declared)
+    return sorted(
+        (network.version, int(network.broadcast_address), int(network.network_address), name, text)
+        for network, name, text in parsed
+    )
+
+
+def _touched(places: Sequence[Place], network: Network) -> List[Tuple[str, str]]:
+    """The places that overlap a network, in order of name."""
+    found: List[Tuple[str, str]] = []
+    at = bisect_left(places, (network.version, int(network.network_address)))
+    while at < len(places) and places[at][0] == network.version and places[at][2] <= int(network.broadcast_address):
+        found.append(places[at][3:])
+        at += 1
+    return sorted(found)
 
 
 def _blocked(documents: DocumentSet) -> Iterator[Declared]:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Dict, List, Mapping, Sequence, Tuple
 
 from bpfleet.compile import blocklist, entries, host, inner_cidrs, limits, lookup, policy, services, topology
-from bpfleet.compile.blocklist import blocked_row
 from bpfleet.compile.entries import Settings, Side, Subject
 from bpfleet.compile.inner_cidrs import OwnNetworks
 from bpfleet.compile.memo import Memo
@@ -53,9 +52,6 @@ NO_CGROUP = (
 ENDPOINTS_KEY = ("ifindex",)
 ENDPOINTS_VALUE = ("identity", "flags", "workload_mac", "device_mac")
 PEER_DELIVERY = 1
-
-BLOCKED_KEY = ("prefix_length", "address")
-BLOCKED_VALUE = ("blocked",)
 
 NODE_KEY = ("index",)
 NODE_VALUE = ("addresses_revision", "tunnel_ifindex")
@@ -134,13 +130,14 @@ class Compiler:
             lambda: services.build(documents, index),
         )
         hooked = bool(balanced.summaries) and facts.cgroup
+        blocked = self._memo.get("blocked", cluster.hash, lambda: blocklist.blocked_table(cluster))
         state = self._memo.get(
             "state",
             (
                 *(place, cluster.hash, balanced, hooked, facts.jiffy_ns, facts.kernel_contexts),
                 tuple(sorted(subjects.items(), key=lambda item: item[0])),
             ),
-            lambda: _state(cluster, own, place, subjects, sets, balanced, hooked, facts),
+            lambda: _state(cluster, own, place, subjects, sets, blocked, balanced, hooked, facts),
         )
         warnings = [warning for item in resolved for warning in item.warnings]
         warnings += self._cidr_warnings(resolved, documents)
@@ -156,7 +153,7 @@ class Compiler:
                 *(Waiting(f"policy/{one.name}", text) for one in resolved for text in one.waiting),
             ),
             warnings=(
-                *blocklist.warnings(documents, cluster),
+                *self._memo.get("blocked warnings", members, lambda: blocklist.warnings(documents, cluster)),
                 *warnings,
                 *host.failsafe_warnings(own.name, cluster, _maps(subjects[HOST], sets), names),
             ),
@@ -166,7 +163,10 @@ class Compiler:
     def _resolved(self, documents: DocumentSet, index: LabelIndex, nodes: Nodes) -> List[Resolved]:
         """Every policy against the identities and CIDR groups, in order of name."""
         identities = documents.fingerprint("identity")
-        groups = documents.of_kind("cidr_group")
+        groups = {
+            name: self._memo.get(("group", name), document.hash, lambda document=document: policy.Group.of(document))  # type: ignore[misc]
+            for name, document in documents.of_kind("cidr_group").items()
+        }
         resolved: List[Resolved] = []
         for name, document in sorted(documents.of_kind("policy").items()):
             named = self._memo.get(
@@ -174,7 +174,7 @@ class Compiler:
                 document.hash,
                 lambda document=document: policy.groups_named(document),  # type: ignore[misc]
             )
-            held = tuple(groups[group].hash if group in groups else None for group in named)
+            held = tuple(groups.get(group) for group in named)
             resolved.append(
                 self._memo.get(
                     ("policy", name),
@@ -256,6 +256,7 @@ def _state(
     place: Topology,
     subjects: Mapping[int, Subject],
     sets: Mapping[str, Mapping[int, Table]],
+    blocked: Table,
     balanced: Services,
     hooked: bool,
     facts: Facts,
@@ -295,8 +296,7 @@ def _state(
     if facts.kernel_contexts:
         constants["kernel_contexts"] = 1
     programs = {name: Program(name, constants) for name in (*OBJECTS, *(HOST_OBJECTS if selected else ()))}
-    blocked = cluster.spec.get("blocked_cidrs", ())
-    if blocked and "off" in modes.values():
+    if blocked.rows and "off" in modes.values():
         programs["from_underlay"] = Program("from_underlay", {**constants, "blocked_at_tc": 1})
     if balanced.summaries:
         programs.update({name: Program(name, {**constants, "services_at_tc": 1}) for name in BALANCING_OBJECTS})
@@ -312,7 +312,7 @@ def _state(
         attachments=attachments,
         tables={
             "addresses": place.addresses,
-            "blocked": Table(BLOCKED_KEY, BLOCKED_VALUE, {blocked_row(cidr): (1,) for cidr in blocked}),
+            "blocked": blocked,
             "endpoints": Table(ENDPOINTS_KEY, ENDPOINTS_VALUE, endpoint_rows),
             "failsafe": host.failsafe_table(cluster),
             "node": Table(NODE_KEY, NODE_VALUE, {(0,): (place.addresses_revision, TUNNEL_DEVICE)}),

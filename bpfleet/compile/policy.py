@@ -64,6 +64,21 @@ class Nodes:
 
 
 @dataclass(frozen=True, eq=False)
+class Group:
+    """A CIDR group: its networks as they are written, and as peers. Parsed once, however many rules name it. Equal only
+    to itself."""
+
+    cidrs: Tuple[str, ...]
+    networks: Tuple[Network, ...]
+
+    @staticmethod
+    def of(document: Document) -> Group:
+        """What a group's document says."""
+        cidrs = tuple(document.spec["cidrs"])
+        return Group(cidrs, tuple((prefix_of(cidr), ()) for cidr in cidrs))
+
+
+@dataclass(frozen=True, eq=False)
 class Resolved:
     """A policy against the identities, nodes and CIDR groups there are: its subjects (HOST for this node itself), its
     rules, the directions it closes.
@@ -101,7 +116,7 @@ def groups_named(document: Document) -> Tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def resolve(document: Document, index: LabelIndex, nodes: Nodes, groups: Mapping[str, Document]) -> Resolved:
+def resolve(document: Document, index: LabelIndex, nodes: Nodes, groups: Mapping[str, Group]) -> Resolved:
     """A policy's subjects and rules as numbers; `groups` are the CIDR groups by name."""
     spec = document.spec
     reader = _Reader(document, index, groups)
@@ -142,7 +157,7 @@ def _cidrs(document: Document) -> Iterator[Tuple[str, str]]:
 class _Reader:
     """Reads one policy, collecting what waits and what people should know."""
 
-    def __init__(self, document: Document, index: LabelIndex, groups: Mapping[str, Document]) -> None:
+    def __init__(self, document: Document, index: LabelIndex, groups: Mapping[str, Group]) -> None:
         self._document = document
         self._index = index
         self._groups = groups
@@ -195,8 +210,7 @@ class _Reader:
             elif "cidr" in peer:
                 networks.append((prefix_of(peer["cidr"]), tuple(prefix_of(part) for part in peer.get("except", ()))))
             elif peer["cidr_group"] in self._groups:
-                cidrs = self._groups[peer["cidr_group"]].spec["cidrs"]
-                networks.extend((prefix_of(cidr), ()) for cidr in cidrs)
+                networks.extend(self._groups[peer["cidr_group"]].networks)
             else:
                 numbers.update(self._unknown_group(where, peer["cidr_group"], rule["action"]))
         if ANY in numbers:
@@ -212,7 +226,7 @@ class _Reader:
             return
         cidrs = [peer["cidr"] for peer in peers if "cidr" in peer]
         for name in named:
-            cidrs += self._groups[name].spec["cidrs"]
+            cidrs += self._groups[name].cidrs
         for problem in icmp_of_no_family(rule.get("ports"), cidrs):
             where = f"{self._document.key}, {path}.{problem.path}"
             self.warnings.append(f"{where}: {problem.what}; remove it, or add a network of its family")

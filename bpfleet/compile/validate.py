@@ -35,11 +35,9 @@ def validate(documents: DocumentSet, facts: Optional[Facts] = None, memo: Option
     for check, kinds in _CHECKS:
         inputs = documents.fingerprint(*kinds)
         found.extend(memo.get(check, inputs, lambda check=check: tuple(check(documents))))  # type: ignore[misc]
-    if facts is not None:
-        found.extend(blocklist.unreachable(documents, facts))
-        found.extend(_own_node(documents, facts))
-        found.extend(_held_by_node(documents, facts))
-        found.extend(frontends_on_node(documents, facts))
+    for check_on, kinds in _CHECKS_ON_NODE if facts is not None else ():
+        known = (documents.fingerprint(*kinds), facts)
+        found.extend(memo.get(check_on, known, lambda check=check_on: tuple(check(documents, facts))))  # type: ignore[misc]
     return found
 
 
@@ -306,3 +304,12 @@ def workload_mtu(node: Document, facts: Facts) -> Optional[int]:
     overhead = 70 if ":" in node.spec["address"] else 50
     known = [facts.devices[device["name"]][0] for device in node.spec["devices"] if device["name"] in facts.devices]
     return min(known) - overhead if known else None
+
+
+_CHECKS_ON_NODE: Tuple[Tuple[Callable[[DocumentSet, Facts], Iterator[BpfleetError]], Tuple[str, ...]], ...] = (
+    (blocklist.unreachable, ("cluster", "node", "endpoint")),
+    (_own_node, ("cluster", "node")),
+    (_held_by_node, ("node", "endpoint")),
+    (frontends_on_node, ("node", "service")),
+)
+"""The same of checks that look at a node's facts as well."""

@@ -280,7 +280,8 @@ class _Policies:
 
     def _make_node(self, node: str) -> _Node:
         """Of all subjects, as one hash for two rules or default denies makes a number depend on what else is there."""
-        nodes, groups = policy.Nodes.of(self._documents, node), self._documents.of_kind("cidr_group")
+        nodes = policy.Nodes.of(self._documents, node)
+        groups = {name: policy.Group.of(one) for name, one in self._documents.of_kind("cidr_group").items()}
         policies = sorted(self._documents.of_kind("policy").items())
         resolved = [policy.resolve(document, self._index, nodes, groups) for _, document in policies]
         sides = {

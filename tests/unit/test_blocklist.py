@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, List, Sequence
+import ipaddress
+from typing import Any, List, Sequence, Tuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bpfleet.compile.compiler import Compiler
 from bpfleet.compile.validate import validate
@@ -99,3 +102,44 @@ def test_an_empty_list_costs_nothing_at_tc() -> None:
 def test_what_workloads_send_is_not_blocked_and_that_is_said() -> None:
     compiled = Compiler().compile(DocumentSet(documents(["10.77.0.0/16"])), fleet.facts(1))
     assert [warning for warning in compiled.warnings if "10.77.0.0/16, where workloads of h2 are" in warning]
+
+
+ENDS = (
+    "10.77.0.0",
+    "10.77.1.0",
+    "10.77.1.128",
+    "10.77.2.0",
+    "10.77.3.0",
+    "192.168.77.1",
+    "192.168.77.2",
+    "fd77:0:0:1::",
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(ENDS), st.integers(1, 128)), min_size=1, max_size=6))
+def test_whom_a_blocked_network_touches(drawn: List[Tuple[str, int]]) -> None:
+    """Every member and every workload network in it or around it, and no other."""
+    networks = [
+        ipaddress.ip_network((end, length if ":" in end else 1 + length % 32), strict=False) for end, length in drawn
+    ]
+    given_documents = documents(sorted(map(str, set(networks))))
+    blocked = [ipaddress.ip_network(text) for text in given_documents[0].spec["blocked_cidrs"]]
+    nodes = given_documents[1:]
+    held = [
+        (f"blocked_cidrs[{index}]", node.key)
+        for index, network in enumerate(blocked)
+        for node in nodes
+        if ipaddress.ip_address(node.spec["address"]) in network
+    ]
+    found = [error for error in validate(DocumentSet(given_documents)) if "of member" in error.what]
+    assert [(error.field, error.details["other"]) for error in found] == held
+    if not held:
+        touched = [
+            f"blocked_cidrs has {network}, where workloads of {node.name} are ({cidr})"
+            for network in blocked
+            for node in nodes
+            for cidr in node.spec["workload_cidrs"]
+            if fleet.lies_in(cidr, str(network)) or fleet.lies_in(str(network), cidr)
+        ]
+        told = Compiler().compile(DocumentSet(given_documents), fleet.facts(1)).warnings
+        assert [text.partition(": ")[2].partition(": what they")[0] for text in told] == touched

@@ -1,0 +1,62 @@
+"""Long lists of networks cost what they are long, once: not times the nodes, the policies or the changes."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, Callable, List
+
+import pytest
+
+from bpfleet.compile.compiler import Compiler
+from bpfleet.model.document import Document, DocumentSet
+from tests import fleet
+
+NODES = 20
+LISTED = [f"60.0.{index}.0/24" for index in range(200)]
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> List[str]:
+    """Networks that were read from text, each time."""
+    found: List[str] = []
+    real: Callable[..., Any] = ipaddress.ip_network
+
+    def read(text: Any, *more: Any) -> Any:
+        found.append(text)
+        return real(text, *more)
+
+    monkeypatch.setattr(ipaddress, "ip_network", read)
+    return found
+
+
+def documents(**settings: Any) -> DocumentSet:
+    members = [f"h{index}" for index in range(1, NODES + 1)]
+    found: List[Document] = [fleet.document("cluster", "fleet", id=1, members=members, **settings)]
+    found += [fleet.node(index) for index in range(1, NODES + 1)]
+    return DocumentSet([*found, fleet.identity("web"), fleet.endpoint("web", 1, 1)])
+
+
+def test_a_block_list_is_not_compared_with_each_node(parsed: List[str]) -> None:
+    held, compiler = documents(blocked_cidrs=LISTED), Compiler()
+    parsed.clear()
+    assert compiler.conflicts(held, fleet.facts(1)) == []
+    first = compiler.compile(held, fleet.facts(1))
+    assert max(map(parsed.count, LISTED)) <= 4
+    held = held.changed([fleet.policy("p", {"app": "web"}, ingress=[])])
+    parsed.clear()
+    assert compiler.conflicts(held, fleet.facts(1)) == []
+    later = compiler.compile(held, fleet.facts(1))
+    assert (parsed, later.state.nested != first.state.nested) == ([], True)
+
+
+def test_a_cidr_group_is_read_once_for_all_policies(parsed: List[str]) -> None:
+    rules = [{"action": "deny", "peers": [{"cidr_group": "feed"}], "ports": [{"port": port}]} for port in range(1, 5)]
+    policies = [fleet.policy(f"p{index}", {"app": "web"}, egress=rules) for index in range(10)]
+    held = documents().changed([fleet.document("cidr_group", "feed", cidrs=LISTED), *policies])
+    compiler = Compiler()
+    parsed.clear()
+    compiler.compile(held, fleet.facts(1))
+    assert max(map(parsed.count, LISTED)) <= 2  # for policies, and for what is to be warned of
+    parsed.clear()
+    compiler.compile(held.changed([fleet.identity("new")]), fleet.facts(1))
+    assert parsed == []
