@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bpfleet.transport.fleet import Fleet
     from bpfleet.transport.target import Target
 
-_SEED = re.compile(r"(?:(?P<user>[^@]+)@)?(?P<host>\[[^]]+\]|[^:]+|[0-9A-Fa-f:]{3,})(?::(?P<port>\d+))?")
+_HOST = re.compile(r"(?:(?P<user>[^@]+)@)?(?P<host>\[[^]]+\]|[^:@]+|[0-9A-Fa-f:]{3,})(?::(?P<port>\d+))?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[USER@]HOST[:PORT]",
-        help="a member of the cluster, asked for the others; may be given several times",
+        help="a member of the cluster, asked for the others; may be given several times. A user other than root uses "
+        "sudo",
+    )
+    group.add_argument(
+        "--jump", metavar="[USER@]HOST[:PORT]", help="the host from which nodes are dialled, if not from here"
     )
     group.add_argument("--identity-file", metavar="FILE", help="private key to log in with")
     group.add_argument("--known-hosts", metavar="FILE", help="known_hosts file to check host keys against")
@@ -41,6 +45,8 @@ def targets(options: argparse.Namespace, fleet: Fleet) -> dict[str, Target]:
     """The nodes by name. InvalidInput without lab or seed; Unreachable if no seed answers."""
     if options.lab is not None and options.seed:
         raise InvalidInput("--lab and --seed name different nodes", field="seed", remedy="Give one of them.")
+    if options.jump is not None and not options.seed:
+        raise InvalidInput("--jump leads to no seed", field="jump", remedy="Give --seed, or leave --jump out.")
     if options.lab is not None:
         return _of_lab(options.lab)
     if not options.seed:
@@ -78,33 +84,42 @@ def _of_lab(name: str) -> dict[str, Target]:
 
 
 def _seed(text: str, options: argparse.Namespace) -> Target:
-    from bpfleet.transport.target import SSH_PORT, Target
+    from bpfleet.transport.target import ROOT, Target
 
-    match = _SEED.fullmatch(text)
+    ssh = _given(options, _way("seed", text))
+    return Target.from_metadata(text, {**ssh, "sudo": ssh.get("user", ROOT) != ROOT})
+
+
+def _given(options: argparse.Namespace, ssh: Mapping[str, Any]) -> dict[str, Any]:
+    """How a node is reached, where what was given on the command line counts more."""
+    keys = {"private_key_file": options.identity_file, "known_hosts_file": options.known_hosts}
+    given: dict[str, Any] = {name: value for name, value in keys.items() if value}
+    if options.jump is not None:
+        given["jump"] = {**_way("jump", options.jump), **given}
+    return {**ssh, **given}
+
+
+def _way(option: str, text: str) -> dict[str, Any]:
+    """Host, and user and port where they are given, of [USER@]HOST[:PORT]."""
+    match = _HOST.fullmatch(text)
     if match is None:
-        raise InvalidInput(f"{text!r} is no seed", field="seed", remedy="Write it as root@192.0.2.1 or host:2222.")
+        raise InvalidInput(f"{text!r} is no host", field=option, remedy="Write it as root@192.0.2.1 or host:2222.")
     if match["port"] and not 1 <= int(match["port"]) <= 65535:
-        raise InvalidInput(f"port {match['port']} is out of range", field="seed", remedy="Use 1 to 65535.")
-    return Target(
-        name=text,
-        host=match["host"].strip("[]"),
-        port=int(match["port"] or SSH_PORT),
-        user=match["user"] or "root",
-        private_key_file=options.identity_file,
-        known_hosts_file=options.known_hosts,
-    )
+        raise InvalidInput(f"port {match['port']} is out of range", field=option, remedy="Use 1 to 65535.")
+    found: dict[str, Any] = {"host": match["host"].strip("[]")}
+    if match["user"]:
+        found["user"] = match["user"]
+    if match["port"]:
+        found["port"] = int(match["port"])
+    return found
 
 
 def _member(item: Mapping[str, Any], options: argparse.Namespace) -> Target:
-    """A member as its document's metadata says; what was given on the command line counts more."""
+    """A member as its document's metadata says."""
     from bpfleet.transport.target import Target
 
-    ssh = dict(item.get("metadata", {}).get("ssh") or {})
-    if options.identity_file:
-        ssh["private_key_file"] = options.identity_file
-    if options.known_hosts:
-        ssh["known_hosts_file"] = options.known_hosts
     document = item["document"]
+    ssh = _given(options, item.get("metadata", {}).get("ssh") or {})
     return Target.from_metadata(document["name"], ssh, document["spec"]["address"])
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bpfleet.agent import wire
+from bpfleet.cli.main import main
 from bpfleet.errors import HostKeyMismatch, HostUnfit, TransactionFailed, Unreachable
 from bpfleet.lab import Host, Lab
 from bpfleet.model.document import parse_document
@@ -174,18 +176,46 @@ def test_twenty_hosts_behind_one_jump_host_with_sshds_usual_limits(make_lab: Cal
             assert all(f"from {bastion.address} " in line for line in seen)
 
 
+needs_sudo = pytest.mark.skipif(shutil.which("sudo") is None, reason="sudo is not installed here, so on no lab host")
+
+
+def add_user(host: Host, name: str) -> None:
+    """A user who may log in as root may."""
+    home = f"~{name}/.ssh"
+    script = (
+        f"useradd -m -p '*' {name} && mkdir {home} && cp /root/.ssh/authorized_keys {home}/ && chown -R {name}: {home}"
+    )
+    host.run(["sh", "-c", script])
+
+
+@needs_sudo
+def test_a_seed_is_asked_as_a_user_with_sudo_through_a_jump_host(
+    make_lab: Callable[..., Lab], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = make_lab(nodes=2, workloads=0)
+    node, bastion = lab.hosts.values()
+    add_user(node, "op")
+    add_user(bastion, "hop")
+    node.run(["sh", "-c", "echo 'op ALL=(root) NOPASSWD: ALL' >/etc/sudoers.d/op"])
+    bastion.run(["sh", "-c", "echo 'AllowTcpForwarding yes' >>/etc/ssh/sshd_config && kill -HUP $(cat /run/sshd.pid)"])
+    (tmp_path / "known").write_text("".join(f"{host.address} {host.host_key}\n" for host in (node, bastion)))
+    keys = ["--identity-file", str(lab.private_key), "--known-hosts", str(tmp_path / "known")]
+    seed = f"op@{node.address}"
+    assert main(["status", "--seed", seed, "--jump", f"hop@{bastion.address}:22", *keys]) == 2
+    assert f"node {seed}: holds no cluster" in capsys.readouterr().err, "the agent there answered"
+    assert "Accepted publickey for hop" in bastion.run(["cat", "/var/log/sshd.log"]).stdout
+    logins = node.run(["grep", "Accepted publickey for", "/var/log/sshd.log"]).stdout.splitlines()
+    assert logins and all(f"for op from {bastion.address} " in line for line in logins)
+
+
+@needs_sudo
 class TestSudo:
     @pytest.fixture
     def target(self, make_lab: Callable[..., Lab]) -> Target:
         """A host whose user `op` may log in, and may not yet use sudo."""
-        if shutil.which("sudo") is None:
-            pytest.skip("sudo is not installed on this machine, and so on no lab host")
         lab = make_lab(nodes=1, workloads=0)
         host = lab.hosts["h1"]
-        script = (
-            "useradd -m -p '*' op && mkdir ~op/.ssh && cp /root/.ssh/authorized_keys ~op/.ssh/ && chown -R op: ~op/.ssh"
-        )
-        host.run(["sh", "-c", script])
+        add_user(host, "op")
         self.host = host
         self.lab = lab
         return replace(target_of(lab, host), user="op", sudo=True)

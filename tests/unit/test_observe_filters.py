@@ -729,6 +729,9 @@ def test_what_newer_nodes_say_besides_is_shown(tmp_path: Any, capsys: pytest.Cap
         ("--since 9998-12-31T00:00:00", "field since: --since is still to come: 9998-12-31 00:00:00"),
         ("--history --since 999999999999", "field since: --since is still to come: 33658-09-27"),
         ("--lab --seed 192.0.2.1", "--lab and --seed name different nodes"),
+        ("--lab --jump 192.0.2.1", "--jump leads to no seed"),
+        ("--seed 192.0.2.1 --jump hop@", "field jump: 'hop@' is no host"),
+        ("--seed 192.0.2.1 --jump hop:70000", "field jump: port 70000 is out of range"),
     ],
 )
 def test_what_cannot_be_asked(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -739,7 +742,7 @@ def test_what_cannot_be_asked(words: str, says: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     "option",
     ["--since 1h", "--until 1h", "--last 3", "-f", "--follow", "--history", "--input-file x", "-o json", "--lab",
-     "--seed h", "--identity-file x", "--known-hosts x", "--not"],
+     "--seed h", "--jump h", "--identity-file x", "--known-hosts x", "--not"],
 )  # fmt: skip
 def test_not_before_what_is_no_filter_is_refused_by_name(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
