@@ -52,6 +52,10 @@ def hash32(content: Content) -> int:
     if number is None:
         if len(_known) >= _KNOWN_MOST:
             _known.clear()
-        number = int.from_bytes(hashlib.sha256("\0".join(content).encode()).digest()[: _BITS // 8], "big")
-        _known[content] = number
+        number = _known[content] = hash32_of_text("\0".join(content))
     return number
+
+
+def hash32_of_text(text: str) -> int:
+    """32 bits of SHA-256 of a text, not remembered: what is long and asked for once."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[: _BITS // 8], "big")

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Collection, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
-from bpfleet.compile.rules import hash32
+from bpfleet.compile.rules import hash32_of_text
 from bpfleet.compile.validate import workload_mtu
 from bpfleet.model import identity
 from bpfleet.model.document import Document, DocumentSet
@@ -133,7 +133,7 @@ def build(documents: DocumentSet, cluster: Document, own: Document, facts: Facts
     devices = _devices(cluster, own, local, mtu)
     return Topology(
         addresses=Table(ADDRESSES_KEY, ADDRESSES_VALUE, rows),
-        addresses_revision=hash32((repr(sorted(rows.items())),)) or 1,
+        addresses_revision=hash32_of_text(repr(sorted(rows.items()))) or 1,
         local=tuple(local),
         subjects=frozenset(endpoint.number for endpoint in local) - {identity.WAITING},
         devices=devices,

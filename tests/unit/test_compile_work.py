@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import tracemalloc
 from typing import Any, Callable, List
 
 import pytest
@@ -60,3 +61,24 @@ def test_a_cidr_group_is_read_once_for_all_policies(parsed: List[str]) -> None:
     parsed.clear()
     compiler.compile(held.changed([fleet.identity("new")]), fleet.facts(1))
     assert parsed == []
+
+
+def test_what_compilations_keep_does_not_grow_with_their_number() -> None:
+    """The agent that serves a stack compiles for each of its steps."""
+    endpoints = [fleet.endpoint(f"e{index}", 2, index, "web") for index in range(1, 250)]
+    held, compiler = documents().changed(endpoints), Compiler()
+
+    def change(first: int, last: int) -> int:
+        nonlocal held
+        for host in range(first, last):
+            held = held.changed([fleet.endpoint("web", 1, host)])
+            compiler.compile(held, fleet.facts(1))
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = change(1, 5)
+        size = len(repr(compiler.compile(held, fleet.facts(1)).state.tables["addresses"].rows))
+        assert change(5, 65) - before < 5 * size
+    finally:
+        tracemalloc.stop()
