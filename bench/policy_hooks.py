@@ -159,8 +159,8 @@ class Bed:
         """The flow's packets."""
         drawn = [FIRST_PORT + dice.randrange(CONNECTIONS) for _ in range(CALLS)]
         if flow.protocol == frames.UDP:
-            frame = frames.ether(frames.udp(flow.source, flow.destination, (FIRST_PORT, TUNNEL_PORT)))
-            ports = [(port, TUNNEL_PORT) for port in drawn]
+            frame = frames.ether(frames.udp(flow.source, flow.destination, (frames.TUNNEL_SOURCE, TUNNEL_PORT)))
+            ports = [(frames.TUNNEL_SOURCE + port - FIRST_PORT, TUNNEL_PORT) for port in drawn]
         else:
             frame = frames.ether(frames.tcp(flow.source, flow.destination, (FIRST_PORT, flow.port), frames.ACK))
             ports = [(flow.port, port) if flow.is_reply else (port, flow.port) for port in drawn]

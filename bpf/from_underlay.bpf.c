@@ -2,7 +2,7 @@
 /* tc ingress of each underlay device: what the network sends to this host.
  *
  *   - a packet from a blocked network is dropped, unless XDP has seen to that;
- *   - a tunnel packet whose outer source is no member's address is dropped;
+ *   - a tunnel packet whose outer source is no member's address, or whose source port none of a tunnel device's, is dropped;
  *   - a bare packet with the address of a workload as its source is dropped: workloads' packets travel in the tunnel;
  *   - a packet for others with an address of this host as its source is dropped: forwarded, which the stack does with IPv6,
  *     it would look like what is masqueraded, and get answers let in (host.h) or an identity in the tunnel;
@@ -41,7 +41,7 @@ static __always_inline bool is_members_tunnel_packet(struct __sk_buff *skb)
 		return false;
 	if (headers->ip.version != 4 || headers->ip.ihl != 5 || headers->ip.protocol != IPPROTO_UDP ||
 	    (headers->ip.frag_off & bpf_htons(FRAGMENT_OFFSET_V4 | FRAGMENT_MORE_V4)) ||
-	    headers->udp.dest != bpf_htons(tunnel_port))
+	    headers->udp.dest != bpf_htons(tunnel_port) || !is_tunnel_source(headers->udp.source))
 		return false;
 	address_from_v4(&address, headers->ip.saddr);
 	source = address_find(&address);
@@ -118,6 +118,8 @@ int bpfl_from_under(struct __sk_buff *skb)
 	    packet->flow.destination_port == bpf_htons(tunnel_port)) {
 		if (packet->source_identity != IDENTITY_REMOTE_NODE)
 			return drop(skb, packet, REASON_UNDERLAY_TUNNEL);
+		if (!is_tunnel_source(packet->flow.source_port))
+			return drop(skb, packet, REASON_TUNNEL_SOURCE_PORT);
 		if (!reason)
 			return pass(skb, REASON_UNDERLAY);
 	} else if (packet->source_identity >= IDENTITY_LOWEST || packet->source_identity == IDENTITY_WAITING) {

@@ -59,6 +59,9 @@ def _compare(link: Link, wanted: Any, neighbours: Set[Tuple[int, str, str]], add
         if port != wanted.port or not external:
             rebuild = True
             lacks.append(f"UDP port {port}, external {external}")
+        if link.data.get(requests.VXLAN_SOURCE_PORTS) != requests.TUNNEL_SOURCES:
+            rebuild = True
+            lacks.append("sends from other UDP ports")
         if not link.noarp:
             lacks.append("resolves neighbours")
     elif isinstance(wanted, Veth):

@@ -13,13 +13,14 @@ import struct
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from bpfleet.loader import rtnl
+from bpfleet.loader.generated.layouts import ENUMS
 
 NLM_F_ACK, NLM_F_ECHO, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x4, 0x8, 0x100, 0x200, 0x400
 
 _NEWLINK, _DELLINK, _SETLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE, _NEWNEIGH = 16, 17, 19, 20, 21, 24, 25, 28
 _ADDRESS_OF_LINK, _NAME, _MTU, _INFO, _ALIAS, _AF_SPEC, _NETNS_FD = 1, 3, 4, 18, 20, 26, 28  # IFLA_*
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
-_VXLAN_LEARNING, VXLAN_PORT, VXLAN_COLLECT_METADATA = 7, 15, 25
+_VXLAN_LEARNING, VXLAN_SOURCE_PORTS, VXLAN_PORT, VXLAN_COLLECT_METADATA = 7, 10, 15, 25
 _ADDR_GEN_MODE, _GEN_MODE_NONE = 8, 1
 _LOCAL, _ADDRESS, _ADDRESS_FLAGS = 2, 1, 8  # IFA_*
 _NO_DAD = 0x02
@@ -27,6 +28,9 @@ _TO, _MAC = 1, 2  # NDA_*
 _ROUTE_TO, _OUTPUT, _GATEWAY, _PRIORITY, _PREFERRED = 1, 4, 5, 6, 7  # RTA_*
 _ONLINK, _STATIC, _UNIVERSE, _UNICAST, _LINK_SCOPE = 4, 4, 0, 1, 253
 _UP, _NOARP = 0x1, 0x80  # IFF_*
+
+TUNNEL_SOURCES = struct.pack("!HH", ENUMS["tunnel_source"]["lowest"], ENUMS["tunnel_source"]["highest"])
+"""The UDP ports that the tunnel device sends from, as its attribute has them (struct ifla_vxlan_port_range)."""
 
 
 class Message(NamedTuple):
@@ -106,7 +110,7 @@ def new_veth(name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_
 def new_vxlan(name: str, mac: str, mtu: int, port: int) -> Message:
     """A tunnel device, down, that is told with each packet where it goes, and tells where it came from."""
     data = attribute(_VXLAN_LEARNING, b"\0") + attribute(VXLAN_PORT, port.to_bytes(2, "big"))
-    data += attribute(VXLAN_COLLECT_METADATA, b"\1")
+    data += attribute(VXLAN_SOURCE_PORTS, TUNNEL_SOURCES) + attribute(VXLAN_COLLECT_METADATA, b"\1")
     info = attribute(_INFO_KIND, b"vxlan\0") + attribute(_INFO_DATA, data)
     return Message(_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _link() + _named(name, mac, mtu) + attribute(_INFO, info))
 

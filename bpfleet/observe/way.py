@@ -32,7 +32,9 @@ _OF_LINK = (ipaddress.ip_network("fe80::/10"), ipaddress.ip_network("ff02::/16")
 
 _GATEWAY = "neighbour discovery and DHCP between an endpoint and its gateway are not judged"
 _LINK = "discovery, listener reports and DHCP of a host are not judged"
-_TUNNEL = "tunnel packets between members are not judged"
+_TUNNEL = (
+    "a tunnel's packets between members are not judged; any others to its port are dropped there (tunnel_source_port)"
+)
 _ROUTED = "{node} has a route to {address}: without one its kernel keeps the packet, and policy judges it as the host's"
 
 

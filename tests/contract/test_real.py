@@ -27,7 +27,7 @@ from bpfleet.loader.plan import plan
 from bpfleet.loader.requests import Requests
 from bpfleet.loader.rows import STRAY
 from bpfleet.loader.steps import Attach, Detach, EnsureDevice, LoadProgram
-from bpfleet.model.state import NodeState, Program, Table
+from bpfleet.model.state import NodeState, Program, Table, Vxlan
 from tests.agent.pythons import python39
 from tests.contract.rigs import UNDERLAY, RealRig, with_constants
 from tests.contract.states import EMPTY, ONE, TWO, entries, veth
@@ -420,6 +420,20 @@ def test_damage_is_seen_and_repaired(real_rig: RealRig, damage: str) -> None:
     bring(real_rig.kernel, TWO)
     real_rig.sandbox.command(*damage.split())
     assert real_rig.kernel.read(TWO) != TWO
+    bring(real_rig.kernel, TWO)
+    assert real_rig.kernel.read(TWO) == TWO
+
+
+def test_a_tunnel_device_that_sends_from_other_ports_is_made_again(real_rig: RealRig) -> None:
+    bring(real_rig.kernel, TWO)
+    wanted = next(device for device in TWO.devices.values() if isinstance(device, Vxlan))
+    real_rig.sandbox.command("ip", "link", "del", wanted.name)
+    of_any_port = ["dstport", str(wanted.port), "external", "nolearning"]
+    added = ["ip", "link", "add", wanted.name, "address", wanted.mac, "mtu", str(wanted.mtu), "type", "vxlan"]
+    real_rig.sandbox.command(*added, *of_any_port)
+    real_rig.sandbox.command("ip", "link", "set", wanted.name, "arp", "off", "up")
+    found = real_rig.kernel.read(TWO).devices[wanted.name]
+    assert found.rebuild and "sends from other UDP ports" in found.lacks
     bring(real_rig.kernel, TWO)
     assert real_rig.kernel.read(TWO) == TWO
 

@@ -69,4 +69,5 @@ def test_the_tunnel_device(real_rig: RealRig) -> None:
     assert found["kind"] == "vxlan" and facts(link) == (wanted.mac, wanted.mtu, True)
     assert found["data"].get_attr("IFLA_VXLAN_COLLECT_METADATA") == 1
     assert found["data"].get_attr("IFLA_VXLAN_PORT") == wanted.port
+    assert found["data"].get_attr("IFLA_VXLAN_PORT_RANGE") == {"low": 665, "high": 1023}
     assert not found["data"].get_attr("IFLA_VXLAN_LEARNING") and link["flags"] & 0x80, "resolves no neighbours"

@@ -21,6 +21,8 @@ from tests.e2e.traffic.wire import on_the_wire
 pytest_plugins = ["tests.e2e.traffic.fixtures"]
 
 STRANGER = "192.0.2.66"  # no address of the lab
+TUNNEL_SOURCES = range(665, 1024)  # the ports that tunnel devices send from
+TUNNEL_SOURCE = 700
 STRANGER_MAC = "02:00:00:00:00:66"
 COUNT = 7
 GATEWAY_MAC = "02:00:00:00:00:99"  # programs route by address: any MAC does
@@ -51,7 +53,7 @@ def test_identity_arrives_as_vni_both_ways(open_ground: Ground) -> None:
     h1, h2 = ground.lab.host("h1").address, ground.lab.host("h2").address
     found = set()
     for one in seen:
-        assert not one.outer.fragment
+        assert not one.outer.fragment and one.outer.source_port in TUNNEL_SOURCES
         found.add((one.inner.source, one.inner.protocol, one.vni, one.outer.source, one.outer.destination))
     wanted = set()
     for family, protocols in ((4, (packets.TCP, packets.UDP, packets.ICMP)), (6, (packets.TCP, packets.UDP, 58))):
@@ -93,10 +95,12 @@ class Forgery(NamedTuple):
     inner: str
     vni: str
     reason: str
+    port: int = TUNNEL_SOURCE
 
 
 FORGERIES = {
     "nothing wrong": Forgery("h2", "web-2", "web", ""),
+    "from a port of any process": Forgery("h2", "web-2", "web", "tunnel_source_port", 50000),
     "from no member": Forgery(STRANGER, "web-2", "web", "underlay_tunnel"),
     "from the host itself": Forgery("h1", "web-2", "web", "underlay_tunnel"),
     "from the world's own address": Forgery("world", "web-2", "web", "underlay_tunnel"),
@@ -165,7 +169,8 @@ def test_forged_tunnel_packets(open_ground: Ground, name: str, family: int) -> N
         inner = packets.udp(
             _address(ground, forgery.inner, family), ground.address("free-1", family), 40000 + number, 7001
         )
-        outer = packets.udp(_address(ground, forgery.outer, 4), host.address, 50000, PORT, packets.vxlan(inner, vni))
+        source = _address(ground, forgery.outer, 4)
+        outer = packets.udp(source, host.address, forgery.port, PORT, packets.vxlan(inner, vni))
         frames.append(packets.ethernet(outer, STRANGER_MAC, host.mac).hex())
     _deliver(ground, frames, forgery.reason)
 
@@ -175,20 +180,29 @@ def test_forged_tunnel_packet_over_ipv6(open_ground: Ground) -> None:
     ground, host = open_ground, open_ground.lab.host("h1")
     inner = packets.udp(ground.address("web-2", 4), ground.address("free-1", 4), 40000, 7001)
     for source in (ground.lab.host("h2").address6, ground.lab.world.gateway6):
-        outer = packets.udp(source, host.address6, 50000, PORT, packets.vxlan(inner, ground.number("web")))
+        outer = packets.udp(source, host.address6, TUNNEL_SOURCE, PORT, packets.vxlan(inner, ground.number("web")))
         _deliver(ground, [packets.ethernet(outer, STRANGER_MAC, host.mac).hex()] * COUNT, "underlay_tunnel")
 
 
-def test_a_members_own_programs_cannot_forge_either(open_ground: Ground) -> None:
-    """The same through the stack of a member: a datagram to the tunnel port by any program of h2."""
+@pytest.mark.parametrize(
+    ("port", "inner", "reason"),
+    [(0, "web-2", "tunnel_source_port"), (TUNNEL_SOURCE, "web-3", "tunnel_forged_source")],
+    ids=["any", "privileged"],
+)
+def test_a_members_own_programs_cannot_forge_either(open_ground: Ground, port: int, inner: str, reason: str) -> None:
+    """The same through the stack of a member: by any program of h2 in the name of a workload there, and by one that may
+    send from a tunnel device's port in that of another node's."""
     ground = open_ground
-    inner = packets.udp(ground.address("web-3", 4), ground.address("free-1", 4), 40000, 7001)
-    before = ground.drops("h1")["tunnel_forged_source"]
-    payloads = [packets.vxlan(inner, ground.number("web")).hex()] * COUNT
-    ground.stations["h2"].do("datagram", address=ground.address("h1", 4), port=PORT, payloads=payloads)
+    packet = packets.udp(ground.address(inner, 4), ground.address("free-1", 4), 40000, 7001)
+    before = ground.drops("h1")[reason]
+    payloads = [packets.vxlan(packet, ground.number("web")).hex()] * COUNT
+    ground.at("free-1").do("report", clear=True)
+    ground.stations["h2"].do(
+        "datagram", address=ground.address("h1", 4), port=PORT, payloads=payloads, source_port=port
+    )
     wanted = before + COUNT
-    read = lambda: ground.drops("h1")["tunnel_forged_source"]  # noqa: E731
-    assert eventually(read, lambda count: count >= wanted) == wanted
+    assert eventually(lambda: ground.drops("h1")[reason], lambda count: count >= wanted) == wanted
+    assert ground.at("free-1").do("report")["datagrams"] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -230,10 +230,16 @@ def device_cases(family: int) -> List[Case]:
         events = dropped(reason, **event) if action == "shot" else ()
         return Send(program, frame, action, {reason: 1}, device, out=frame, events=events)
 
-    vxlan = (50000, TUNNEL_PORT)
+    vxlan = (f.TUNNEL_SOURCE, TUNNEL_PORT)
     under, tunnel = "from_underlay", "to_tunnel"
     cases: List[Tuple[str, Send]] = [
         ("a member's tunnel packet", at(under, "eth0", f.udp(node2, x["host"], vxlan), "pass", "underlay")),
+        ("from the lowest port of a tunnel device", at(under, "eth0", f.udp(node2, x["host"], (665, TUNNEL_PORT)), "pass", "underlay")),
+        ("from the highest", at(under, "eth0", f.udp(node2, x["host"], (1023, TUNNEL_PORT)), "pass", "underlay")),
+        ("a tunnel packet of a member's process", at(under, "eth0", f.udp(node2, x["host"], (50000, TUNNEL_PORT)), "shot",
+                                                     "tunnel_source_port", source_identity=6)),
+        ("from a port just below a tunnel device's", at(under, "eth0", f.udp(node2, x["host"], (664, TUNNEL_PORT)), "shot", "tunnel_source_port")),
+        ("from a port just above", at(under, "eth0", f.udp(node2, x["host"], (1024, TUNNEL_PORT)), "shot", "tunnel_source_port")),
         ("a stranger's tunnel packet", at(under, "eth0", f.udp(x["world"], x["host"], vxlan), "shot", "underlay_tunnel",
                                           source_identity=2, hook="from_underlay", ifindex=DEVICES["eth0"])),
         ("a tunnel packet from a workload's address", at(under, "eth0", f.udp(x["c"], x["host"], vxlan), "shot", "underlay_tunnel")),
@@ -263,6 +269,24 @@ def device_cases(family: int) -> List[Case]:
         Case(
             "a stranger's tunnel packet that lies about its length",
             (at(under, "eth0", f.ip(x["world"], x["host"], f.UDP, lie), "shot", "underlay_tunnel"),),
+            family,
+        ),
+        Case(
+            "a tunnel packet of a member's process that lies about its length",
+            (at(under, "eth0", f.ip(node2, x["host"], f.UDP, b"\xc3\x50" + lie[2:]), "shot", "tunnel_source_port"),),
+            family,
+        ),
+        Case(
+            "the start of one that comes in fragments",
+            (
+                at(
+                    under,
+                    "eth0",
+                    f.ip(node2, x["host"], f.UDP, b"\xc3\x50" + lie[2:4] + b"\x10\0\0\0" + lie[8:], more=True),
+                    "shot",
+                    "tunnel_source_port",
+                ),
+            ),
             family,
         ),
         Case(

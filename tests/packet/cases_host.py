@@ -195,7 +195,7 @@ def always_cases(family: int) -> List[Case]:
     x = ADDRESSES[family]
     me, world, member = x["host"], x["world"], x["node2"]
     ssh, answer = (50000, 22), (22, 50000)
-    vxlan = (50000, TUNNEL_PORT)
+    vxlan = (f.TUNNEL_SOURCE, TUNNEL_PORT)
     told = {"verdict": "allow", "reason": "failsafe", "rule_id": 0}
     kind = 0x86DD if family == 6 else 0x0800
     deny_ssh = only(Rule("ingress", 81, 0, f.TCP, 22, "deny"), Rule("egress", 82, 0, 0, 0, "deny"))

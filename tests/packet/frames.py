@@ -8,6 +8,8 @@ from typing import Sequence, Tuple
 
 TCP, UDP, SCTP, ICMP, ICMP6 = 6, 17, 132, 1, 58
 FIN, SYN, RST, ACK = 1, 2, 4, 16
+TUNNEL_SOURCE = 700
+"""A port that a tunnel device may send from."""
 HOST_MAC, WORKLOAD_MAC = "02:00:00:00:00:fe", "02:00:00:00:00:01"
 
 
@@ -70,7 +72,7 @@ def with_ip_checksum(packet: bytes) -> bytes:
 def vxlan(source: str, destination: str, port: int, vni: int, frame: bytes) -> bytes:
     """A packet with a frame in VXLAN (RFC 7348), with a UDP checksum where there must be one."""
     payload = struct.pack("!II", 0x08 << 24, vni << 8) + frame
-    datagram = struct.pack("!HHHH", 50000, port, 8 + len(payload), 0) + payload
+    datagram = struct.pack("!HHHH", TUNNEL_SOURCE, port, 8 + len(payload), 0) + payload
     packet = ip(source, destination, UDP, datagram)
     return summed(packet) if is_v6(source) else packet
 

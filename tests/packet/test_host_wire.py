@@ -93,7 +93,8 @@ def test_nor_one_for_a_workloads_address_or_a_strangers_tunnel(
     x = ADDRESSES[family]
     assert open_network(f.tcp(x["c"], x["host"], PORTS), *tags) == {"underlay_workload": 1}
     assert open_network(f.udp(x["world"], x["host"], (40000, TUNNEL_PORT)), *tags) == {"underlay_tunnel": 1}
-    assert open_network(f.udp(x["node2"], x["host"], (40000, TUNNEL_PORT)), *tags) == {"underlay": 1}
+    assert open_network(f.udp(x["node2"], x["host"], (f.TUNNEL_SOURCE, TUNNEL_PORT)), *tags) == {"underlay": 1}
+    assert open_network(f.udp(x["node2"], x["host"], (40000, TUNNEL_PORT)), *tags) == {"tunnel_source_port": 1}
 
 
 def test_an_address_that_nobody_told_is_still_the_hosts(network: Any) -> None:

@@ -165,7 +165,8 @@ def test_what_comes_without_a_link_layer_is_judged(tun: Tun, host_datapath: Data
     assert receive(f.tcp(me, me, (40000, 80))) == {"spoofed_source": 1}
     assert receive(f.tcp(x["c"], me, (40000, 80))) == {"underlay_workload": 1}
     assert receive(f.udp(world_, me, (50000, TUNNEL_PORT))) == {"underlay_tunnel": 1}
-    assert receive(f.udp(node2, me, (50000, TUNNEL_PORT))) == {"underlay": 1}
+    assert receive(f.udp(node2, me, (50000, TUNNEL_PORT))) == {"tunnel_source_port": 1}
+    assert receive(f.udp(node2, me, (f.TUNNEL_SOURCE, TUNNEL_PORT))) == {"underlay": 1}
     assert receive(f.tcp(world_, me, (40000, 80), 0)) == {"malformed": 1}
     assert receive(f.tcp(world_, me, (40000, 80))[:-3]) == {"truncated": 1}
 

@@ -57,7 +57,7 @@ IN_HEADERS = st.tuples(st.integers(IP_AT, UDP_AT + 7), st.integers(0, 255))
 OF_MEANING = st.sampled_from(
     [
         (IP_AT, 0x46), (IP_AT, 0x44), (IP_AT, 0x65), (IP_AT + 6, 0x20), (IP_AT + 7, 1), (IP_AT + 9, f.TCP),
-        (IP_AT + 3, 0), (UDP_AT + 5, 0),
+        (IP_AT + 3, 0), (UDP_AT, 0x40), (UDP_AT + 1, 0x98), (UDP_AT + 1, 0xff), (UDP_AT + 5, 0),
     ]
 )  # fmt: skip
 
@@ -65,6 +65,7 @@ OF_MEANING = st.sampled_from(
 @example(UNDERLAY_2, world.TUNNEL_PORT, [], 200)
 @example("192.0.2.66", world.TUNNEL_PORT, [], 200)
 @example(UNDERLAY_2, world.TUNNEL_PORT, [(IP_AT + 7, 1)], 200)
+@example(UNDERLAY_2, world.TUNNEL_PORT, [(UDP_AT, 0x40)], 200)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(SOURCES),

@@ -31,6 +31,8 @@ from tests.reference.reading import RST, TCP, UDP, Address, Ports, Reading, Unre
 from tests.reference.services import Services, exchanged, refusal
 
 ARP = b"\x08\x06"
+TUNNEL_SOURCES = range(665, 1024)
+"""The UDP ports of tunnel devices, none of which an ordinary process may send from."""
 ROUTERS_ONLY = (134, 137)
 """Router advertisement and redirect: RFC 4861 4.2, 4.5."""
 TUNNEL = "vxlan"
@@ -310,6 +312,8 @@ class Node:
         if udp_ports and udp_ports[1] == self.tunnel_port:
             if place != REMOTE_NODE:
                 raise Dropped("underlay_tunnel")
+            if udp_ports[0] not in TUNNEL_SOURCES:
+                raise Dropped("tunnel_source_port")
             return True
         if place not in (HOST, REMOTE_NODE, WORLD):
             raise Dropped("underlay_workload")

@@ -156,7 +156,7 @@ def test_reasons_are_never_renumbered() -> None:
         "tunnel_key": 32, "tunnel_reserved": 33, "tunnel_unknown_node": 34, "tunnel_forged_source": 35,
         "tunnel_forged_identity": 36, "unknown_destination": 37, "not_host_source": 38, "underlay_tunnel": 39,
         "underlay_workload": 40, "rewrite": 41, "service_no_backend": 42, "service_flow": 43, "blocked": 47,
-        "limit": 64,
+        "tunnel_source_port": 48, "limit": 64,
     }  # fmt: skip
     assert layouts.MAPS["counters"]["max_entries"] == reasons["limit"]
 

@@ -24,6 +24,18 @@
 /* UDP port of the tunnel, host byte order. */
 const volatile __u16 tunnel_port = 8472;
 
+/* The UDP ports that tunnel devices send from, host byte order. A process needs CAP_NET_BIND_SERVICE to send from one, so
+ * none without can make a tunnel packet in its node's name. NFS clients use the same ones for the same reason. */
+enum tunnel_source {
+	TUNNEL_SOURCE_LOWEST = 665,
+	TUNNEL_SOURCE_HIGHEST = 1023,
+};
+
+static __always_inline bool is_tunnel_source(__be16 port)
+{
+	return bpf_ntohs(port) >= TUNNEL_SOURCE_LOWEST && bpf_ntohs(port) <= TUNNEL_SOURCE_HIGHEST;
+}
+
 /* Underlay address of this node: the outer source of every tunnel packet it sends. Zero lets the route choose, which
  * is right only on a host with one address. */
 const volatile struct address node_address = {};

@@ -49,6 +49,7 @@ enum reason {
 	REASON_SERVICE_NO_BACKEND = 42,	/* to a service without backends (at tc also: none but the client itself): refused at once */
 	REASON_SERVICE_FLOW = 43,	/* a flow's translation could not be recorded, or is lost */
 	REASON_BLOCKED = 47,		/* from a network that the cluster blocks */
+	REASON_TUNNEL_SOURCE_PORT = 48,	/* a tunnel packet that a process of a member sent, and no tunnel device */
 
 	REASON_LIMIT = 64,
 };

@@ -33,6 +33,7 @@ struct vocabulary {
 	enum flow_slot flow_slot;
 	enum flow_way flow_way;
 	enum flow_time flow_time;
+	enum tunnel_source tunnel_source;
 	struct policy_key policy_entries_key;
 	struct policy_entry policy_entries_value;
 	struct prefix_key prefix_classes_key;

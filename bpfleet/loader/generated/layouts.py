@@ -642,6 +642,7 @@ ENUMS: Dict[str, Dict[str, Any]] = {
         'service_no_backend': 42,
         'service_flow': 43,
         'blocked': 47,
+        'tunnel_source_port': 48,
         'limit': 64,
     },
     'verdict': {'none': 0, 'allow': 1, 'deny': 2, 'default_deny': 3, 'drop': 4, 'audit': 5},
@@ -680,6 +681,7 @@ ENUMS: Dict[str, Dict[str, Any]] = {
     'flow_slot': {'passed': 0, 'dropped': 1, 'first': 2, 'limit': 10242},
     'flow_way': {'openers': 0, 'answers': 1, 'ways': 2},
     'flow_time': {'tick_shift': 30, 'idle_ticks': 8192, 'dropped_idle_ticks': 64},
+    'tunnel_source': {'lowest': 665, 'highest': 1023},
 }
 
 CONSTANTS: Dict[str, Dict[str, Any]] = {
