@@ -126,12 +126,13 @@ def test_a_task_that_says_something_else_than_it_means_changes_nothing(controlle
     before = controller.digests()
     policy: dict[str, Any] = {"cluster": "shop", "name": "slip", "selector": {"role": "db"}, "ingress": []}
     strange = {"kind": "cluster", "name": "other", "spec": {"id": 2, "members": list(HOSTS)}}
-    null = {"ports": [{"protocol": "tcp", "port": 5432}], "peers": None}
+    port = {"ports": [{"protocol": "tcp", "port": 5432}]}
+    unpeered = {**port, "peers": None}
     slips: list[tuple[str, dict[str, Any], str]] = [
         ("policy", {**policy, "cluster": "shopp"}, "cluster, node h2: the host is of cluster shop, not of shopp"),
         ("documents", {"cluster": "shop", "documents": [strange]}, "node h2: is declared in a task of cluster shop"),
         # In YAML, `peers:` with its items indented wrongly: left out, it means any peer.
-        ("policy", {**policy, "ingress": [null]}, "field ingress[0].peers: is given without a value"),
+        ("policy", {**policy, "ingress": [unpeered]}, "field ingress[0].peers: is given without a value"),
         ("policy", {**policy, "egress": None}, "policy/slip, field egress: is given without a value"),
         ("policy", {**policy, "selector": {"role": None}}, "policy/slip, field selector.role: must be a string"),
         ("policy", {**policy, "mode": "off"}, "value of mode must be one of: enforce, audit, got: off"),
