@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _HOST = re.compile(r"(?:(?P<user>[^@]+)@)?(?P<host>\[[^]]+\]|[^:@]+|[0-9A-Fa-f:]{3,})(?::(?P<port>\d+))?")
 
+_PROVISIONED = "Name a node that was provisioned."
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say where the nodes are."""
@@ -58,6 +60,8 @@ def targets(options: argparse.Namespace, fleet: Fleet) -> dict[str, Target]:
     for text in options.seed:
         seed = _seed(text, options)
         try:
+            if fleet.installed(seed) is None:  # whoever was named by mistake gets no agent for it
+                raise InvalidInput("holds nothing of bpfleet", node=text, remedy=_PROVISIONED)
             answer = fleet.call(seed, "documents", {"kinds": ["node"]})
         except BpfleetError as error:
             failures.append(error)
@@ -65,7 +69,7 @@ def targets(options: argparse.Namespace, fleet: Fleet) -> dict[str, Target]:
         found = {item["document"]["name"]: _member(item, options) for item in answer["items"]}
         if found:
             return found
-        failures.append(InvalidInput("holds no cluster", node=text, remedy="Name a node that was provisioned."))
+        failures.append(InvalidInput("holds no cluster", node=text, remedy=_PROVISIONED))
     if len(failures) == 1:
         raise failures[0]
     raise Unreachable(

@@ -202,7 +202,8 @@ def test_a_seed_is_asked_as_a_user_with_sudo_through_a_jump_host(
     keys = ["--identity-file", str(lab.private_key), "--known-hosts", str(tmp_path / "known")]
     seed = f"op@{node.address}"
     assert main(["status", "--seed", seed, "--jump", f"hop@{bastion.address}:22", *keys]) == 2
-    assert f"node {seed}: holds no cluster" in capsys.readouterr().err, "the agent there answered"
+    assert f"node {seed}: holds nothing of bpfleet" in capsys.readouterr().err
+    assert node.run(["ls", "-A", "/var/lib/bpfleet"], check=False).stdout == "", "who only asks puts nothing there"
     assert "Accepted publickey for hop" in bastion.run(["cat", "/var/log/sshd.log"]).stdout
     logins = node.run(["grep", "Accepted publickey for", "/var/log/sshd.log"]).stdout.splitlines()
     assert logins and all(f"for op from {bastion.address} " in line for line in logins)
