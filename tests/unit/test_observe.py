@@ -12,46 +12,13 @@ from bpfleet.cli.main import main
 from bpfleet.compile.compiler import Compiler
 from bpfleet.errors import HostUnfit, InvalidInput, Unreachable
 from bpfleet.loader.generated.layouts import ENUMS
-from bpfleet.loader.layout import layout, name_of
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import PROTOCOL_NUMBERS
-from bpfleet.observe.events import event_of
 from bpfleet.observe.explain import explain
 from bpfleet.observe.names import Names, short_end
 from bpfleet.observe.usage import gauge
 from tests import fleet
-
-DOCUMENTS = DocumentSet(fleet.quickstart())
-COMPILED = Compiler().compile(DOCUMENTS, fleet.facts(1))
-NAMES = Names(DOCUMENTS, COMPILED.rules, "h1")
-NUMBER = {name: document.spec["number"] for name, document in DOCUMENTS.of_kind("identity").items()}
-BLANK: Dict[str, Any] = dict.fromkeys(layout("events", "value").names, 0)
-
-
-def rule_id(policy: str, rule: str) -> int:
-    return next(number for number, name in COMPILED.rules.items() if (name.policy, name.rule) == (policy, rule))
-
-
-def record(**fields: Any) -> Dict[str, Any]:
-    base = {
-        "source": "10.77.1.1",
-        "destination": "10.77.1.2",
-        "source_identity": NUMBER["web"],
-        "destination_identity": NUMBER["api"],
-        "protocol": 6,
-        "source_port": 40000,
-        "destination_port": 80,
-        "verdict": 1,
-        "reason": 1,
-        "hook": 1,
-        "time_ns": 2_500_000_000,
-        "rule_id": rule_id("api", "ingress[0]"),
-    }
-    return {**BLANK, **base, **fields}
-
-
-def event(**fields: Any) -> Dict[str, Any]:
-    return event_of(record(**fields), NAMES, name_of, 1000.0)
+from tests.unit.observe_support import COMPILED, COUNTS, DOCUMENTS, NUMBER, event, flow, rule_id
 
 
 def test_an_event_has_names_for_its_numbers() -> None:
@@ -68,6 +35,42 @@ def test_an_event_has_names_for_its_numbers() -> None:
         "endpoint": "web-1",
         "node": "h1",
     }
+
+
+def test_a_flow_has_names_for_its_numbers() -> None:
+    found = flow()
+    assert found["first_seen"] == 1002.5
+    assert found["last_seen"] == round(1000 + 10 * 2**30 / 1e9, 6)
+    assert (found["verdict"], found["direction"], found["policy"], found["rule"]) == (
+        "allowed", "ingress", "api", "ingress[0]",
+    )  # fmt: skip
+    assert found["source"] == {
+        "identity": NUMBER["web"],
+        "identity_name": "web",
+        "labels": {"app": "web", "tier": "front"},
+    }
+    assert found["destination"]["port"] == 80
+    assert {name: found[name] for name in COUNTS} == COUNTS
+    assert "reason" not in found
+    assert flow(last_seen=0)["last_seen"] == found["first_seen"], "never before it was first seen"
+    assert flow(verdict=3)["reason"] == "denied_by_default"
+    assert flow(verdict=4, reason=26, rule_id=0)["reason"] == "spoofed_source"
+    assert flow(protocol=1, port=3 << 8 | 4)["icmp"] == {"type": 3, "code": 4}
+
+
+def test_a_flow_between_endpoints_of_one_identity_may_be_that_of_one_with_itself() -> None:
+    """Which passes whether or not policies select it, and the history has no addresses to tell."""
+    alike = flow(destination_identity=NUMBER["web"], rule_id=0)
+    assert alike["rule"] == "no policy selects this direction, or an endpoint's traffic with itself is not judged"
+    assert flow(rule_id=0)["rule"] == "no policy selects this direction"
+    host = flow(source_identity=1, destination_identity=1, rule_id=0)
+    assert host["rule"] == "no policy selects this direction"
+
+
+def test_a_flow_and_the_event_that_began_it_say_the_same() -> None:
+    one, other = event(), flow()
+    for name in ("verdict", "direction", "protocol", "rule_id", "policy", "rule", "node"):
+        assert one[name] == other[name]
 
 
 def test_icmp_has_types_instead_of_ports() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from bpfleet.loader.layout import encode
 from bpfleet.observe.history import is_still
-from tests.unit.test_observe_filters import FLOW_BLANK
+from tests.unit.observe_support import FLOW_BLANK
 
 USED: dict[str, Any] = {**FLOW_BLANK, "source_identity": 7, "verdict": 1, "first_seen": 10 << 30, "last_seen": 10}
 

@@ -20,8 +20,7 @@ from bpfleet.observe.history import seen_first
 from bpfleet.observe.names import Names, short_end
 from bpfleet.observe.past import ADDRESS, IDENTITY, RULE, Key, Known, Meaning, Past, said_by
 from tests import fleet
-from tests.unit.test_observe import DOCUMENTS, NUMBER, record
-from tests.unit.test_observe_filters import FLOW_BLANK
+from tests.unit.observe_support import DOCUMENTS, FLOW_BLANK, NUMBER, record
 
 EMPTY = DocumentSet()
 
