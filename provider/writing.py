@@ -204,7 +204,8 @@ def is_about(warning: str, key: str) -> bool:
 def waits_for(warning: str, key: str) -> bool:
     """Whether a node's warning says that a document waits for the one with this key."""
     kind, _, name = key.partition("/")
-    return f": waits: {kind} {name} has " in warning
+    said = "CIDR group" if kind == "cidr_group" else kind
+    return f": waits: {said} {name} has " in warning
 
 
 def together(errors: Mapping[str, BpfleetError], key: str) -> BpfleetError:

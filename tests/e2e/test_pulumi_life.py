@@ -172,6 +172,20 @@ def test_deleting_an_identity_that_endpoints_use_warns(story: Story) -> None:
     assert run.ops == {"web": "create"} and "waits" not in run.text
 
 
+def test_deleting_a_cidr_group_that_policies_name_warns(story: Story) -> None:
+    story.stack.resources["office"] = inside("CidrGroup", {"cidrs": ["203.0.113.0/24"]})
+    rule = {"action": "deny", "peers": [{"cidrGroup": "office"}]}
+    story.stack.resources["not-office"] = inside("Policy", {"selector": {"role": "db"}, "ingress": [rule]})
+    story.stack.up()
+    del story.stack.resources["office"]
+    run = story.stack.up()
+    assert run.ops == {"office": "delete"}
+    said = "still in use: policy/not-office: waits: CIDR group office has no document yet: ingress[0].peers[0] denies"
+    assert said in run.warnings("office")
+    del story.stack.resources["not-office"]
+    assert "waits" not in story.stack.up().text
+
+
 def test_import_takes_a_document_over_again(story: Story, tmp_path: Path) -> None:
     host = story.lab.host("h2")
     known = tmp_path / "known_hosts"
