@@ -46,7 +46,7 @@ class Clusters:
     def _put(self, owner: str, inputs: Mapping[str, Any], old: Mapping[str, Any]) -> Applied:
         runtime, name = self._runtime, str(inputs["name"])
         targets = {node: handle_target(handle) for node, handle in inputs["members"].items()}
-        stores, failures = stores_of(runtime.directory, runtime, targets)
+        stores, failures = stores_of(runtime.directory, runtime, targets, ["cluster", "node"])
         for node, store in stores.items():
             _must_be_free(name, node, store)
         nodes = {node: _node_item(node, stores, failures) for node in targets}
@@ -54,11 +54,12 @@ class Clusters:
         cluster: Item = {"document": document, "owner": owner, "metadata": {}}
         gone = sorted(set(_old_members(name, old, stores)) - set(targets))
         shared = [cluster, *nodes.values()]
-        whole = _seed_store(name, stores, gone)
+        members = {node: targets[node] for node, store in stores.items() if f"cluster/{name}" in store}
+        whole = self._seed_store(name, members, gone) if len(members) < len(targets) else {}
         changes: Dict[str, Changes] = {}
         for node in targets:
             store = stores.get(node, {})
-            if f"cluster/{name}" in store:
+            if node in members:
                 deletes = [f"node/{other}" for other in gone if f"node/{other}" in store]
                 changes[node] = _change(shared, deletes, owner, store)
             else:
@@ -72,6 +73,14 @@ class Clusters:
         self._clear_left(name, owner, gone, old, stores, applied)
         return applied
 
+    def _seed_store(self, name: str, members: Mapping[str, Target], gone: List[str]) -> Store:
+        """The whole store for a new member: that of the established member with the most documents."""
+        stores, failures = stores_of(self._runtime.directory, self._runtime, members)
+        if failures and not stores:
+            raise together(failures, f"cluster/{name}")
+        fullest = max(stores.values(), key=len, default={})
+        return {key: item for key, item in fullest.items() if key not in {f"node/{node}" for node in gone}}
+
     def _clear_left(
         self,
         name: str,
@@ -83,7 +92,7 @@ class Clusters:
     ) -> None:
         """Nodes that left keep their own document only. One that does not answer does not hold up the others."""
         targets = {node: handle_target(handle) for node, handle in old.get("members", {}).items() if node in gone}
-        left, failures = stores_of(self._runtime.directory, self._runtime, targets)
+        left, failures = stores_of(self._runtime.directory, self._runtime, targets, ["cluster", "node"])
         changes = {
             node: Changes([store[f"node/{node}"]], (), owner, replace_all=True)
             for node, store in left.items()
@@ -207,13 +216,6 @@ def _old_members(name: str, old: Mapping[str, Any], stores: Mapping[str, Store])
         if item is not None:
             members.update(item["document"]["spec"]["members"])
     return sorted(members)
-
-
-def _seed_store(name: str, stores: Mapping[str, Store], gone: List[str]) -> Store:
-    """The whole store for a new member: that of the established member with the most documents."""
-    established = [store for store in stores.values() if f"cluster/{name}" in store]
-    fullest = max(established, key=len, default={})
-    return {key: item for key, item in fullest.items() if key not in {f"node/{node}" for node in gone}}
 
 
 def _change(items: List[Item], deletes: List[str], owner: str, store: Store) -> Changes:

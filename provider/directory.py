@@ -12,7 +12,7 @@ from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
-from bpfleet.agent.wire import Item
+from bpfleet.agent.wire import DocumentsParams, DocumentsResult, Item
 from bpfleet.errors import BpfleetError, Unreachable
 from bpfleet.transport.target import Target
 
@@ -142,16 +142,24 @@ class Directory:
 
     def ask(self, target: Target, kinds: Optional[List[str]] = None) -> Union[List[Item], BpfleetError]:
         """The documents of these kinds (default: all) that a node holds, or why it does not say."""
+        answer = self._documents(target, {"kinds": kinds} if kinds else {})
+        return answer if isinstance(answer, BpfleetError) else answer["items"]
+
+    def digest(self, target: Target) -> Union[str, BpfleetError]:
+        """The digest of all documents that a node holds, or why it does not say."""
+        answer = self._documents(target, {"kinds": ["cluster"]})
+        return answer if isinstance(answer, BpfleetError) else answer["digest"]
+
+    def _documents(self, target: Target, params: DocumentsParams) -> Union[DocumentsResult, BpfleetError]:
         dead = self.dead(target)
         if dead is not None:
             return dead
         try:
-            result = self._fleet().call(target, "documents", {"kinds": kinds} if kinds else {})
+            answer: DocumentsResult = self._fleet().call(target, "documents", params)
         except BpfleetError as error:
             self.note(target, error)
             return error
-        items: List[Item] = result["items"]
-        return items
+        return answer
 
     def note(self, target: Target, error: BpfleetError) -> None:
         """Remember that a node does not answer, so that not every batch waits for it anew."""

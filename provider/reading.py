@@ -66,8 +66,28 @@ class Reader:
         view = self._runtime.directory.view(cluster, seeds)
         if view is None:
             return Snapshot(None, {}, {})
-        stores, failures = stores_of(self._runtime.directory, self._runtime, view.targets)
+        stores, failures = self._stores(view.targets)
         return Snapshot(view, stores, failures)
+
+    def _stores(self, targets: Mapping[str, Target]) -> Tuple[Dict[str, Store], Dict[str, BpfleetError]]:
+        """What each holds. Of those that say that they hold the same only one is asked for it: they rarely differ."""
+        directory, runtime = self._runtime.directory, self._runtime
+        stores: Dict[str, Store] = {}
+        failures: Dict[str, BpfleetError] = {}
+        alike: Dict[str, List[str]] = {}
+        for node, answer in sorted(runtime.each(targets, directory.digest).items()):
+            if isinstance(answer, BpfleetError):
+                failures[node] = answer.at(node=node)
+            else:
+                alike.setdefault(answer, []).append(node)
+        groups = list(alike.values())
+        while groups:
+            told, silent = stores_of(directory, runtime, {nodes[0]: targets[nodes[0]] for nodes in groups})
+            failures.update(silent)
+            for nodes in groups:
+                stores.update(dict.fromkeys(nodes, told[nodes[0]]) if nodes[0] in told else {})
+            groups = [nodes[1:] for nodes in groups if nodes[0] in silent and nodes[1:]]
+        return stores, failures
 
 
 def find(snapshot: Snapshot, key: str, declared: Optional[Document]) -> Optional[Found]:

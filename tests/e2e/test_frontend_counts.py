@@ -43,6 +43,10 @@ def test_pulumi_changes_the_datapath_once_and_connects_twice_a_transaction_at_mo
     before = look(lab)
     stack.up()
     assert {node.connections for node in between(before, look(lab), len(documents))} == {0}
+    before = look(lab)
+    stack.refresh()
+    *others, teller = sorted(node.bytes for node in between(before, look(lab), len(documents)))
+    assert max(others) - min(others) < (teller - max(others)) / 2, "one tells all, the others that they hold the same"
 
 
 def test_a_play_takes_one_transaction_and_two_connections(emptied: Controller) -> None:
