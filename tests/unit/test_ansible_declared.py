@@ -47,6 +47,22 @@ def test_one_document_many_and_lists_of_them(tmp_path: Path) -> None:
     assert "number" not in found[1].spec
 
 
+def test_json_may_be_indented_by_tabs(tmp_path: Path) -> None:
+    path = write(tmp_path, '{\n\t"kind": "identity",\n\t"name": "c",\n\t"spec": {"labels": {}}\n}\n', "c.json")
+    assert [one.key for one in declared.declare([], [path])] == ["identity/c"]
+
+
+def test_what_is_merged_may_be_overridden_and_nothing_else_is_given_twice(tmp_path: Path) -> None:
+    first = "- &a {kind: identity, name: a, spec: &s {labels: &l {r: a}}}\n"
+    path = write(tmp_path, f"{first}- {{<<: *a, name: b, spec: {{labels: {{<<: *l, r: b}}}}}}\n")
+    assert [(one.key, one.spec) for one in declared.declare([], [path])] == [
+        ("identity/a", {"labels": {"r": "a"}}),
+        ("identity/b", {"labels": {"r": "b"}}),
+    ]
+    path = write(tmp_path, f"{first}- {{<<: *a, name: b, name: c, spec: {{labels: {{r: b}}}}}}\n")
+    assert ["name is given twice" in one for one in problems(path)] == [True]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "says"),
     [
@@ -75,7 +91,7 @@ def test_what_is_wrong_is_told_with_file_and_line(tmp_path: Path, old: str, new:
     [
         ("[" * 5000 + "]" * 5000, "documents.yml: is nested too deeply"),
         ("[" * 60 + "]" * 60, "documents.yml:1: is nested deeper"),
-        ("&again [*again]", "documents.yml:1: is nested deeper"),
+        ("&again [*again]", "documents.yml: is nested too deeply, or refers to itself"),
         (f"[{{ports: [{{port: 0x{'f' * 5000}}}]}}]", "number of more than 64 bits"),
         (f"[{{ports: [{{port: {'9' * 5000}}}]}}]", "documents.yml: cannot be read"),
     ],

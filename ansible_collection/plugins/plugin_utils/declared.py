@@ -132,13 +132,17 @@ def _files(path: Path, errors: list[BpfleetError]) -> list[Path]:
 def _load(file: Path, errors: list[BpfleetError]) -> Iterator[tuple[Any, yaml.Node]]:
     """Each document in a file, with its YAML node (JSON is YAML). A list, and several YAML documents, are many."""
     try:
-        for top in list(yaml.compose_all(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)):
-            if top is None:
-                continue
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".json":
+            text = text.replace("\t", " ")  # white space between tokens, which YAML takes no tabs for
+        tops = [top for top in yaml.compose_all(text, Loader=yaml.SafeLoader) if top is not None]
+        # Before anything is constructed: that puts what `<<` merges into the nodes, where keys may well be repeated.
+        for top in tops:
+            errors.extend(_repeated_keys(top, file))
+        for top in tops:
             for node in top.value if isinstance(top, yaml.SequenceNode) else [top]:
                 data = _construct(node)
                 if not _is_unreadable(data, _place(file, node.start_mark.line + 1), errors):
-                    errors.extend(_repeated_keys(node, file))
                     errors.extend(_misread_numbers(node, data, file))
                     yield plain(data), node
     except yaml.MarkedYAMLError as error:
@@ -147,7 +151,11 @@ def _load(file: Path, errors: list[BpfleetError]) -> Iterator[tuple[Any, yaml.No
         errors.append(InvalidInput(f"is not YAML: {error.problem}", file=place, remedy="Mend the file."))
     except RecursionError:
         errors.append(
-            InvalidInput("is nested too deeply", file=str(file), remedy="No document is so deep: mend the file.")
+            InvalidInput(
+                "is nested too deeply, or refers to itself",
+                file=str(file),
+                remedy="No document is so deep: mend the file.",
+            )
         )
     except (OSError, ValueError, yaml.YAMLError) as error:  # of values: numbers of thousands of digits, other encodings
         errors.append(InvalidInput(f"cannot be read: {error}", file=str(file), remedy="Mend the file."))
