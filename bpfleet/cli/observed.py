@@ -17,6 +17,13 @@ _EVENT = "{:<15}  {:<8}  {:<8}  {:<8}  {:<7}  {}"
 _FLOW = "{:<14}  {:<8}  {:<8}  {:<8}  {:<12}  {:>8}  {:>8}  {:>8}  {:>8}  {}"
 _EVENT_HEADER = ("TIME", "NODE", "VERDICT", "WHERE", "PROTO", "FLOW")
 _FLOW_HEADER = ("LAST SEEN", "NODE", "VERDICT", "WHERE", "PROTO", "PACKETS", "BYTES", "ANSWERS", "BYTES", "FLOW")
+_FIELDS = (
+    "time first_seen last_seen node direction hook verdict reason policy policy_labels rule rule_id description changed "
+    "gone source destination endpoint address port identity_name identity labels protocol icmp type code length packets "
+    "bytes answer_packets answer_bytes"
+).split()
+"""Of an event or flow, of its ends and what else lies in it."""
+_RANKS = {name: rank for rank, name in enumerate(_FIELDS)}
 
 
 class Printer:
@@ -98,17 +105,22 @@ def compact(line: Mapping[str, Any]) -> str:
 def fields(line: Mapping[str, Any]) -> str:
     """One event or flow with a line for each thing that is known."""
     rows = []
-    for name, value in line.items():
+    for name, value in _ordered(line):
         if name in ("time", "first_seen", "last_seen"):
             value = time.strftime("%Y-%m-%d ", time.localtime(value)) + _clock(value)
         elif isinstance(value, Mapping):
-            value = ", ".join(f"{key} {_inner(one)}" for key, one in value.items())
+            value = ", ".join(f"{key} {_inner(one)}" for key, one in _ordered(value))
         rows.append(f"{name.replace('_', ' ').rjust(15)}: {value}")
     return "\n".join([*rows, "------------"])
 
 
+def _ordered(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """In one order, whoever wrote them; what is not known comes last."""
+    return sorted(fields.items(), key=lambda field: (_RANKS.get(field[0], len(_RANKS)), field[0]))
+
+
 def _inner(value: Any) -> Any:
-    return ",".join(f"{key}={one}" for key, one in value.items()) if isinstance(value, Mapping) else value
+    return ",".join(f"{key}={one}" for key, one in _ordered(value)) if isinstance(value, Mapping) else value
 
 
 def lost(line: Mapping[str, Any]) -> str:

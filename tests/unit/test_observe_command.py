@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any, Dict
 
 import pytest
 
 from bpfleet.cli import observe, observed
 from bpfleet.cli.main import main
-from bpfleet.observe.filters import (
-    KEYS,
-)
+from bpfleet.observe.filters import KEYS
 from tests.unit.observe_support import event, flow
 
 
@@ -153,6 +152,15 @@ def test_flows_for_people() -> None:
     assert "7 packets, 1500 bytes; answers 6, 12345678; since " in text
     lines = observed.fields(flow()).splitlines()
     assert "packets: 7" in [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize("line", [event(protocol=1), event(verdict=4, reason=26, rule_id=0), flow()])
+def test_fields_stand_in_one_order_from_nodes_and_from_a_recording(line: Dict[str, Any]) -> None:
+    shown = observed.fields(line)
+    assert observed.fields(json.loads(json.dumps(line, sort_keys=True))) == shown
+    names = [row.partition(":")[0].strip() for row in shown.splitlines()]
+    assert names.index("verdict") < names.index("source") < names.index("destination") == names.index("source") + 1
+    assert "more: 1" in observed.fields({"more": 1, **line})
 
 
 def test_on_a_terminal_a_table_elsewhere_a_line(capsys: pytest.CaptureFixture[str]) -> None:

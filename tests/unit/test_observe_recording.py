@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 
 from bpfleet.cli import observed, recording
 from bpfleet.cli.main import main
-from bpfleet.observe.filters import (
-    Filter,
-)
+from bpfleet.observe.filters import Filter
 from tests.unit.observe_support import COUNTS, NUMBER, at, flow
 
 
