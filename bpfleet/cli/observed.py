@@ -18,10 +18,11 @@ _FLOW = "{:<14}  {:<8}  {:<8}  {:<8}  {:<12}  {:>8}  {:>8}  {:>8}  {:>8}  {}"
 _EVENT_HEADER = ("TIME", "NODE", "VERDICT", "WHERE", "PROTO", "FLOW")
 _FLOW_HEADER = ("LAST SEEN", "NODE", "VERDICT", "WHERE", "PROTO", "PACKETS", "BYTES", "ANSWERS", "BYTES", "FLOW")
 _FIELDS = (
-    "time first_seen last_seen node direction hook verdict reason policy policy_labels rule rule_id description changed "
-    "gone source destination endpoint address port identity_name identity labels protocol icmp type code length packets "
-    "bytes answer_packets answer_bytes"
-).split()
+    *("time", "first_seen", "last_seen", "node", "direction", "hook", "verdict", "reason"),
+    *("policy", "policy_labels", "rule", "rule_id", "description", "changed", "gone"),
+    *("source", "destination", "endpoint", "address", "port", "identity_name", "identity", "labels"),
+    *("protocol", "icmp", "type", "code", "length", "packets", "bytes", "answer_packets", "answer_bytes"),
+)
 """Of an event or flow, of its ends and what else lies in it."""
 _RANKS = {name: rank for rank, name in enumerate(_FIELDS)}
 
