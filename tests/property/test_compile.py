@@ -14,6 +14,7 @@ from bpfleet.model.document import Document, DocumentSet, problems_of
 from bpfleet.model.identity import HOST, WAITING
 from bpfleet.model.state import NodeState
 from tests import fleet
+from tests.reference.fleets import clusters
 
 NAMES = ("web", "api", "db", "cache")
 
@@ -126,6 +127,30 @@ def test_history_does_not_matter(documents: List[Document], detour: List[Documen
     assert held == DocumentSet(documents)
     assert held.fingerprint("policy", "endpoint") == DocumentSet(documents).fingerprint("policy", "endpoint")
     assert compiler.compile(held, fleet.facts(1)) == Compiler().compile(DocumentSet(documents), fleet.facts(1))
+
+
+BESIDES = (
+    fleet.document("cidr_group", "missing", cidrs=["198.51.0.0/16", "2001:db8::/32"]),
+    fleet.document("cidr_group", "office", cidrs=["203.0.113.0/24"]),
+    fleet.node(1, labels={"rack": "b"}),
+    fleet.identity("a", {"app": "b", "tier": "front"}),
+    fleet.identity("late", {"app": "a"}),
+)
+"""What other documents' rules mean depends on these."""
+
+
+@settings(max_examples=60)
+@given(clusters(), clusters(), st.randoms(use_true_random=False))
+def test_each_change_comes_to_what_there_is_then(
+    documents: List[Document], others: List[Document], chance: random.Random
+) -> None:
+    """Documents come, go and change one by one: after each, a compiler that saw all says what a new one says."""
+    held, compiler = DocumentSet(documents), Compiler()
+    compiler.compile(held, fleet.facts(1))
+    for _ in range(12):
+        one = chance.choice([*documents, *others, *BESIDES])
+        held = held.changed([], [one.key]) if held.get(one.key) == one else held.changed([one])
+        assert compiler.compile(held, fleet.facts(1)) == Compiler().compile(held, fleet.facts(1)), one.key
 
 
 @given(fleets())

@@ -114,7 +114,7 @@ def _matched(rule: Dict[str, Any]) -> str:
 
 @st.composite
 def policy_documents(draw: st.DrawFn, name: str, of_node: bool = False) -> Document:
-    """One policy that may be said; what the schema refuses is not drawn. of_node: it selects every node."""
+    """One policy that may be said: what is refused of what was drawn is left out. of_node: it selects every node."""
     spec: Dict[str, Any] = {"expressions": [] if of_node else draw(expressions)}
     if of_node:
         spec["node_selector"] = {}
@@ -129,8 +129,23 @@ def policy_documents(draw: st.DrawFn, name: str, of_node: bool = False) -> Docum
             spec.setdefault("default_deny", {})[direction] = draw(st.booleans())
     if not draw(st.integers(0, 2)):
         spec["mode"] = draw(st.sampled_from(("enforce", "audit")))
-    data = {"kind": "policy", "name": name, "spec": spec}
-    return fleet.document("policy", name, **spec) if not problems_of(data) else fleet.policy(name, {}, ingress=[])
+    if not draw(st.integers(0, 3)):
+        spec["description"] = draw(st.sampled_from(("first", "second")))
+        spec["labels"] = draw(labels)
+    return _sayable(name, spec)
+
+
+def _sayable(name: str, spec: Dict[str, Any]) -> Document:
+    """The policy without the rules and expressions that are refused."""
+    for problem in iter(lambda: next(iter(problems_of({"kind": "policy", "name": name, "spec": spec})), None), None):
+        field, _, index = str(problem.field).partition("[")
+        if field == "expressions":
+            spec["expressions"] = []
+        elif index and spec.get(field):
+            del spec[field][int(index.partition("]")[0])]
+        else:  # it says nothing
+            spec["ingress"], spec["default_deny"] = [], {}
+    return fleet.document("policy", name, **spec)
 
 
 def world(settings: Mapping[str, Any], numbers: Mapping[str, int] = MappingProxyType({})) -> List[Document]:
