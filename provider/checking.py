@@ -19,6 +19,7 @@ from provider.values import (
     secret_texts,
     to_model,
     to_pulumi,
+    without_secrets,
 )
 
 
@@ -37,13 +38,13 @@ def check_inputs(
     if not found:
         problems += _handle_problems(shape, checked)
     hidden = secret_texts(news)
-    failures = [(_unechoed(problem.path, secrets), _without(hidden, _reason(problem))) for problem in problems]
+    failures = [(unechoed(problem.path, secrets), without_secrets(hidden, _reason(problem))) for problem in problems]
     secrets |= schema_secrets(shape.inputs)
     return to_pulumi(from_model(shape.inputs, checked), secrets), failures
 
 
-def _unechoed(path: str, secrets: Secrets) -> str:
-    """The engine prints the value at `path` if that is a whole property; it must not find a secret there."""
+def unechoed(path: str, secrets: Secrets) -> str:
+    """`path`, so that the engine does not find a secret there: it prints the value if that is a whole property."""
     return f"{path} (secret)" if any(secret[0] == path for secret in secrets) else path
 
 
@@ -83,12 +84,6 @@ def _handle_problems(shape: Shape, checked: Mapping[str, Any]) -> List[Problem]:
                 path = camel(field.name) + key_step(key)
                 problems.append(Problem(path, f"is the handle of {name}", f"Write {name} as its key."))
     return problems
-
-
-def _without(hidden: set[str], text: str) -> str:
-    for secret in sorted(hidden, key=len, reverse=True):
-        text = text.replace(secret, "[secret]")
-    return text
 
 
 def _all_names() -> Dict[str, str]:

@@ -1,4 +1,4 @@
-"""Messages to the user, through the engine that runs the plugin."""
+"""Messages to the user, through the engine that runs the plugin; none of them tells a secret of the program."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import grpc.aio  # type: ignore[import-untyped]
 from pulumi.runtime.proto import LogRequest, LogSeverity
 from pulumi.runtime.proto.engine_pb2_grpc import EngineStub
 
+from provider.values import without_secrets
+
 
 class Engine:
     """The engine's log. `say` may be called from any thread; messages are sent in order, in the background."""
@@ -20,7 +22,16 @@ class Engine:
         self._channel: Optional[grpc.aio.Channel] = None
         self._sending: Set[asyncio.Task[None]] = set()
         self._order = asyncio.Lock()
+        self._hidden: Set[str] = set()
         self.attach(address)
+
+    def hide(self, secrets: Set[str]) -> None:
+        """Let no message tell these from now on."""
+        self._hidden |= secrets
+
+    def fit_to_tell(self, text: str) -> str:
+        """The text without what is hidden."""
+        return without_secrets(self._hidden, text)
 
     def attach(self, address: str) -> None:
         """Talk to the engine at this address from now on."""
@@ -41,7 +52,7 @@ class Engine:
     def _post(self, urn: str, text: str, severity: Any, ephemeral: bool) -> None:
         if self._loop.is_closed():
             return
-        request = LogRequest(urn=urn, message=text, severity=severity, ephemeral=ephemeral)
+        request = LogRequest(urn=urn, message=self.fit_to_tell(text), severity=severity, ephemeral=ephemeral)
         self._loop.call_soon_threadsafe(self._start, request)
 
     def _start(self, request: LogRequest) -> None:

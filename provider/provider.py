@@ -13,7 +13,7 @@ from bpfleet.errors import BpfleetError, InvalidInput
 from bpfleet.model.document import Document
 from bpfleet.model.schema import UNKNOWN, contains_unknown
 from bpfleet.transport.target import Target
-from provider.checking import check_inputs, pulumi_words
+from provider.checking import check_inputs, pulumi_words, unechoed
 from provider.clusters import Clusters, cluster_handle, inputs_of_cluster
 from provider.differing import cluster_name, differences
 from provider.directory import handle_target
@@ -25,7 +25,7 @@ from provider.program import Program, cluster_of, known_document
 from provider.reading import Reader, Snapshot, find
 from provider.runtime import Runtime
 from provider.sdk import DeleteRequest, DiffRequest, PartialFailure, UpdateRequest, Values
-from provider.values import Secrets, from_model, from_pulumi, to_model, to_pulumi
+from provider.values import Secrets, from_model, from_pulumi, secret_texts, to_model, to_pulumi
 from provider.writing import Put, Result
 
 _SCHEMA = Path(__file__).resolve().with_name("schema.json")
@@ -69,6 +69,7 @@ class BpfleetProvider(sdk.Provider):
     async def check(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
         shape = _shape(request.urn)
         inputs, failures = check_inputs(shape, logical_name(request.urn), request.new_inputs)
+        self._engine.hide(secret_texts(request.new_inputs) | secret_texts(inputs))
         if not failures:
             failures = self._declare(shape, request.urn, inputs)
         if not failures:
@@ -92,7 +93,7 @@ class BpfleetProvider(sdk.Provider):
         A check does not know whether it is a preview's. If nothing was created or updated yet, that resource finds the
         contradiction itself (see `_foresee`). An update refuses what it must by itself and makes the rest.
         """
-        inputs, _ = _plain(shape, checked)
+        inputs, secrets = _plain(shape, checked)
         document = known_document(shape, inputs)
         if document is None:
             self._program.forget(urn)
@@ -101,15 +102,16 @@ class BpfleetProvider(sdk.Provider):
         error = self._program.refusal(urn) if self._previewing else None
         if error is None:
             return []
-        _at_resource(error, document.key)
-        return [(error.field or "name", str(error))]
+        self._tell(error, document.key)
+        own = error.field if error.resource == document.key else None  # others' fields are no properties of this one
+        return [(unechoed(own or "name", secrets), str(error))]
 
     def _foresee(self, urn: str, preview: bool) -> None:
         """Raise what an update will be refused for, as far as the program tells."""
         self._previewing = preview
         error = self._program.refusal(urn) if preview else None
         if error is not None:
-            _fail(error, error.resource or logical_name(urn))
+            self._fail(error, error.resource or logical_name(urn))
 
     async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
         assert isinstance(request, DiffRequest)
@@ -166,9 +168,9 @@ class BpfleetProvider(sdk.Provider):
                     outputs["number"] = result.spec["number"]
                 if result.lagging:
                     values = _outputs(shape, outputs, secrets)
-                    raise PartialFailure(_id(shape, inputs).text, values, _reasons(result.lagging))
+                    raise PartialFailure(_id(shape, inputs).text, values, self._reasons(result.lagging))
         except BpfleetError as error:
-            _fail(error, f"{shape.kind}/{inputs['name']}")
+            self._fail(error, f"{shape.kind}/{inputs['name']}")
         finally:
             self._reader.outdate_all()
         return _outputs(shape, outputs, secrets)
@@ -196,7 +198,7 @@ class BpfleetProvider(sdk.Provider):
                 handle = inputs["cluster"]
                 await self._leaves.delete(request.urn, owner, str(handle["cluster"]), key, seeds_of(handle))
         except BpfleetError as error:
-            _fail(error, key)
+            self._fail(error, key)
         finally:
             self._reader.outdate_all()
 
@@ -210,7 +212,7 @@ class BpfleetProvider(sdk.Provider):
         try:
             found = await self._read(shape, request.urn, wanted, old_inputs)
         except BpfleetError as error:
-            _fail(error, f"{shape.kind}/{wanted.name}")
+            self._fail(error, f"{shape.kind}/{wanted.name}")
         if found is None:
             return sdk.ReadResponse()
         outputs = {**_previewed(shape, found.inputs, found.inputs, old_outputs), **found.computed}
@@ -222,8 +224,8 @@ class BpfleetProvider(sdk.Provider):
         declared = to_pulumi(from_model(shape.inputs, found.inputs), secrets)
         properties = _outputs(shape, outputs, secrets)
         if found.silent and shape.kind in IN_CLUSTER:
-            raise PartialFailure(wanted.text, properties, _reasons(found.silent), declared)
-        for reason in _reasons(found.silent):
+            raise PartialFailure(wanted.text, properties, self._reasons(found.silent), declared)
+        for reason in self._reasons(found.silent):
             self._runtime.engine.warn(request.urn, reason)
         return sdk.ReadResponse(wanted.text, properties, declared)
 
@@ -250,13 +252,23 @@ class BpfleetProvider(sdk.Provider):
         handle = old.get("cluster") or _handle_of(snapshot)
         return _Read({"name": wanted.name, "cluster": handle, **spec}, computed, found.silent)
 
+    def _reasons(self, errors: Mapping[str, BpfleetError]) -> List[str]:
+        return [self._engine.fit_to_tell(pulumi_words(str(error))) for _, error in sorted(errors.items())]
+
+    def _fail(self, error: BpfleetError, resource: str) -> NoReturn:
+        self._tell(error, resource)
+        raise error
+
+    def _tell(self, error: BpfleetError, resource: str) -> None:
+        """Have it name the resource, call fields as Pulumi programs do, and tell no secret."""
+        error.at(resource=resource)
+        error.what, error.remedy = (self._engine.fit_to_tell(pulumi_words(text)) for text in (error.what, error.remedy))
+        if error.field is not None:
+            error.where["field"] = pulumi_words(error.field)
+
     async def cancel(self) -> None:
         self._leaves.cancel()
         await self._runtime.close()
-
-
-def _reasons(errors: Mapping[str, BpfleetError]) -> List[str]:
-    return [pulumi_words(str(error)) for _, error in sorted(errors.items())]
 
 
 def _shape(urn: str) -> Shape:
@@ -330,16 +342,3 @@ def _handle_of(snapshot: Snapshot) -> Plain:
     view = snapshot.view
     members = {name: node_handle(inputs_of_node(name, member.item, {})) for name, member in view.members.items()}
     return cluster_handle({"name": view.name, "members": members}, None)
-
-
-def _fail(error: BpfleetError, resource: str) -> NoReturn:
-    """Raise it with the resource named, and fields named as Pulumi programs write them."""
-    _at_resource(error, resource)
-    raise error
-
-
-def _at_resource(error: BpfleetError, resource: str) -> None:
-    error.at(resource=resource)
-    error.what, error.remedy = pulumi_words(error.what), pulumi_words(error.remedy)
-    if error.field is not None:
-        error.where["field"] = pulumi_words(error.field)

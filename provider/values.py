@@ -7,6 +7,7 @@ what a preview does not know. Pulumi's names (camelCase) are turned by schema, s
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, Dict, FrozenSet, List, Mapping, Sequence, Set, Tuple, cast
 
 from pulumi.provider.experimental.property_value import PropertyValue
@@ -67,15 +68,18 @@ def _wrapped(value: Any, path: Path, secrets: Secrets) -> PropertyValue:
 
 
 def secret_texts(values: Mapping[str, PropertyValue]) -> Set[str]:
-    """Every string that is secret, to keep it out of messages."""
+    """Every string and number that is secret, to keep it out of messages."""
     found: Set[str] = set()
 
     def visit(value: PropertyValue, secret: bool) -> None:
         secret = secret or value.is_secret
         inner = value.value
         if isinstance(inner, str):
-            if secret and inner:
+            if secret and inner and inner != rpc.UNKNOWN:
                 found.add(inner)
+        elif isinstance(inner, float):
+            if secret:
+                found.add(str(int(inner) if inner.is_integer() else inner))
         elif isinstance(inner, Mapping):
             for item in inner.values():
                 visit(item, secret)
@@ -86,6 +90,13 @@ def secret_texts(values: Mapping[str, PropertyValue]) -> Set[str]:
     for value in values.values():
         visit(value, False)
     return found
+
+
+def without_secrets(hidden: Set[str], text: str) -> str:
+    """The text with these secrets left out, where they stand as words of their own."""
+    for secret in sorted(hidden, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[secret]", text)
+    return text
 
 
 def schema_secrets(fields: Sequence[Field], prefix: Path = ()) -> Secrets:

@@ -8,6 +8,7 @@ other nodes go on.
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set
@@ -218,11 +219,13 @@ def together(errors: Mapping[str, BpfleetError], key: str) -> BpfleetError:
 
 
 def seen_from(document: str, refused: str, error: BpfleetError) -> BpfleetError:
-    """The conflict of `refused`, told of the document that was changed rather than of the one that was there."""
+    """The conflict of `refused`, told of the document that was changed rather than of the one that was there. Of the
+    field only the first part counts for both, and that only if they are of one kind."""
+    alike = document.partition("/")[0] == refused.partition("/")[0] and error.field is not None
     return type(error)(
         f"conflicts with {refused}: {error.what}",
         resource=document,
-        field=error.field,
+        field=re.split(r"[.\[]", str(error.field))[0] if alike else None,
         node=error.where.get("node"),
         remedy=f"Change this one, or {refused}.",
         details={**error.details, "other": refused},
