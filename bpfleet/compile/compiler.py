@@ -139,6 +139,11 @@ class Compiler:
             ),
             lambda: _state(cluster, own, place, subjects, sets, blocked, balanced, hooked, facts),
         )
+        failsafe = self._memo.get(
+            "failsafe warnings",
+            (cluster.hash, own.name, subjects[HOST]),
+            lambda: host.failsafe_warnings(own.name, cluster, _maps(subjects[HOST], sets), names),
+        )
         warnings = [warning for item in resolved for warning in item.warnings]
         warnings += self._cidr_warnings(resolved, documents)
         warnings += balanced.warnings
@@ -155,7 +160,7 @@ class Compiler:
             warnings=(
                 *self._memo.get("blocked warnings", members, lambda: blocklist.warnings(documents, cluster)),
                 *warnings,
-                *host.failsafe_warnings(own.name, cluster, _maps(subjects[HOST], sets), names),
+                *failsafe,
             ),
             services=balanced.summaries,
         )

@@ -18,8 +18,6 @@ from bpfleet.model.state import Compiled, Row, RuleName, Table
 FAILSAFE_KEY = ("port", "protocol", "direction")
 FAILSAFE_VALUE = ("listed",)
 
-_STRANGERS = (identity.WORLD, identity.REMOTE_NODE)
-
 
 def failsafe_ports(cluster: Document) -> Sequence[Mapping[str, Any]]:
     """What the cluster declares, or the default."""
@@ -45,15 +43,37 @@ def failsafe_warnings(node: str, cluster: Document, maps: lookup.Maps, names: Ma
     """What the node's policies would cut if failsafe did not keep it: policy and port named."""
     found: Dict[str, None] = {}
     for entry in failsafe_ports(cluster):
-        for peer in _STRANGERS:
-            rule = _refusing(maps, names, (peer, None), entry["direction"], entry["protocol"], entry["port"])
-            if rule is None:
-                continue
-            what = f"{entry['protocol']} port {entry['port']}"
-            what += f" of node {node}" if entry["direction"] == "ingress" else f" elsewhere to node {node}"
+        asked = entry["direction"], entry["protocol"], entry["port"]
+        refusing = (_refusing(maps, names, (peer, None), *asked) for peer in _strangers(maps, entry["direction"]))
+        what = f"{entry['protocol']} port {entry['port']}"
+        what += f" of node {node}" if entry["direction"] == "ingress" else f" elsewhere to node {node}"
+        for rule in (*filter(None, refusing), *_denying(maps, names, *asked)):
             for name in rule.policy.split(", "):
                 found[f"policy/{name}, {_path(rule)}: would close {what}, a failsafe port: it stays open"] = None
     return list(found)
+
+
+def _strangers(maps: lookup.Maps, direction: str) -> Tuple[int, ...]:
+    """Other nodes, and by family who is in no network that rules name but the whole family."""
+    code = entries.DIRECTION_NUMBERS[direction]
+    named = (maps.entries or {}).get((entries.HEADER_PEER, code, entries.HEADER_PREFIXES, 0))
+    classes = maps.prefix_sets[named[0]].rows if named is not None else {}
+    (six,) = classes.get((0, "::"), (identity.WORLD,))
+    (four,) = classes.get((96, "0.0.0.0"), (six,))
+    return identity.REMOTE_NODE, four, six
+
+
+def _denying(
+    maps: lookup.Maps, names: Mapping[int, RuleName], direction: str, protocol: str, port: int
+) -> List[RuleName]:
+    """The rules that deny a port to somebody."""
+    keys = lookup.keys_of(maps, lookup.Question(direction, identity.WORLD, PROTOCOL_NUMBERS[protocol], port))
+    denying = {
+        row[0]
+        for key, row in (maps.entries or {}).items()
+        if row[1] == entries.DENY and key[0] != entries.HEADER_PEER and key[1:] in keys
+    }
+    return sorted((names[rule_id] for rule_id in denying), key=lambda rule: (rule.policy, rule.rule))
 
 
 def session_refusal(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Mapping, Optional
+from typing import List, Mapping, Optional, Sequence
 
 from bpfleet.compile import entries as e
 from bpfleet.compile.policy import ANY
@@ -79,22 +79,12 @@ def judge(maps: Maps, question: Question) -> Answer:
 def _judge_side(maps: Maps, question: Question, code: int, header: Row) -> Answer:
     assert maps.entries is not None
     rule_id, action, _, _, flags = header
-    peer, interval = question.peer, None
+    peer = question.peer
     if flags & e.HAS_PREFIXES and peer == identity.WORLD and question.address is not None:
         set_id = maps.entries[(e.HEADER_PEER, code, e.HEADER_PREFIXES, 0)][0]
         peer = _class_of(maps.prefix_sets[set_id], question.address)
-    if flags & e.HAS_PORTS:
-        set_id = maps.entries[(e.HEADER_PEER, code, e.HEADER_PORTS, 0)][0]
-        interval = _interval_of(maps.port_sets[set_id], question.protocol, question.port)
-    port = question.port if question.protocol in _WITH_PORTS else NO_PORT
-    keys = []
-    if port:
-        keys.append((code, question.protocol, port))
-    if interval is not None:
-        keys.append((code | e.RANGE, question.protocol, interval))
-    keys += [(code, question.protocol, ANY), (code, ANY, ANY)]
     allow: Optional[int] = None
-    for key in keys:
+    for key in _keys(maps, question, code):
         hits = [maps.entries[(who, *key)] for who in (peer, ANY) if (who, *key) in maps.entries]
         denies = [hit[0] for hit in hits if hit[1] == e.DENY]
         if denies:
@@ -104,6 +94,23 @@ def _judge_side(maps: Maps, question: Question, code: int, header: Row) -> Answe
     if allow is not None:
         return Answer(ALLOWED, allow)
     return Answer(DENIED_BY_DEFAULT if action == e.DENY else ALLOWED, rule_id)
+
+
+def keys_of(maps: Maps, question: Question) -> Sequence[Row]:
+    """What is enforced of a protocol and port is found under these keys, the most exact first, behind a peer."""
+    return _keys(maps, question, e.DIRECTION_NUMBERS[question.direction]) if maps.entries else ()
+
+
+def _keys(maps: Maps, question: Question, code: int) -> Sequence[Row]:
+    assert maps.entries is not None
+    keys: List[Row] = []
+    if question.protocol in _WITH_PORTS and question.port:
+        keys.append((code, question.protocol, question.port))
+    named = maps.entries.get((e.HEADER_PEER, code, e.HEADER_PORTS, 0))
+    interval = _interval_of(maps.port_sets[named[0]], question.protocol, question.port) if named is not None else None
+    if interval is not None:
+        keys.append((code | e.RANGE, question.protocol, interval))
+    return [*keys, (code, question.protocol, ANY), (code, ANY, ANY)]
 
 
 def _class_of(table: Table, address: str) -> int:

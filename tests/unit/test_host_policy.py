@@ -113,6 +113,7 @@ def test_what_is_no_failsafe_port(port: Any) -> None:
 
 
 SSH = {"protocol": "tcp", "port": 22}
+RANGE = {"port": 20, "end_port": 25}
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,22 @@ SSH = {"protocol": "tcp", "port": 22}
             {"ingress": [{}, {"action": "deny", "peers": [{"entity": "world"}], "ports": [SSH]}]},
             "policy/p, ingress[1]: would close tcp port 22 of node h1, a failsafe port: it stays open",
         ),
+        # To somebody only.
+        (
+            {"ingress": [{}, {"action": "deny", "peers": [{"cidr": "198.51.100.0/24"}], "ports": [RANGE]}]},
+            "policy/p, ingress[1]: would close tcp port 22 of node h1, a failsafe port: it stays open",
+        ),
+        (
+            {"default_deny": {"ingress": False}, "ingress": [{"action": "deny", "peers": [{"labels": {}}]}]},
+            "policy/p, ingress[0]: would close tcp port 22 of node h1, a failsafe port: it stays open",
+        ),
+        (
+            {"ingress": [{"peers": [{"entity": "remote-node"}, {"cidr": "0.0.0.0/0"}]}]},
+            "policy/p, ingress: would close tcp port 22 of node h1, a failsafe port: it stays open",
+        ),
+        ({"ingress": [{"peers": [{"entity": "remote-node"}, {"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]}]}, None),
+        ({"ingress": [{}, {"action": "deny", "peers": [{"cidr": "198.51.100.0/24"}], "ports": [{"port": 23}]}]}, None),
+        ({"mode": "audit", "ingress": [{"action": "deny"}]}, None),
         ({"ingress": [{"ports": [SSH]}], "egress": []}, None),
         ({"egress": []}, None),
         ({"ingress": [{}]}, None),
