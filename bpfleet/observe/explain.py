@@ -130,11 +130,17 @@ def _number(field: str, value: Any, least: int, most: int) -> int:
 
 
 def _check_ends(source: End, destination: End) -> None:
-    """InvalidInput for addresses that no packet on a network has: every stack throws such away (RFC 1122 3.2.1.3)."""
+    """InvalidInput for addresses that no flow on a network has: every stack throws such away (RFC 1122 3.2.1.3)."""
     for end, field in ((source, "source"), (destination, "destination")):
         if end.is_loopback:
             raise InvalidInput(
                 f"{end.text} is a loopback address: what is sent there leaves neither workload nor host",
+                field=field,
+                remedy="Name the endpoint, node or address that is meant.",
+            )
+        if end.is_unspecified:
+            raise InvalidInput(
+                f"{end.text} is nobody's address: nothing goes there, and only who asks for one sends from there",
                 field=field,
                 remedy="Name the endpoint, node or address that is meant.",
             )

@@ -57,6 +57,11 @@ class End:
         return bool(self.addresses) and ipaddress.ip_address(self.addresses[0]).is_loopback
 
     @property
+    def is_unspecified(self) -> bool:
+        """Whether its address is that of nobody yet."""
+        return bool(self.addresses) and ipaddress.ip_address(self.addresses[0]).is_unspecified
+
+    @property
     def is_multicast(self) -> bool:
         """Whether its address is multicast or broadcast, which no endpoint owns."""
         if not self.addresses:

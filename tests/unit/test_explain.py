@@ -153,6 +153,8 @@ V6_SERVICE = fleet.service("six", ["[fd00:96::1]:80"], [{"labels": {"app": "api"
         ("web-1", "fe80::1%eth0", "80/tcp", "destination", "has a zone"),
         ("web-1", "127.0.0.1", "80/tcp", "destination", "127.0.0.1 is a loopback address"),
         ("h1", "::1", "80/tcp", "destination", "::1 is a loopback address"),
+        ("web-1", "0.0.0.0", "80/tcp", "destination", "0.0.0.0 is nobody's address"),
+        ("::", "web-1", "80/tcp", "source", ":: is nobody's address"),
         ("127.0.0.53", "web-1", "80/tcp", "source", "127.0.0.53 is a loopback address"),
         ("224.0.0.1", "web-1", "80/tcp", "source", "no packet comes from there"),
         ("ff02::1", "h1", "80/tcp", "source", "no packet comes from there"),
