@@ -86,11 +86,17 @@ def host_cases(family: int) -> List[Case]:
     x = ADDRESSES[family]
     me, world = x["host"], x["world"]
     question, answer = left(f.udp(me, world, (40000, 53))), came(f.udp(world, me, (53, 40000)))
+    dial, dialled = (40000, 853), (853, 40000)
     masqueraded = left(f.tcp(me, world, PORTS), via="nobody")
     cases: List[Tuple[str, Tuple[Step, ...]]] = [
         ("the answer to a failsafe port may come for 60 s", (CLOSED, question, Wait(54), answer, Wait(54), answer)),
         ("from the latest question on", (CLOSED, question, Wait(54), question, Wait(54), answer)),
         ("and no longer", (CLOSED, question, Wait(59), no_entry(f.udp(world, me, (53, 40000))))),
+        ("that of a connection to one, answered once, for 8000 s from the latest packet on", (
+            CLOSED, left(f.tcp(me, world, dial)), came(f.tcp(world, me, dialled, f.SYN | f.ACK)), left(f.tcp(me, world, dial, f.ACK)),
+            Wait(5000), left(f.tcp(me, world, dial, f.ACK)), Wait(5000), came(f.tcp(world, me, dialled, f.ACK)),
+            Wait(7454), no_entry(f.tcp(world, me, dialled, f.ACK)),
+        )),
         ("a masqueraded connection that was answered counts for 8000 s", (
             CLOSED, masqueraded, came(f.tcp(world, me, BACK, f.SYN | f.ACK)), Wait(7448), came(f.tcp(world, me, BACK, f.ACK)),
             Wait(7454), no_entry(f.tcp(world, me, BACK, f.ACK)),

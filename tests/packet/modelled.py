@@ -20,7 +20,7 @@ HELD = {
     "host": "host", "gateway": "host", "node2": "remote-node",
 }  # fmt: skip
 """Where the names of the world are; what is not here is the world at large."""
-FAILSAFE = frozenset({("tcp", 22, "ingress"), ("udp", 53, "egress")})
+FAILSAFE = frozenset({("tcp", 22, "ingress"), ("udp", 53, "egress"), ("tcp", 853, "egress")})
 PEERS = {"host": 1, "remote-node": 6}
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "icmpv6": 58}
 

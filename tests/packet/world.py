@@ -179,8 +179,8 @@ def build(datapath: Datapath) -> None:
     for name in ("a", "b", "q", "t"):
         maps["endpoints"].update({"ifindex": DEVICES[name]}, endpoint_record(name))
     maps["node"].update({"index": 0}, node_record())
-    maps["failsafe"].update({"port": 22, "protocol": TCP, "direction": _DIRECTIONS["ingress"]}, {"listed": 1})
-    maps["failsafe"].update({"port": 53, "protocol": UDP, "direction": _DIRECTIONS["egress"]}, {"listed": 1})
+    for protocol, port, direction in ((TCP, 22, "ingress"), (UDP, 53, "egress"), (TCP, 853, "egress")):
+        maps["failsafe"].update({"port": port, "protocol": protocol, "direction": _DIRECTIONS[direction]}, {"listed": 1})
 
 
 def entry(rule_id: int, action: int, shapes: int = 0, denies: int = 0, flags: int = 0) -> Dict[str, int]:
