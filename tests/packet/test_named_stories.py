@@ -1,8 +1,8 @@
 """What entries written by hand cannot say (ranges, audit), packet after packet: the programs, the model, and what is
 written here agree.
 
-Each step is a frame from a to b on one node, or a change of policies; of a frame the reasons that it is counted
-under, and the verdicts of its events. The policies are those of b, as the compiler makes them.
+Each step is a frame between a and b on one node, or between b and the world, or a change of policies; of a frame the
+reasons that it is counted under, and the verdicts of its events. The policies are those of b, as the compiler makes them.
 """
 
 # ruff: noqa: E501 - a row of a table is read as one line
@@ -32,12 +32,14 @@ OPEN = ("allow", "allow")
 
 @dataclass(frozen=True)
 class Frame:
-    """A packet of a or b, the reasons it is counted under, and the verdicts of its events."""
+    """A packet, the reasons it is counted under, and the verdicts of its events."""
 
     packet: bytes
     counters: Mapping[str, int]
     verdicts: Tuple[str, ...] = ()
     at: str = "a"
+    program: str = "from_endpoint"
+    via: str = ""
 
 
 Step = Union[Policies, Frame]
@@ -50,6 +52,16 @@ def ingress(*rules: Mapping[str, Any], **more: Any) -> Policies:
 
 def passes(packet: bytes, *verdicts: str, at: str = "a", **more: int) -> Frame:
     return Frame(packet, {"to_endpoint": 1, **more}, verdicts, at)
+
+
+def goes_out(packet: bytes, *verdicts: str) -> Frame:
+    """Of b to the world."""
+    return Frame(packet, {"to_stack": 1}, verdicts, "b")
+
+
+def comes_in(packet: bytes, *verdicts: str, **reasons: int) -> Frame:
+    """Of the world to b."""
+    return Frame(packet, reasons or {"to_endpoint": 1}, verdicts, "b", "to_endpoint", "eth0")
 
 
 def lost(packet: bytes, at: str = "a") -> Frame:
@@ -69,7 +81,26 @@ def stories(family: int) -> Dict[str, List[Step]]:
     audit = {"mode": "audit"}
     error = f.icmp(b, a, *((1,) if family == 6 else (3,)), bytes(4) + udp[:64], code=1, more=True)
     after_error = f.ip(b, a, f.ICMP6 if family == 6 else f.ICMP, b"x" * 16, fragment=1480)
+    world, router = x["world"], "203.0.113.1" if family == 4 else "2001:db8:9::1"
+    asked, answered = f.udp(b, world, PORTS), f.udp(world, b, BACK)
+    report = f.too_big(router, b, asked)
+
+    def outward(*peers: Mapping[str, Any]) -> Policies:
+        """b may send to those, and to be sent to nothing but answers."""
+        return {"p": {"selector": {"app": "b"}, "ingress": [], "egress": [{"peers": [peer]} for peer in peers]}}
+
+    there, elsewhere = {"cidr": f"{world}/{128 if family == 6 else 32}"}, {"cidr": f"{router}/{128 if family == 6 else 32}"}
     return {
+        "when policies change an answer is judged by the network that its question went to": [
+            outward(there), goes_out(asked, "allow"), comes_in(answered),
+            outward(there, elsewhere), comes_in(answered), goes_out(asked),
+            outward(elsewhere), comes_in(answered, "default_deny", denied_by_default=1),
+        ],
+        "so is a router's error, whatever network the router is in": [
+            outward(there), goes_out(asked, "allow"), comes_in(report),
+            outward(there, {"cidr": "192.0.2.128/25"}), comes_in(report), goes_out(asked),
+            outward(elsewhere), comes_in(report, "default_deny", denied_by_default=1),
+        ],
         "a later fragment passes where nothing asks for ports": [ingress(everybody), passes(later)],
         "not where anybody is denied a range": [ingress(everybody, {"action": "deny", **range_}), lost(later)],
         "not where this peer is denied a range": [ingress(everybody, {"action": "deny", **range_, **someone}), lost(later)],
@@ -130,7 +161,7 @@ def test_story(request: pytest.FixtureRequest, kind: str, steps: List[Step]) -> 
             policies = [fleet.document("policy", name, **spec) for name, spec in step.items()]
             played.change(fleets.world({}, NUMBERS) + policies)
             continue
-        result = played.send(Sent("from_endpoint", step.at, f.ether(step.packet), ""), f"step {number}")
+        result = played.send(Sent(step.program, step.at, f.ether(step.packet), step.via), f"step {number}")
         verdicts = tuple(event["verdict"] for event in result.events)
         assert (result.counters, verdicts) == (dict(step.counters), step.verdicts), f"step {number}"
 
