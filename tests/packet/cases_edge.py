@@ -7,8 +7,8 @@ import struct
 from typing import List, Tuple
 
 from tests.packet import frames as f
-from tests.packet.cases_endpoint import PORTS, allowed, dropped, local, shot
-from tests.packet.world import ADDRESSES, DEVICES, IDENTITIES, TUNNEL_PORT, Case, Send
+from tests.packet.cases_endpoint import PORTS, allowed, denied, dropped, local, shot
+from tests.packet.world import ADDRESSES, DEFAULT_DENY, DEVICES, IDENTITIES, TUNNEL_PORT, Case, Policy, Send
 
 FROM = "from_endpoint"
 
@@ -197,6 +197,7 @@ def always_cases() -> List[Case]:
         ("DHCP to the world, from no own address", shot(FROM, "a", f.udp("0.0.0.0", x4["world"], (68, 67)), "spoofed_source")),
         ("a router's advertisement to all", shot(FROM, "a", nd(own_ll, "ff02::1", 134), "multicast")),
         ("a router's advertisement to the gateway", shot(FROM, "a", nd(own_ll, gateway_ll, 134), "spoofed_source")),
+        *((f"ICMPv6 type {kind}, beside discovery's", shot(FROM, "a", nd(own_ll, gateway_ll, kind), "spoofed_source")) for kind in (132, 138)),
         ("a redirect by a workload", shot(FROM, "a", nd(own_ll, gateway_ll, 137), "spoofed_source")),
         ("DHCP by a neighbour's address", shot(FROM, "a", f.udp(x4["b"], "255.255.255.255", (68, 67)), "multicast")),
         ("DHCPv6 by a neighbour's address", shot(FROM, "a", f.udp(x6["b"], "ff02::1:2", (546, 547)), "multicast")),
@@ -208,6 +209,22 @@ def always_cases() -> List[Case]:
         ("a VLAN tag", shot(FROM, "a", b"\x00\x05\x08\x00" + f.tcp(x4["a"], x4["b"], PORTS), "unsupported", kind=0x8100)),
     ]  # fmt: skip
     found += [Case(name, (step,)) for name, step in drops]
+    closed, out = Policy("a", (), ("egress",)), DEFAULT_DENY["egress"]
+    judged = [
+        ("DHCP to a workload, here or elsewhere", [f.udp(x4["a"], x4[to], (68, 67)) for to in ("b", "c")]),
+        ("DHCPv6 to a workload, here or elsewhere", [f.udp(x6["a"], x6[to], (546, 547)) for to in ("b", "c")]),
+        ("a solicitation to a workload, here or elsewhere", [nd(x6["a"], x6[to]) for to in ("b", "c")]),
+        ("DHCP's ports of another protocol", [f.tcp(x4["a"], x4["gateway"], (68, 67), f.ACK)]),
+        ("DHCPv6's ports of another protocol", [f.sctp(x6["a"], x6["gateway"], (546, 547))]),
+        ("DHCP's ports of another family", [f.udp(x6["a"], x6["gateway"], (68, 67)), f.udp(x4["a"], x4["gateway"], (546, 547))]),
+        ("from a client's port of DHCP, to another; to the server's, from another", [
+            f.udp(x4["a"], x4["gateway"], (68, 68)), f.udp(x4["a"], x4["gateway"], (67, 67)),
+        ]),
+    ]  # fmt: skip
+    found += [
+        Case(f"{name}: judged", (closed, *(denied(FROM, "a", packet, out, "egress") for packet in packets)))
+        for name, packets in judged
+    ]
     forwarded = f.ether(nd(gateway_ll, x6["a"]))
     event = {"verdict": "allow", "source_identity": 2, "protocol": f.ICMP6}
     found.append(
@@ -299,4 +316,6 @@ def device_cases(family: int) -> List[Case]:
         hidden = f.udp(x["world"], x["host"], vxlan, extensions=[(60, b"\x00\x01\x04\x00\x00\x00\x00")])
         step = at(under, "eth0", hidden, "shot", "underlay_tunnel")
         found.append(Case("a stranger's tunnel packet behind an extension header", (step,), 6))
+        mapped = f.ip("::ffff:10.2.0.1", x["host"], f.UDP, f.udp_header(*PORTS))
+        found.append(Case("a mapped source is no workload's", (at(under, "eth0", mapped, "pass", "underlay"),), 6))
     return found

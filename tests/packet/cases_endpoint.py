@@ -191,6 +191,11 @@ def local_cases(family: int) -> List[Case]:
             shot("from_endpoint", "b", f.echo(b, a, 8, reply=True), "no_connection"),
             denied("from_endpoint", "b", f.echo(b, a, 7), default_out, "egress"),
         )),
+        ("a message that is no echo opens nothing: an answer to an echo without a number answers none", (
+            local("a", "b", f.icmp(a, b, 139 if family == 6 else 13, bytes(4)),
+                  f.icmp(a, b, 139 if family == 6 else 13, bytes(4), hops=63), *both),
+            shot("from_endpoint", "b", f.echo(b, a, 0, reply=True), "no_connection"),
+        )),
         ("an error about a connection is related to it, another one is not", (
             Policy("b", (Rule("ingress", 15, protocol=f.UDP),), ("ingress", "egress")),
             local("a", "b", f.udp(a, b, PORTS), f.udp(a, b, PORTS, hops=63), allowed("egress"), allowed("ingress", 15)),
@@ -294,6 +299,11 @@ def policy_cases(family: int) -> List[Case]:
         "a deny of a wider shape beats an allow of a narrower, which is not looked up again",
         (*shapes, Rule("ingress", 46, 0, f.TCP, 0, "deny"), Rule("ingress", 47, 0, 0, 0, "deny")),
         not_by(46),
+    )
+    case(
+        "an allow of a wider shape, looked up for a deny of somebody else, takes nothing from the narrower",
+        (*shapes[:3], Rule("ingress", 48, 99, f.TCP, 0, "deny"), Rule("ingress", 49, 99, 0, 0, "deny")),
+        by(21),
     )
     case("entries for others allow nothing", tuple(other), not_by(DEFAULT_DENY["ingress"], default=True))
     case(

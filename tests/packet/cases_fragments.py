@@ -33,6 +33,7 @@ def fragment_cases(family: int) -> List[Case]:
         return shot(FROM, at, packet, reason, direction=direction)
 
     icmp = f.ICMP6 if family == 6 else f.ICMP
+    stranger = "2001:db8:9::9" if family == 6 else "203.0.113.9"
     cases: List[Tuple[str, Tuple[Step, ...]]] = [
         ("a later fragment has the ports of its first", (
             closed, local("a", "b", *first(), *both), local("a", "b", *later()), local("a", "b", *later(at=2960)),
@@ -43,6 +44,14 @@ def fragment_cases(family: int) -> List[Case]:
         ("a later fragment of another datagram", (closed, local("a", "b", *first(), *both), lost(later(number=8)[0]))),
         ("a later fragment of another protocol", (
             closed, local("a", "b", *first(), *both), lost(later(protocol=f.SCTP)[0]),
+        )),
+        ("a later fragment for another receiver, or of another sender", (
+            closed, Policy("t", (WEB,), ("ingress",)),
+            local("a", "b", *first(), *both), lost(later(other=t)[0]),
+            Policy("a", (Rule("ingress", 15, 2, f.UDP, 80),), ("ingress",)),
+            from_stack("a", f.udp(x["world"], a, PORTS, more=True), allowed("ingress", 15), via="eth0"),
+            shot("to_endpoint", "a", later(stranger, a)[0], "fragment", via="eth0", direction="ingress"),
+            from_stack("a", later(x["world"], a)[0], via="eth0"),
         )),
         ("a first fragment that is denied lets none follow", (
             closed,

@@ -149,6 +149,7 @@ def underlay_cases(family: int) -> List[Case]:
             came(f.udp(of_link(family), me, (40000, 53)), allowed("ingress", 93, source_identity=2)),
             left(f.tcp(me, of_link(family), (40000, 53)), allowed("egress", 94, destination_identity=2)),
             no_entry(f.tcp(of_link(family), me, PORTS)), no_entry(f.tcp(world, of_link(family), PORTS)),
+            *((came(f.tcp(of_link(4), world, PORTS)),) if family == 4 else ()),
         )),
         ("a workload's source from the network", (only(Rule("ingress", 77)), shot(FROM, "eth0", f.tcp(c, me, PORTS), "underlay_workload"))),
         ("from another of the host's addresses, known or not: still the host", (

@@ -72,6 +72,10 @@ def endpoint_cases(family: int) -> List[Case]:
             *opened, back(f.RST), Policy("b", (), ("ingress", "egress")), denied("from_endpoint", "a", f.tcp(a, b, PORTS, f.ACK), DEFAULT_DENY["ingress"], "ingress"),
             Wait(5000), Policy("b", (Rule("egress", 12),), ("ingress", "egress")), denied("from_endpoint", "b", f.tcp(b, a, BACK, f.ACK), DEFAULT_DENY["ingress"], "ingress"),
         )),
+        ("also if both ended it", (
+            *opened, there(f.FIN | f.ACK), back(f.FIN | f.ACK), Policy("b", (), ("ingress", "egress")), denied("from_endpoint", "a", f.tcp(a, b, PORTS, f.ACK), DEFAULT_DENY["ingress"], "ingress"),
+            Wait(5000), Policy("b", (Rule("egress", 12),), ("ingress", "egress")), denied("from_endpoint", "b", f.tcp(b, a, BACK, f.ACK), DEFAULT_DENY["ingress"], "ingress"),
+        )),
         ("a first fragment is known for 60 s", (open_to, first, Wait(54), later)),
         ("and no longer, so that a later one has no ports", (
             Policy("b", (Rule("ingress", 11, IDENTITIES["a"], f.UDP, 80),), ("ingress", "egress")), first, Wait(59),

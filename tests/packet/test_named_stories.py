@@ -82,12 +82,14 @@ def stories(family: int) -> Dict[str, List[Step]]:
     error = f.icmp(b, a, *((1,) if family == 6 else (3,)), bytes(4) + udp[:64], code=1, more=True)
     after_error = f.ip(b, a, f.ICMP6 if family == 6 else f.ICMP, b"x" * 16, fragment=1480)
     world, router = x["world"], "203.0.113.1" if family == 4 else "2001:db8:9::1"
+    icmp, kind = ("icmpv6", 139) if family == 6 else ("icmp", 13)
+    rest = f.ip(a, b, f.ICMP6 if family == 6 else f.ICMP, b"x" * 16, fragment=1480)
     asked, answered = f.udp(b, world, PORTS), f.udp(world, b, BACK)
     report = f.too_big(router, b, asked)
 
     def outward(*peers: Mapping[str, Any]) -> Policies:
-        """b may send to those, and to be sent to nothing but answers."""
-        return {"p": {"selector": {"app": "b"}, "ingress": [], "egress": [{"peers": [peer]} for peer in peers]}}
+        """b may send to that port of those, and be sent nothing but answers."""
+        return {"p": {"selector": {"app": "b"}, "ingress": [], "egress": [{"peers": [peer], **web} for peer in peers]}}
 
     there, elsewhere = {"cidr": f"{world}/{128 if family == 6 else 32}"}, {"cidr": f"{router}/{128 if family == 6 else 32}"}
     return {
@@ -100,6 +102,12 @@ def stories(family: int) -> Dict[str, List[Step]]:
             outward(there), goes_out(asked, "allow"), comes_in(report),
             outward(there, {"cidr": "192.0.2.128/25"}), comes_in(report), goes_out(asked),
             outward(elsewhere), comes_in(report, "default_deny", denied_by_default=1),
+        ],
+        "parts of a message have its type and code": [
+            ingress({"ports": [{"protocol": icmp, "type": kind, "code": 1}]}),
+            passes(f.icmp(a, b, kind, bytes(20), code=1, more=True), *OPEN), passes(rest, *OPEN),
+            ingress({"ports": [{"protocol": icmp, "type": kind, "code": 0}]}),
+            Frame(rest, {"denied_by_default": 1}, ("allow", "default_deny")),
         ],
         "a later fragment passes where nothing asks for ports": [ingress(everybody), passes(later)],
         "not where anybody is denied a range": [ingress(everybody, {"action": "deny", **range_}), lost(later)],
