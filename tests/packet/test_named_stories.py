@@ -91,7 +91,10 @@ def stories(family: int) -> Dict[str, List[Step]]:
         """b may send to that port of those, and be sent nothing but answers."""
         return {"p": {"selector": {"app": "b"}, "ingress": [], "egress": [{"peers": [peer], **web} for peer in peers]}}
 
-    there, elsewhere = {"cidr": f"{world}/{128 if family == 6 else 32}"}, {"cidr": f"{router}/{128 if family == 6 else 32}"}
+    there, elsewhere = (
+        {"cidr": f"{world}/{128 if family == 6 else 32}"},
+        {"cidr": f"{router}/{128 if family == 6 else 32}"},
+    )
     return {
         "when policies change an answer is judged by the network that its question went to": [
             outward(there), goes_out(asked, "allow"), comes_in(answered),

@@ -180,7 +180,8 @@ def build(datapath: Datapath) -> None:
         maps["endpoints"].update({"ifindex": DEVICES[name]}, endpoint_record(name))
     maps["node"].update({"index": 0}, node_record())
     for protocol, port, direction in ((TCP, 22, "ingress"), (UDP, 53, "egress"), (TCP, 853, "egress")):
-        maps["failsafe"].update({"port": port, "protocol": protocol, "direction": _DIRECTIONS[direction]}, {"listed": 1})
+        key = {"port": port, "protocol": protocol, "direction": _DIRECTIONS[direction]}
+        maps["failsafe"].update(key, {"listed": 1})
 
 
 def entry(rule_id: int, action: int, shapes: int = 0, denies: int = 0, flags: int = 0) -> Dict[str, int]:
