@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from pulumi.provider.experimental.provider import PropertyDiff, PropertyDiffKind
 
 from bpfleet.emit.shapes import AGENT_FIELD, DRIFT_FIELD, LAGGING_FIELD, Shape
+from bpfleet.model.document import canonical_json
 from bpfleet.model.resources import CLUSTER_HANDLE
-from bpfleet.model.schema import UNKNOWN, ListOf, MapOf, Object, Type, camel
+from bpfleet.model.schema import UNKNOWN, ListOf, MapOf, Object, Type, camel, contains_unknown
 from provider.values import key_step
 
 _REPLACING = {
@@ -93,11 +94,23 @@ def _compare(kind: Type, old: Any, new: Any, path: str, found: Dict[str, Propert
         for key in sorted({*old, *new}):
             _compare(kind.value, old.get(key), new.get(key), path + key_step(key), found)
     elif isinstance(kind, ListOf) and isinstance(old, list) and isinstance(new, list):
-        for index in range(max(len(old), len(new))):
-            _compare(kind.item, _item(old, index), _item(new, index), f"{path}[{index}]", found)
+        gone, came = _unlike(kind, old, new)
+        for index in sorted(gone | came):
+            before, after = old[index] if index in gone else None, new[index] if index in came else None
+            _compare(kind.item, before, after, f"{path}[{index}]", found)
     elif old != new:
         found[path] = PropertyDiffKind.UPDATE
 
 
-def _item(items: Sequence[Any], index: int) -> Optional[Any]:
-    return items[index] if index < len(items) else None
+def _unlike(kind: ListOf, old: Sequence[Any], new: Sequence[Any]) -> Tuple[Set[int], Set[int]]:
+    """The old indexes of what went and the new ones of what came, so that one item more or less does not show as a
+    change of all behind it. Where order counts, what both lists begin and end with is no difference."""
+    if kind.set_like and not contains_unknown(new):
+        olds, news = ([canonical_json(item) for item in items] for items in (old, new))
+        kept = set(olds).intersection(news)
+        gone, came = ({index for index, one in enumerate(ones) if one not in kept} for ones in (olds, news))
+        return gone, came
+    shorter = min(len(old), len(new))
+    first = next((index for index in range(shorter) if old[index] != new[index]), shorter)
+    last = next((back for back in range(shorter - first) if old[-1 - back] != new[-1 - back]), shorter - first)
+    return set(range(first, len(old) - last)), set(range(first, len(new) - last))

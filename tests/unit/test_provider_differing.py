@@ -47,6 +47,54 @@ def test_changes_at_leaf_paths(change: Dict[str, Any], expected: Dict[str, str])
     assert diff("Policy", POLICY, {**POLICY, **change}) == expected
 
 
+RULES: list[dict[str, Any]] = [{"action": "allow", "ports": [{"protocol": "tcp", "port": one}]} for one in (1, 2, 3, 4)]
+CIDRS = ["10.0.0.0/8", "192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        # Where order counts: what is equal at both ends is no difference.
+        (RULES, RULES[1:], {"[0]": "DELETE"}),
+        (RULES[1:], RULES, {"[0]": "ADD"}),
+        (RULES, [RULES[0], *RULES[2:]], {"[1]": "DELETE"}),
+        ([RULES[0], *RULES[2:]], RULES, {"[1]": "ADD"}),
+        (RULES[:3], [RULES[0], RULES[3], RULES[2]], {"[1].ports[0].port": "UPDATE"}),
+        (RULES[:2], [*RULES[:2], RULES[0]], {"[2]": "ADD"}),
+        ([RULES[0]] * 3, [RULES[0]] * 2, {"[2]": "DELETE"}),
+        ([RULES[0]], [UNKNOWN, RULES[0]], {"[0]": "ADD"}),
+        ([], RULES[:1], {"[0]": "ADD"}),
+    ],
+)
+def test_a_rule_more_or_less_is_one_change(old: list[Any], new: list[Any], expected: Dict[str, str]) -> None:
+    found = diff("Policy", {**POLICY, "ingress": old}, {**POLICY, "ingress": new})
+    assert found == {f"ingress{path}": kind for path, kind in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (CIDRS[1:], CIDRS, {"[0]": "ADD"}),
+        (CIDRS, CIDRS[1:], {"[0]": "DELETE"}),
+        (CIDRS[1:], [CIDRS[0], *CIDRS[2:]], {"[0]": "UPDATE"}),
+        (CIDRS[:3], [CIDRS[0], *CIDRS[2:]], {"[1]": "DELETE", "[2]": "ADD"}),
+        (CIDRS[:2], [UNKNOWN, CIDRS[0]], {"[0]": "UPDATE", "[1]": "UPDATE"}),
+    ],
+)
+def test_a_network_more_or_less_is_one_change(old: list[Any], new: list[Any], expected: Dict[str, str]) -> None:
+    group = {"name": "g", "cluster": SHOP}
+    found = diff("CidrGroup", {**group, "cidrs": old}, {**group, "cidrs": new})
+    assert found == {f"cidrs{path}": kind for path, kind in expected.items()}
+
+
+def test_items_of_several_fields_are_alike_in_whatever_order_their_fields_come() -> None:
+    service = {"name": "s", "cluster": SHOP, "backends": []}
+    http, https = ({"address": "10.96.0.1", "port": port, "protocol": "tcp"} for port in (80, 443))
+    turned = dict(reversed(list(https.items())))
+    old, new = ({**service, "frontends": frontends} for frontends in ([http, https], [turned]))
+    assert diff("Service", old, new) == {"frontends[0]": "DELETE"}
+
+
 def test_other_seeds_are_no_change_and_another_cluster_replaces() -> None:
     other_seeds = {"cluster": "shop", "seeds": {"h2": {**HANDLE, "name": "h2"}}}
     assert diff("Policy", POLICY, {**POLICY, "cluster": other_seeds}) == {}
