@@ -194,6 +194,25 @@ ROWS = (
     Row("the peer plays no part", one(ingress=[
         {"ports": [{"protocol": "tcp", "port": 80}]}, {"peers": [{"labels": {"app": "b"}}], "ports": [{"protocol": "tcp"}]}]),
         ((came(B), f"allow {P0}"), (came(B, 81), f"allow {P1}"))),
+    Row("a type of ICMP counts as a range, with or without its code", one(ingress=[
+        {"ports": [{"protocol": "icmp"}]}, {"ports": [{"protocol": "icmp", "type": 8}]}, {"ports": [{"protocol": "any"}]},
+        {"action": "deny", "ports": [{"protocol": "icmp", "type": 5, "code": 1}]}, {"action": "deny", "ports": [{"protocol": "icmp", "type": 13}]}]),
+        ((came(B, (8, 0), "icmp"), f"allow {P1}"), (came(B, (3, 1), "icmp"), f"allow {P0}"), (came(B, 80), "allow p ingress[2]"),
+         (came(B, (5, 1), "icmp"), "deny p ingress[3]"), (came(B, (5, 0), "icmp"), f"allow {P0}"),
+         (came(B, (13, 0), "icmp"), "deny p ingress[4]"))),
+    Row("a port of any protocol is exact, and so is a range of one", one(ingress=[
+        {"ports": [{"protocol": "tcp", "port": 79, "end_port": 81}]}, {"ports": [{"port": 80}]},
+        {"ports": [{"protocol": "udp", "port": 81, "end_port": 81}, {"protocol": "udp", "port": 82}]},
+        {"ports": [{"protocol": "udp", "port": 80, "end_port": 443}]}]),
+        ((came(B), f"allow {P1}"), (came(B, 81), f"allow {P0}"), (came(B, 81, "udp"), "allow p ingress[2]"),
+         (came(B, 443, "udp"), "allow p ingress[3]"))),
+    # printf '%s\0%s\0%s' p ingress '{"action":"allow"}' | sha256sum: b5819450; those of the others c43458f7, a1ee465a, feeb1159,
+    # 5020064c. An id is the first four bytes.
+    Row("of rules alike the lowest id, whoever the peer is", one(ingress=[{}, FROM_B, {"peers": [{"labels": {}}]}]),
+        ((came(FAR), f"allow {P0}"), (came(B), "allow p ingress[2]"), (came(OTHER), f"allow {P0}"))),
+    Row("of denies alike the lowest id", one(ingress=[
+        {"action": "deny", "peers": [{"entity": "host"}]}, {"action": "deny", "peers": [{"entity": "cluster"}]}, {}]),
+        ((came(HOST), f"deny {P1}"), (came(B), f"deny {P1}"), (came(FAR), "allow p ingress[2]"))),
     # Nodes
     Row("a node selector is about the node, not its endpoints", {"p": {"node_selector": {"rack": "a"}, "ingress": [FROM_B]}},
         ((came(B, subject="host"), f"allow {P0}"), (came(FAR, subject="host"), CLOSED), (came(FAR), OPEN),
