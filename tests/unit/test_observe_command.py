@@ -8,7 +8,7 @@ from typing import Any, Dict
 
 import pytest
 
-from bpfleet.cli import observe, observed
+from bpfleet.cli import observe, observed, streams
 from bpfleet.cli.main import main
 from bpfleet.observe.filters import KEYS
 from tests.unit.observe_support import event, flow
@@ -103,22 +103,22 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_losses_clocks_and_what_is_not_kept_are_said() -> None:
-    streams = observe.Streams(None, [])  # type: ignore[arg-type]
+    found = streams.Streams(None, [])  # type: ignore[arg-type]
     counts = {"packets": 2, "bytes": 100, "answer_packets": 1, "answer_bytes": 60}
     none = dict.fromkeys(counts, 0)
-    streams.lost = {"h1": 3}
-    streams._notices = {
+    found.lost = {"h1": 3}
+    found._notices = {
         "h1": (1000.0, {"clock": 1004.0, "kept_from": 900.0}),
         "h2": (1000.0, {"clock": 1000.1, "kept": 9, "limit": 9, "did_not_fit": {"passed": counts, "dropped": none},
                         "retired": {"passed": 0, "dropped": 5}}),
     }  # fmt: skip
-    said = streams.said(since=800.0)
+    said = found.said(since=800.0)
     assert said[0] == "in all, h1: 3 events were overwritten before they were read"
     assert said[1] == "the clock of h1 is 4.0 s ahead of this machine's: so are its times"
     assert said[2].startswith("h1 no longer keeps all events from before ")
     assert said[3].startswith("h2: 3 packets (160 bytes) that were passed are in no flow above")
     assert said[4] == "h2: 5 idle flows that were dropped gave their place to new ones"
-    assert len(streams.said(since=None)) == 4
+    assert len(found.said(since=None)) == 4
 
 
 def test_events_for_people() -> None:
