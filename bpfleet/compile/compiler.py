@@ -145,7 +145,7 @@ class Compiler:
             lambda: host.failsafe_warnings(own.name, cluster, _maps(subjects[HOST], sets), names),
         )
         warnings = [warning for item in resolved for warning in item.warnings]
-        warnings += self._cidr_warnings(resolved, documents)
+        warnings += self._cidr_warnings(resolved, documents, cluster)
         warnings += balanced.warnings
         if balanced.summaries and not facts.cgroup:
             warnings.append(NO_CGROUP)
@@ -189,9 +189,13 @@ class Compiler:
             )
         return resolved
 
-    def _cidr_warnings(self, resolved: Sequence[Resolved], documents: DocumentSet) -> List[str]:
-        node_hashes = documents.fingerprint("node")
-        own = self._memo.get("own networks", node_hashes, lambda: OwnNetworks(documents.of_kind("node")))
+    def _cidr_warnings(self, resolved: Sequence[Resolved], documents: DocumentSet, cluster: Document) -> List[str]:
+        nodes, members = documents.of_kind("node"), cluster.spec["members"]
+        own = self._memo.get(
+            "own networks",
+            documents.fingerprint("cluster", "node"),
+            lambda: OwnNetworks({name: nodes[name] for name in members if name in nodes}),
+        )
         found: List[str] = []
         for item in resolved:
             if item.cidrs:

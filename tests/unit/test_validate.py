@@ -180,6 +180,21 @@ def test_a_cidr_that_can_mean_nobody_is_warned_of() -> None:
     assert [text for text in later if text.startswith("policy/p")] == told[1:]
 
 
+def test_a_cidr_of_a_node_outside_the_cluster_means_what_it_says() -> None:
+    """Its addresses are the world's."""
+    peers = [{"cidr": "10.77.2.0/25"}, {"cidr": "10.77.9.0/25"}]
+    documents = DocumentSet(
+        [*fleet.quickstart(), fleet.node(9), fleet.policy("p", {"app": "web"}, egress=[{"peers": peers}])]
+    )
+    told = _said_of(documents, Compiler(), "policy/p")
+    assert [text.partition(":")[0] for text in told] == ["policy/p, egress[0].peers[0].cidr"]
+    joined = documents.changed([fleet.cluster(["h1", "h2", "h9"])])
+    assert [text.partition(":")[0] for text in _said_of(joined, Compiler(), "policy/p")] == [
+        "policy/p, egress[0].peers[0].cidr",
+        "policy/p, egress[0].peers[1].cidr",
+    ]
+
+
 def _said_of(documents: DocumentSet, compiler: Compiler, *keys: str) -> List[str]:
     told = compiler.compile(documents, fleet.facts(1)).warnings
     return [text for text in told if text.startswith(keys)]
