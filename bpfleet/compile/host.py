@@ -92,6 +92,8 @@ def session_refusal(
     if is_failsafe(clusters[min(clusters)], "tcp", port):
         return None
     peer = _peer(compiled, client)
+    if peer == identity.HOST:  # from the node itself: never judged
+        return None
     maps = lookup.Maps(table.rows, nested["prefix_sets"], nested["port_sets"])
     rule = _refusing(maps, compiled.rules, (peer, _address(client)), "ingress", "tcp", port)
     if rule is None:
@@ -131,6 +133,8 @@ def _peer(compiled: Compiled, client: str) -> int:
     address = _address(client)
     if address is None or ipaddress.ip_address(address).is_link_local:
         return identity.WORLD
+    if ipaddress.ip_address(address).is_loopback:
+        return identity.HOST
     found: Tuple[Any, ...] = compiled.state.tables["addresses"].rows.get((address,), (identity.WORLD,))
     return int(found[0])
 

@@ -165,6 +165,9 @@ CLOSED = fleet.node_policy("closed", {}, ingress=[])
         ((ADMIN, 22), [CLOSED], None),  # the default
         ((ADMIN, 2222), [CLOSED], [{"port": 2222}]),
         ((ADMIN, 2222), [], []),
+        (("192.168.77.1", 22), [CLOSED], []),  # from the node itself
+        (("127.0.0.1", 22), [CLOSED], []),
+        (("::1", 22), [CLOSED], []),
         ((ADMIN, 22), [fleet.node_policy("p", {"rack": "b"}, ingress=[])], []),  # another node
         ((ADMIN, 22), [CLOSED, fleet.node_policy("admin", {}, ingress=[{"ports": [SSH]}])], []),
         (("192.168.77.2", 22), [fleet.node_policy("p", {}, ingress=[{"peers": [{"entity": "remote-node"}]}])], []),
