@@ -37,7 +37,7 @@ def connect(target: Target, until: Deadline) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MILLISECONDS)
         except TimedOut:
             sock.close()
-            failures.append(f"{address[0]} did not answer within {share.seconds:.0f} s")
+            failures.append(f"{address[0]} did not answer within {share.seconds:.2g} s")
         except OSError as failed:
             sock.close()
             failures.append(f"{address[0]}: {failed.strerror or failed}")

@@ -17,11 +17,13 @@ import paramiko
 import pytest
 
 from bpfleet.errors import HostUnfit, Unreachable
+from bpfleet.transport.channel import Deadline, DialFailed
 from bpfleet.transport.dial import Schedule
 from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.node import Timeouts
 from bpfleet.transport.ssh import SshConnector, SshTimeouts
 from bpfleet.transport.target import Target
+from bpfleet.transport.tcp import connect
 from tests.unit.transport_support import (
     Hosts,
     Sshd,
@@ -366,3 +368,12 @@ def test_two_fleets_deliver_at_the_same_time(hosts: Hosts) -> None:
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(lambda fleet: fleet.install(target), [one, two]))
     assert [answer["artefact"] for answer in answers] == [artefact.digest] * 2
+
+
+def test_how_long_a_host_had_to_answer_is_said_also_below_a_second() -> None:
+    """The last of several attempts has what is left of the time for all."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+        # One waits to be accepted: the kernel has no room for more, and says nothing.
+        for seconds in (0.25, 1):
+            with pytest.raises(DialFailed, match=f"127.0.0.1 did not answer within {seconds} s"):
+                connect(Target("h", *full.getsockname()), Deadline(seconds))
