@@ -6,6 +6,7 @@ loaded again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -154,7 +155,15 @@ class Objects:
             )
         return next(iter(programs.items()))
 
-    def _rejected(self, program: Program, path: Path, error: OSError, messages: List[str]) -> ObjectRejected:
+    def _rejected(self, program: Program, path: Path, error: OSError, messages: List[str]) -> HostFailed:
+        if error.errno == errno.ENOMEM:
+            return HostFailed(
+                f"the host has no memory for the maps of object {program.object}",
+                file=str(path),
+                remedy="Lower the limits of the cluster (connections, translations and flows take all their memory at "
+                "once), or give the host more memory.",
+                details={"object": program.object, "errno": error.errno, "log": "".join(messages).splitlines()},
+            )
         brief = "".join(messages)
         kept = self._keep_log(program, brief + self._full_log(program, path))
         log = _verifier_lines(brief)

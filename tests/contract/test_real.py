@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -96,6 +97,20 @@ def test_a_log_that_cannot_be_kept_does_not_hide_the_error(real_rig: RealRig, tm
         real_rig.kernel.prepare(TWO.programs)
     assert caught.value.details["log_path"] == ""
     assert any("!read_ok" in line for line in caught.value.details["log"])
+
+
+def test_maps_that_the_host_has_no_memory_for_are_told_from_a_program_that_is_refused(
+    real_rig: RealRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(opened: libbpf.Object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "bpf_object__load")
+
+    monkeypatch.setattr(libbpf.Object, "load", load)
+    with pytest.raises(HostFailed, match="the host has no memory for the maps of object") as caught:
+        real_rig.kernel.prepare(TWO.programs)
+    assert not isinstance(caught.value, ObjectRejected)
+    assert "Lower the limits of the cluster" in caught.value.remedy
+    assert real_rig.left() == set()
 
 
 def test_an_unknown_constant_is_named(real_rig: RealRig) -> None:
