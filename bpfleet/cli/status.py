@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -141,7 +142,7 @@ def gauges(report: Mapping[str, Any]) -> str:
     rows, levels = [], []
     for name, node in report["nodes"].items():
         for entry in node["maps"] if node["reachable"] else ():
-            bar = "#" * min(_BAR, -(-entry["used"] * _BAR // entry["limit"]))
+            bar = "#" * max(math.ceil(entry["pressure"] * _BAR), int(entry["used"] > 0))
             fields = (str(entry["used"]), str(entry["limit"]), f"[{bar:<{_BAR}}] {_percent(entry)}", entry["level"])
             rows.append([name, entry["map"], *fields, entry.get("declared_by", "-")])
             levels.append(entry["level"])
@@ -164,6 +165,8 @@ def _pressed(maps: Sequence[Mapping[str, Any]]) -> list[str]:
             then, of = "packets of new flows are counted together", f" of flows that were {entry['room']}"
         more = f"; raise {entry['declared_by']} of the cluster" if "declared_by" in entry else ""
         used = f"{entry['used']} of {entry['limit']} entries"
+        if entry["evicts"] and entry["used"] < entry["limit"]:
+            used += ", of which each CPU keeps some free"
         lines.append(f"map {entry['map']} is {_percent(entry)} full{of} ({used}; beyond that {then}){more}")
     return lines
 

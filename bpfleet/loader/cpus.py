@@ -7,6 +7,7 @@ from pathlib import Path
 _MOST_SLOTS, _LEAST_SLOTS = 4096, 256
 _MOST_BYTES = 16 << 20
 _MOST_SETS = 32768
+_LRU_FREE = 128
 
 
 def possible_cpus() -> int:
@@ -32,6 +33,15 @@ def new_copy_sets(cpus: int, connections: int) -> int:
     More than 4 MB of one CPU are in no cache, and so hardly better than the records themselves.
     """
     return min(_MOST_SETS, slots_of_each(max(connections // 2, cpus), cpus))
+
+
+def lru_room(entries: int, cpus: int) -> int:
+    """How many entries an LRU map holds for sure: from there on it may forget some, with so many CPUs at work.
+
+    Each keeps up to 128 free places to itself, and one that has none forgets what is idle rather than look for another
+    one's (LOCAL_FREE_TARGET in the kernel's bpf_lru_list.c; of small maps newer kernels let them keep half).
+    """
+    return entries - min(_LRU_FREE * cpus, entries // 2)
 
 
 def slots_of_each(entries: int, cpus: int) -> int:

@@ -108,6 +108,7 @@ class Layout:
                 word = f"@{field['offset']}"
                 parts = self._bits.setdefault(word, [])
                 parts.append((field["name"], field["bit_offset"], (1 << field["bit_size"]) - 1))
+                self._placed[field["name"]] = (field["offset"], field["offset"] + field["size"], "I")
                 if len(parts) > 1:
                     continue
                 name, form, pack, unpack = word, "I", None, None
@@ -167,7 +168,8 @@ class Layout:
         return [self._named(self._struct.unpack_from(data, at)) for at in range(0, len(data) - self.size + 1, step)]
 
     def only(self, *names: str) -> struct.Struct:
-        """These fields alone, given in the order in which they lie, as they lie: addresses are bytes."""
+        """These fields alone, given in the order in which they lie, as they lie: addresses are bytes, bits their whole
+        word."""
         form, at = "<", 0
         for name in names:
             offset, end, kind = self._placed[name]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from contextlib import ExitStack, contextmanager
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from bpfleet.errors import HostFailed
 from bpfleet.loader import layout, staging, syscall
-from bpfleet.loader.connections import is_live
-from bpfleet.loader.generated.layouts import ENUMS, MAPS
+from bpfleet.loader.connections import live
+from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.pins import Pins, open_pin
 from bpfleet.loader.rows import Codec, codec_for, device_index, is_index, salt
 from bpfleet.model.state import Row, Table
@@ -201,12 +200,8 @@ class Maps:
 
     def live_connections(self) -> int:
         """How many of the connections that are recorded still count."""
-        now = time.monotonic_ns() >> ENUMS["connection_time"]["tick_shift"]
         found = self._contents("connections") or {}
-        keys, values = (layout.decode_many("connections", *part) for part in _joined(found))
-        return sum(
-            is_live(key["protocol"], value["state"], now - value["last_seen"]) for key, value in zip(keys, values)
-        )
+        return live(b"".join(found.keys()), b"".join(found.values()))
 
     def let_programs_end(self) -> None:
         """Wait until no program runs any longer that runs now. An update of a map of maps returns only then
@@ -373,10 +368,6 @@ def _bindable(key: Tuple[str, ...], row: Row) -> bool:
             except HostFailed:
                 return False
     return True
-
-
-def _joined(contents: Mapping[bytes, bytes]) -> Tuple[Tuple[str, bytes], Tuple[str, bytes]]:
-    return ("key", b"".join(contents.keys())), ("value", b"".join(contents.values()))
 
 
 def _offset(name: str, part: str, field: str) -> int:

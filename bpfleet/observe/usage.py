@@ -8,10 +8,11 @@ import time
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from bpfleet.loader import syscall
-from bpfleet.loader.capacity import LIMITS, Usage
-from bpfleet.loader.cpus import possible_cpus
+from bpfleet.loader.capacity import CONNECTIONS, LIMITS, Usage
+from bpfleet.loader.connections import live
+from bpfleet.loader.cpus import lru_room, possible_cpus
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
-from bpfleet.loader.layout import decode_many
+from bpfleet.loader.layout import decode_many, layout
 from bpfleet.loader.maps import dump
 from bpfleet.loader.objects import history_shares
 from bpfleet.loader.pins import Pins, open_pin
@@ -21,10 +22,14 @@ HIGH, CRITICAL = 0.8, 0.95
 """From these shares of its room on a map is `high`, and `critical`."""
 
 EVICTING = "lru_hash"
-"""Maps of this type forget the idlest entry when they are full; the others refuse, but the history."""
+"""Maps of this type forget the idlest entry when they are full; the others refuse, but the history. What does not count
+any longer stays there until its place is needed: of connections and fragments those that count are told."""
 HISTORY = "flow_slots"
 """The history has a room for each kind of flow. Where one is full of flows that are not idle, new ones are counted
 together."""
+
+FRAGMENTS = "fragments"
+"""What is remembered of datagrams (fragment.h)."""
 
 _INNER = {described["inner"] for described in MAPS.values() if "inner" in described}
 _NOT_COUNTED = ("array", "percpu_array")  # all of an array is always there
@@ -66,18 +71,21 @@ def fill_levels(pins: str, inner: Iterable[Usage] = ()) -> List[Dict[str, Any]]:
             if name == HISTORY:
                 found.extend(_fuller_room(named))
                 continue
-            info = syscall.map_info(handle)
-            found.append(gauge(name, _count(handle, info), info.max_entries))
+            found.append(_level(name, handle))
         finally:
             os.close(handle)
     return sorted(found, key=lambda one: str(one["map"]))
 
 
-def gauge(name: str, used: int, limit: int, key: Optional[int] = None) -> Dict[str, Any]:
-    """{"map", "used", "limit"} in entries, with "pressure" (their quotient), "level" (ok, high, critical), "evicts"
-    (whether a full map forgets rather than refuses), "declared_by" (the field of the cluster that makes it larger) and,
-    of an inner map, its "key"."""
-    pressure = used / limit if limit else 0.0
+def gauge(
+    name: str, used: int, limit: int, key: Optional[int] = None, *, holds: Optional[int] = None
+) -> Dict[str, Any]:
+    """{"map", "used", "limit"} in entries, with "pressure" (how much of its room is used, 1 at most), "level" (ok,
+    high, critical), "evicts" (whether a full map forgets rather than refuses), "declared_by" (the field of the cluster
+    that makes it larger) and, of an inner map, its "key". holds: up to how many it forgets nothing, if not `limit`.
+    """
+    room = limit if holds is None else holds
+    pressure = min(used / room, 1.0) if room else 0.0
     found: Dict[str, Any] = {
         "map": name,
         "used": used,
@@ -89,6 +97,24 @@ def gauge(name: str, used: int, limit: int, key: Optional[int] = None) -> Dict[s
     if name in LIMITS:
         found["declared_by"] = f"limits.{LIMITS[name]}"
     return found if key is None else {**found, "key": key}
+
+
+def _level(name: str, handle: int) -> Dict[str, Any]:
+    info = syscall.map_info(handle)
+    if info.type != syscall.MAP_LRU_HASH:
+        return gauge(name, _count(handle, info), info.max_entries)
+    keys, values, used = syscall.lookup_batch(handle, info.key_size, info.value_size, 4096)
+    if name == CONNECTIONS:
+        used = live(keys, values)
+    elif name == FRAGMENTS:
+        used = _fresh_fragments(values)
+    return gauge(name, used, info.max_entries, holds=lru_room(info.max_entries, os.cpu_count() or 1))
+
+
+def _fresh_fragments(values: bytes) -> int:
+    times = ENUMS["fragment_time"]
+    now = time.monotonic_ns() >> times["tick_shift"]
+    return sum(now - seen <= times["ticks"] for (seen,) in layout(FRAGMENTS, "value").only("seen").iter_unpack(values))
 
 
 def _fuller_room(named: Pins) -> List[Dict[str, Any]]:
@@ -129,7 +155,7 @@ def _number(data: bytes) -> int:
 
 def _count(handle: int, info: syscall.MapInfo) -> int:
     # No batches for maps of maps on older kernels, and of per-CPU maps they would need room for each CPU.
-    if info.type in (syscall.MAP_HASH, syscall.MAP_LRU_HASH):
+    if info.type == syscall.MAP_HASH:
         try:
             return syscall.lookup_batch(handle, info.key_size, info.value_size, 4096)[2]
         except OSError as error:

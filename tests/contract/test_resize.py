@@ -15,12 +15,14 @@ from bpfleet.errors import HostFailed
 from bpfleet.loader import layout, syscall
 from bpfleet.loader.apply import apply
 from bpfleet.loader.btf import ObjectFile
+from bpfleet.loader.cpus import lru_room
 from bpfleet.loader.maps import dump
 from bpfleet.loader.pins import Pins
 from bpfleet.loader.plan import plan
 from bpfleet.loader.real import RealKernel
 from bpfleet.loader.steps import Attach, LoadProgram, PutRows, ResizeMaps
 from bpfleet.model.state import NodeState
+from bpfleet.observe.usage import fill_levels
 from tests.contract.rigs import RealRig
 from tests.contract.states import EMPTY, WEB, state
 from tests.contract.test_kernel import bring, sized
@@ -64,6 +66,16 @@ def record(connections: Mapping[bytes, bytes]) -> None:
     fd = syscall.get(str(Pins().map("connections")))
     for key, value in connections.items():
         syscall.map_update(fd, key, value)
+    os.close(fd)
+
+
+def remember(fragments: Mapping[int, int]) -> None:
+    """First fragments by id, seen so many ticks ago."""
+    fd = syscall.get(str(Pins().map("fragments")))
+    for number, ticks in fragments.items():
+        key = {**layout.decode("fragments", "key", bytes(48)), "id": number}
+        value = {**layout.decode("fragments", "value", bytes(16)), "seen": (time.monotonic_ns() >> 30) - ticks}
+        syscall.map_update(fd, layout.encode("fragments", "key", key), layout.encode("fragments", "value", value))
     os.close(fd)
 
 
@@ -142,6 +154,34 @@ def test_a_change_that_needs_more_room_has_it_made_first(real_rig: RealRig) -> N
     assert real_rig.kernel.read(want) == want and bring(real_rig.kernel, want) == []
 
 
+def test_pressure_is_of_what_counts_and_of_what_is_forgotten(real_rig: RealRig) -> None:
+    """Records that are too old keep their places until these are needed. A map that forgets does so before it is full:
+    each CPU keeps free places to itself."""
+    bring(real_rig.kernel, SMALL)
+    real_rig.sandbox.run(record, dict(connection(number, 1000) for number in range(1, 801)))
+    real_rig.sandbox.run(record, dict(connection(number, 0) for number in range(801, 901)))
+
+    def level(name: str = "connections") -> Dict[str, Any]:
+        levels = real_rig.sandbox.run(fill_levels, str(Pins().root))
+        return next(one for one in levels if one["map"] == name)
+
+    assert (level()["used"], level()["limit"], level()["level"]) == (100, 2048, "ok")
+    real_rig.sandbox.run(remember, {1: 57, 2: 57, 3: 55, 4: 0})
+    assert level("fragments")["used"] == 2
+
+    def crowd() -> None:
+        cpus = os.sched_getaffinity(0)
+        for cpu in sorted(cpus):
+            os.sched_setaffinity(0, {cpu})  # of this thread alone
+            record(dict(connection(number, 0) for number in range(1000 + cpu % 8 * 4000, 5000 + cpu % 8 * 4000)))
+        os.sched_setaffinity(0, cpus)
+
+    real_rig.sandbox.run(crowd)
+    full = level()
+    assert len(real_rig.sandbox.run(recorded)) == full["used"] <= 2048
+    assert (full["level"], full["pressure"]) == ("critical", 1.0)
+
+
 def another_program(path: Path) -> bytes:
     """The object, with another number somewhere: a packet that is no good is dropped for another reason."""
     data = path.read_bytes()
@@ -179,7 +219,10 @@ def test_connections_under_way_are_not_forgotten_for_a_lowered_limit(real_rig: R
     fewer = sized(FULL, **{**LARGE.sizes, "connections": 299})
     (obstacle,) = real_rig.kernel.obstacles(fewer)
     assert obstacle.what == "the map connections is to have room for 299 entries, 300 connections are under way"
-    enough = sized(FULL, **{**LARGE.sizes, "connections": 300})
+    least = next(size for size in range(300, 1000) if lru_room(size, os.cpu_count() or 1) >= 300)
+    (obstacle,) = real_rig.kernel.obstacles(sized(FULL, **{**LARGE.sizes, "connections": least - 1}))
+    assert obstacle.what.endswith("300 connections are under way, and each CPU keeps up to 128 places free for itself")
+    enough = sized(FULL, **{**LARGE.sizes, "connections": least})
     assert real_rig.kernel.obstacles(enough) == [] == real_rig.kernel.obstacles(LARGE)
     less = sized(FULL, **{**LARGE.sizes, "connections": 1024})
     bring(real_rig.kernel, less)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bpfleet.loader.cpus import new_copy_sets, new_event_slots, slots_of_each
+from bpfleet.loader.cpus import lru_room, new_copy_sets, new_event_slots, slots_of_each
 from bpfleet.loader.generated.layouts import MAPS
 
 SLOT_BYTES = MAPS["events"]["value"]["size"]
@@ -41,3 +41,8 @@ def test_slots_are_a_power_of_two_whatever_the_arrays_are() -> None:
 def test_copies_have_room_for_each_connection(cpus: int, connections: int, sets: int) -> None:
     assert new_copy_sets(cpus, connections) == sets
     assert slots_of_each(cpus * sets, cpus) == sets
+
+
+@pytest.mark.parametrize(("cpus", "room"), [(1, 131072 - 128), (64, 131072 - 8192), (256, 98304), (1024, 65536)])
+def test_an_lru_map_forgets_before_it_is_full(cpus: int, room: int) -> None:
+    assert lru_room(131072, cpus) == room

@@ -288,6 +288,12 @@ def test_pressure_is_a_gauge_and_a_remark() -> None:
         "raise limits.addresses of the cluster"
     ) in lines
     assert any("beyond that the longest idle are forgotten" in line for line in lines)
+    forgets = status_cli.summarise({"h1": status(maps=[gauge("connections", 900, 1024, holds=768)])})
+    assert (
+        "h1: map connections is 100% full (900 of 1024 entries, of which each CPU keeps some free; beyond that the "
+        "longest idle are forgotten); raise limits.connections of the cluster"
+    ) in status_cli.render(forgets)
+    assert "[####################] 100%" in status_cli.gauges(forgets)
     room = {**gauge("flow_slots", 4, 4), "room": "dropped"}
     said = status_cli.render(status_cli.summarise({"h1": status(maps=[room])}))
     assert (

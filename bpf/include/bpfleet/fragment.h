@@ -15,8 +15,11 @@
 
 #include <bpfleet/base.h>
 
-#define FRAGMENT_TICK_SHIFT 30 /* as CONNECTION_TICK_SHIFT */
-#define FRAGMENT_TICKS 56      /* 60 s */
+enum fragment_time {
+	FRAGMENT_TICK_SHIFT = 30, /* as CONNECTION_TICK_SHIFT */
+	FRAGMENT_TICKS = 56,	  /* 60 s */
+};
+
 #define FRAGMENT_TCP_FIRST 20  /* bytes of a TCP header that no later fragment may have */
 
 struct fragment_key {

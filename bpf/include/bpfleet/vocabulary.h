@@ -7,6 +7,7 @@
 #include <bpfleet/connection.h>
 #include <bpfleet/endpoint.h>
 #include <bpfleet/flow.h>
+#include <bpfleet/fragment.h>
 #include <bpfleet/generation.h>
 #include <bpfleet/identity.h>
 #include <bpfleet/policy.h>
@@ -34,6 +35,7 @@ struct vocabulary {
 	enum flow_way flow_way;
 	enum flow_time flow_time;
 	enum tunnel_source tunnel_source;
+	enum fragment_time fragment_time;
 	struct policy_key policy_entries_key;
 	struct policy_entry policy_entries_value;
 	struct prefix_key prefix_classes_key;

@@ -682,6 +682,7 @@ ENUMS: Dict[str, Dict[str, Any]] = {
     'flow_way': {'openers': 0, 'answers': 1, 'ways': 2},
     'flow_time': {'tick_shift': 30, 'idle_ticks': 8192, 'dropped_idle_ticks': 64},
     'tunnel_source': {'lowest': 665, 'highest': 1023},
+    'fragment_time': {'tick_shift': 30, 'ticks': 56},
 }
 
 CONSTANTS: Dict[str, Dict[str, Any]] = {
