@@ -210,7 +210,7 @@ class Agent:
         refused += store.refusals(self.compiler.conflicts(contents.documents, facts), changed)
         if refused:
             return {"refused": refused}
-        arrived = self._arrived(contents, node)
+        arrived = self._arrived(contents, facts)
         compiled = self.compiled(contents, node)
         cut = session_refusal(contents.documents, compiled, node, session.ssh_port(local=self._local))
         if cut is not None:
@@ -267,11 +267,10 @@ class Agent:
         answer["transaction"] = head.transaction
         return answer
 
-    def _arrived(self, contents: Contents, node: str) -> Optional[Compiled]:
+    def _arrived(self, contents: Contents, facts: Facts) -> Optional[Compiled]:
         """What the documents will mean once every device is there that endpoints wait for; None if they all are."""
         from bpfleet.compile.topology import once_arrived
 
-        facts = self.kernel.facts(node)
         then = once_arrived(contents.documents, facts)
         return None if then == facts else self.compiler.compile(contents.documents, then)
 

@@ -17,6 +17,7 @@ from bpfleet.errors import HostFailed, HostUnfit
 from bpfleet.loader import cgroup, links, steps, syscall
 from bpfleet.loader.capacity import CONNECTIONS
 from bpfleet.loader.clsact import device_hooks
+from bpfleet.loader.cpus import lru_room
 from bpfleet.loader.devices import Devices, is_ours, read_devices
 from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.grace import expedited
@@ -209,11 +210,12 @@ class RealKernel:
         if size is None or there is None or size >= there:
             return
         live = self._maps.live_connections()
-        if live > size:
+        if live > lru_room(size, os.cpu_count() or 1):
+            free = ", and each CPU keeps up to 128 places free for itself" if live <= size else ""
             yield HostFailed(
-                f"the map {CONNECTIONS} is to have room for {size} entries, {live} connections are under way",
+                f"the map {CONNECTIONS} is to have room for {size} entries, {live} connections are under way{free}",
                 field=CONNECTIONS,
-                remedy=f"Lower limits.{CONNECTIONS} to no less than what is under way.",
+                remedy=f"Lower limits.{CONNECTIONS} to no fewer than are under way, and what the CPUs keep free.",
                 details={"map": CONNECTIONS, "needed": live, "limit": size},
             )
 
