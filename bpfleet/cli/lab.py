@@ -37,10 +37,16 @@ def register(subparsers: Any) -> None:
     up.add_argument("--json", action="store_true", help="print lab.json instead of a table")
     up.set_defaults(run=_up)
 
-    enter = commands.add_parser("exec", parents=[named], help="run a command on a host", description=_exec.__doc__)
+    enter = commands.add_parser(
+        "exec",
+        parents=[named],
+        usage="bpfleet lab exec [-h] [--name NAME] [--workload W] HOST -- CMD [ARG ...]",
+        help="run a command on a host",
+        description=_exec.__doc__,
+    )
     enter.add_argument("host", metavar="HOST")
     enter.add_argument("--workload", metavar="W", help="in this workload's network namespace")
-    enter.add_argument("command", nargs="+", metavar="-- CMD", help="the command and its arguments")
+    enter.add_argument("command", nargs="+", metavar="CMD", help="the command and its arguments")
     enter.set_defaults(run=_exec)
 
     reboot = commands.add_parser("reboot", parents=[named], help="reboot a host", description=_reboot.__doc__)

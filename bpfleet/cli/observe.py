@@ -221,6 +221,12 @@ def _replay(options: argparse.Namespace, last: int, printer: Printer) -> int:
     """Show what `-o json` wrote, by the same filters."""
     if options.follow:
         raise InvalidInput("a file cannot be followed", field="follow", remedy="Leave -f or --input-file out.")
+    if options.lab is not None or options.seed:
+        raise InvalidInput(
+            "a file and nodes are not looked at together",
+            field="input-file",
+            remedy="Leave --input-file out, or --lab and --seed.",
+        )
     name = options.input_file
     try:
         # What is no UTF-8 is kept, for the line that has it to be named.

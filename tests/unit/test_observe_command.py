@@ -24,6 +24,8 @@ from tests.unit.observe_support import event, flow
         ("--drop-reason x", "is no reason to drop"),
         ("--input-file /nonexistent", "cannot be read"),
         ("--input-file x --follow", "a file cannot be followed"),
+        ("--input-file x --lab", "field input-file: a file and nodes are not looked at together"),
+        ("--input-file x --seed 192.0.2.1", "field input-file: a file and nodes are not looked at together"),
         ("--input-file x --since 1m --until 1h", "field until: nothing is both after"),
         ("--history --since 1m --until 1h", "field until: nothing is both after"),
         ("--since 9998-12-31T00:00:00", "field since: --since is still to come: 9998-12-31 00:00:00"),
