@@ -8,15 +8,19 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bpfleet.compile.compiler import Compiler
+from bpfleet.compile.entries import HEADER, HEADER_PEER, HEADER_PREFIXES
 from bpfleet.errors import HostFailed
 from bpfleet.loader.apply import apply
 from bpfleet.loader.fake import FakeKernel
 from bpfleet.loader.plan import plan
 from bpfleet.loader.staging import POLICIES
 from bpfleet.loader.steps import DeleteRows, PutRows, Step
+from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.state import NodeState
 from tests.contract.rigs import TAP, UNDERLAY, with_constants
 from tests.contract.states import EMPTY, state, veth
+from tests.reference.fleets import clusters
 
 calm = settings(deadline=None, max_examples=60)  # a busy machine is no failure
 
@@ -141,6 +145,23 @@ def test_at_every_step_the_policies_in_force_are_all_old_or_all_new(before: Node
             assert have.get(one) == new.get(one), step.describe()
         for one in _identities(there) - _identities(want):
             assert have.get(one) == old.get(one), step.describe()
+
+
+@calm
+@given(clusters(), clusters())
+def test_at_every_step_the_sets_that_policies_name_are_there(before: List[Document], then: List[Document]) -> None:
+    """Without them nobody knows what is denied, and all is dropped."""
+    kernel = FakeKernel(namespaces=("w1", "w2", "w3"))
+    states_of = [Compiler().compile(DocumentSet(documents), kernel.facts("h1")).state for documents in (before, then)]
+    for want in (*states_of, EMPTY):
+        for step in plan(want, kernel.read(want)):
+            kernel.do(step)
+            nested = kernel.read(states_of[0]).nested
+            for table in nested.get(POLICIES, {}).values():
+                for (peer, _, header, _), value in table.rows.items():
+                    if peer == HEADER_PEER and header != HEADER:
+                        sets = nested["prefix_sets" if header == HEADER_PREFIXES else "port_sets"]
+                        assert value[0] in sets, step.describe()
 
 
 @calm
