@@ -47,8 +47,11 @@ def targets(options: argparse.Namespace, fleet: Fleet) -> dict[str, Target]:
     """The nodes by name. InvalidInput without lab or seed; Unreachable if no seed answers."""
     if options.lab is not None and options.seed:
         raise InvalidInput("--lab and --seed name different nodes", field="seed", remedy="Give one of them.")
-    if options.jump is not None and not options.seed:
-        raise InvalidInput("--jump leads to no seed", field="jump", remedy="Give --seed, or leave --jump out.")
+    for name in ("jump", "identity-file", "known-hosts"):
+        if getattr(options, name.replace("-", "_")) is not None and not options.seed:
+            raise InvalidInput(
+                f"--{name} is about seeds, and none is given", field=name, remedy=f"Give --seed, or leave --{name} out."
+            )
     if options.lab is not None:
         return _of_lab(options.lab)
     if not options.seed:

@@ -13,6 +13,8 @@ from bpfleet.cli.main import main
 from bpfleet.observe.filters import KEYS
 from tests.unit.observe_support import event, flow
 
+OF_SEEDS = ("jump", "identity-file", "known-hosts")
+
 
 @pytest.mark.parametrize(
     ("words", "says"),
@@ -31,7 +33,7 @@ from tests.unit.observe_support import event, flow
         ("--since 9998-12-31T00:00:00", "field since: --since is still to come: 9998-12-31 00:00:00"),
         ("--history --since 999999999999", "field since: --since is still to come: 33658-09-27"),
         ("--lab --seed 192.0.2.1", "--lab and --seed name different nodes"),
-        ("--lab --jump 192.0.2.1", "--jump leads to no seed"),
+        *((f"--lab --{name} x", f"--{name} is about seeds, and none is given") for name in OF_SEEDS),
         ("--seed 192.0.2.1 --jump hop@", "field jump: 'hop@' is no host"),
         ("--seed 192.0.2.1 --jump hop:70000", "field jump: port 70000 is out of range"),
     ],
