@@ -554,7 +554,7 @@ ENDPOINT = Resource(
         Field(
             "addresses",
             ListOf(Address(), set_like=True, least=1),
-            "Its addresses, within the node's workload CIDRs.",
+            "Its addresses, within the node's workload CIDRs; none that a node's own device has.",
             required=True,
         ),
         Field("attach", ATTACH, "How it is attached.", required=True),

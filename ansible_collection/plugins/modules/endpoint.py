@@ -45,7 +45,7 @@ options:
     type: str
   addresses:
     description:
-      - Its addresses, within the node's workload CIDRs.
+      - Its addresses, within the node's workload CIDRs; none that a node's own device has.
       - Required if O(state=present).
     type: list
     elements: str

@@ -30,7 +30,7 @@ class EndpointArgs:
         """
         The set of arguments for constructing a Endpoint resource.
 
-        :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] addresses: Its addresses, within the node's workload CIDRs.
+        :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] addresses: Its addresses, within the node's workload CIDRs; none that a node's own device has.
         :param pulumi.Input['AttachArgs'] attach: How it is attached.
         :param pulumi.Input['ClusterHandleArgs'] cluster: Handle of the cluster it belongs to.
         :param pulumi.Input[_builtins.str] identity: Name of its identity.
@@ -49,7 +49,7 @@ class EndpointArgs:
     @pulumi.getter
     def addresses(self) -> pulumi.Input[Sequence[pulumi.Input[_builtins.str]]]:
         """
-        Its addresses, within the node's workload CIDRs.
+        Its addresses, within the node's workload CIDRs; none that a node's own device has.
         """
         return pulumi.get(self, "addresses")
 
@@ -136,7 +136,7 @@ class Endpoint(pulumi.CustomResource):
 
         :param str resource_name: The name of the resource.
         :param pulumi.ResourceOptions opts: Options for the resource.
-        :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] addresses: Its addresses, within the node's workload CIDRs.
+        :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] addresses: Its addresses, within the node's workload CIDRs; none that a node's own device has.
         :param pulumi.Input[Union['AttachArgs', 'AttachArgsDict']] attach: How it is attached.
         :param pulumi.Input[Union['ClusterHandleArgs', 'ClusterHandleArgsDict']] cluster: Handle of the cluster it belongs to.
         :param pulumi.Input[_builtins.str] identity: Name of its identity.
@@ -234,7 +234,7 @@ class Endpoint(pulumi.CustomResource):
     @pulumi.getter
     def addresses(self) -> pulumi.Output[Sequence[_builtins.str]]:
         """
-        Its addresses, within the node's workload CIDRs.
+        Its addresses, within the node's workload CIDRs; none that a node's own device has.
         """
         return pulumi.get(self, "addresses")
 
