@@ -575,6 +575,10 @@ def test_what_the_agent_says_of_its_documents(any_host: Host) -> None:
     any_host.change_kernel(host_devices={"eth0": (1500, ("192.168.77.1", "192.0.2.7"))})
     late = connection.call("explain", source="web-1", destination="192.0.2.7", protocol="tcp", port=80)
     assert (late["destination"]["node"], late["undeclared"]) == ("h1", ["192.0.2.7"]), "an address of its own"
+    assert connection.call("addresses")["held"] == ["192.168.77.1", "192.0.2.7"]
+    known = {"h2": {"held": ["192.0.2.8"], "shared": []}}
+    far = connection.call("explain", source="web-1", destination="192.0.2.8", protocol="tcp", port=80, known=known)
+    assert far["destination"]["node"] == "h2", "as that node told"
 
 
 def test_errors_keep_their_class_over_the_wire() -> None:
