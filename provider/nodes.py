@@ -197,6 +197,9 @@ def inputs_of_node(name: str, item: Item, old: Mapping[str, Any]) -> Dict[str, A
     ssh = metadata.get("ssh") or {}
     inputs: Dict[str, Any] = {"name": name, **spec}
     same = bool(old) and target_of(name, spec, ssh) == node_target(old)
-    inputs["ssh"] = old.get("ssh", {}) if same else ssh
+    if same:
+        inputs["ssh"] = old.get("ssh", {})
+    else:  # the host is kept also where it is the address, which is the default and need not be declared
+        inputs["ssh"] = {key: value for key, value in ssh.items() if (key, value) != ("host", spec["address"])}
     inputs["on_delete_unreachable"] = metadata.get("on_delete_unreachable", "fail")
     return inputs

@@ -208,7 +208,11 @@ class BpfleetProvider(sdk.Provider):
         old_inputs, secrets = _plain(shape, request.inputs or request.properties)
         old_outputs, _ = _plain(shape, request.properties)
         if not old_inputs and wanted.ssh is None:
-            parse_id(shape.kind, "")  # raises: there is nothing that says where to ask
+            raise InvalidInput(
+                f"{request.resource_id!r} says no host to ask",
+                field="id",
+                remedy=f"To import, give {request.resource_id}@HOST[:PORT], where HOST is a node of the cluster.",
+            )
         try:
             found = await self._read(shape, request.urn, wanted, old_inputs)
         except BpfleetError as error:

@@ -3,6 +3,7 @@
 - A resource that was made but is not finished needs the status detail ErrorResourceInitFailed: `PartialFailure`.
 - An exception becomes a traceback in front of the user: here a `BpfleetError` becomes its own text.
 - Diff, Update and Delete drop the inputs of the last update: `old_inputs` of the requests below.
+- What Read does not find has empty inputs, which an import takes for a resource: here it has none.
 - DiffConfig drops `changes`; Attach is missing, so that PULUMI_DEBUG_PROVIDERS does not work.
 - `main` offers no way in for any of this, nor an end when the engine dies: see server.py.
 """
@@ -106,7 +107,7 @@ class Servicer(ProviderServicer):
         return await _answer(context, super().Create(request, context))
 
     async def Read(self, request: Any, context: Any) -> Any:
-        return await _answer(context, super().Read(request, context))
+        return await _answer(context, self._read(request, context))
 
     async def DiffConfig(self, request: Any, context: Any) -> Any:
         return await _answer(context, self._diff(self._provider.diff_config, request))
@@ -119,6 +120,10 @@ class Servicer(ProviderServicer):
 
     async def Delete(self, request: Any, context: Any) -> Any:
         return await _answer(context, self._delete(request))
+
+    async def _read(self, request: Any, context: Any) -> Any:
+        answer = await super().Read(request, context)
+        return answer if answer.id else proto.ReadResponse()
 
     async def _diff(self, operation: Callable[[Any], Awaitable[sdk.DiffResponse]], request: Any) -> Any:
         wanted = DiffRequest(

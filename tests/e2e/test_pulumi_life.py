@@ -198,6 +198,16 @@ def test_import_takes_a_document_over_again(story: Story, tmp_path: Path) -> Non
     assert entry["id"] == "fleet/db-from-web"
     assert entry["inputs"]["selector"] == {"role": "db"}
     assert sorted(entry["inputs"]["cluster"]["seeds"]) == ["h1", "h2", "h3"]
+    done = other.import_resource("Node", "h2", f"h2@{where}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert other.state()["h2"]["inputs"]["ssh"] == story.stack.state()["h2"]["inputs"]["ssh"], "as it was declared"
+    for name, identifier, says in (
+        ("gone", f"fleet/gone@{where}", "does not exist"),
+        ("bare", "fleet/db-from-web", "'fleet/db-from-web' says no host to ask"),
+    ):
+        refused = other.import_resource("Policy", name, identifier)
+        assert refused.returncode != 0 and says in refused.stdout + refused.stderr
+        assert name not in other.state()
 
 
 def test_a_dead_node_can_be_taken_out(story: Story) -> None:
