@@ -213,14 +213,16 @@ def _through(
     _check_families(client, places.end(frontend["address"], "destination"), frontend["protocol"])
     index = LabelIndex((one.spec["number"], one.spec["labels"]) for one in documents.of_kind("identity").values())
     backends: List[Dict[str, Any]] = []
+    undeclared: Dict[str, None] = {}
     for address, at in Backends(documents, index).of_frontend(service, frontend):
-        end = places.end(address, "destination")
+        _, end = places.ends(source, address)
         if (end.endpoint, end.node) == (client.endpoint, client.node):
             judged = {"direction": "egress", "node": client.node, "subject": client.identity_name}
             judged.update(verdict="allowed", rule=_TO_ITSELF if client.endpoint else _NODE_TO_ITSELF)
             entry: Dict[str, Any] = {"verdict": "allowed", "judged": [judged]}
         else:
             entry = _decide(book, places, source, address, frontend["protocol"], {"port": at})
+            undeclared.update(dict.fromkeys(entry.get("undeclared", ())))
         shown = {key: entry[key] for key in ("verdict", "judged")}
         backends.append({"destination": end.to_json(), "port": at, **shown})
     verdicts = {entry["verdict"] for entry in backends}
@@ -232,6 +234,7 @@ def _through(
         "verdict": verdicts.pop() if len(verdicts) == 1 else "mixed" if verdicts else "refused",
         "judged": [],
         "backends": backends,
+        **({"undeclared": list(undeclared)} if undeclared else {}),
     }
 
 

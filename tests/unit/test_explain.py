@@ -354,6 +354,16 @@ def test_an_address_of_a_node_that_no_document_has_is_an_end_for_the_world_and_s
     service = fleet.service("svc", ["[fd00:96::1]:80"], [{"labels": {"app": "db"}}])
     (backend,) = asked("fd00:bf:77::2", "fd00:96::1", service, nodes=nodes)["backends"]
     assert ways(backend) == [(OUT, "h2", "allowed", ""), (IN, "h2", "allowed", "")]
+    # A backend may be such an address as well.
+    outside = fleet.service("out", ["[fd00:96::2]:80"], [{"address": "fd00:bf:77::2"}])
+    rules = fleet.node_policy("hosts", {}, ingress=[])
+    for source in ("h1", "fd00:bf:77::1"):
+        (backend,) = asked(source, "fd00:96::2", outside, rules, nodes=nodes)["backends"]
+        assert ways(backend) == [(OUT, "h1", "allowed", ""), (IN, "h2", "denied", "hosts")]
+    everywhere = fleet.service("all", ["10.96.0.3:80"], [{"address": "172.17.0.1"}])
+    for source in ("h1", "h2"):
+        (backend,) = asked(source, "10.96.0.3", everywhere, nodes=nodes)["backends"]
+        assert [entry["rule"] for entry in backend["judged"]] == ["what a node says to itself is not judged"]
     with pytest.raises(InvalidInput, match="neither 2001:db8::7 nor 2001:db8::8 is an endpoint or a node"):
         asked("2001:db8::7", "2001:db8::8", nodes=nodes)
 
