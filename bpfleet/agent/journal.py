@@ -5,7 +5,8 @@ It is replaced whole, so a crash leaves either the old one or the new one, and w
     nothing   -> applying   the generation's file is written, the kernel is about to change
     applying  -> applied    the kernel holds it; it awaits its confirmation until the deadline
     applied   -> committed  (entry.confirmed is the new head, no transaction)
-    applying, applied -> rolled back  (entry.confirmed is the old head, no transaction)
+    applied   -> putting back  it may not be confirmed any more: the kernel is about to change again
+    applying, putting back -> rolled back  (entry.confirmed is the old head, no transaction)
 
 A transaction that is only staged lives in its process's memory and is not in here.
 """
@@ -22,6 +23,7 @@ from bpfleet.errors import HostFailed
 
 APPLYING = "applying"
 APPLIED = "applied"
+PUTTING_BACK = "putting back"
 FORMAT = 1
 ENTRIES_KEPT = 100
 
@@ -40,7 +42,8 @@ class Head:
 
 @dataclass(frozen=True)
 class Transaction:
-    """One that is under way. Times are seconds since the boot `boot_id`; `applied_ticks` is in clock ticks."""
+    """One that is under way. Times are seconds since the boot `boot_id`; `applied_ticks` is in clock ticks. `reason`:
+    why it is put back."""
 
     state: str
     head: Head
@@ -50,6 +53,7 @@ class Transaction:
     deadline_seconds: float
     applied_ticks: int = 0
     deadline: float = 0.0
+    reason: str = ""
 
     @property
     def id(self) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Callable, List, Mapping, Optional, Sequence
 
 from bpfleet.agent import session
 from bpfleet.agent.files import Files
-from bpfleet.agent.journal import APPLIED, APPLYING, Head, Journal, JournalFile, Transaction
+from bpfleet.agent.journal import APPLIED, APPLYING, PUTTING_BACK, Head, Journal, JournalFile, Transaction
 from bpfleet.agent.lock import NodeLock
 from bpfleet.agent.pending import confirmed, last_word, occupied, unexpected, unfinished
 from bpfleet.agent.wire import ApplyResult, ConfirmResult, RollbackResult, StageParams, StageResult, WipeResult
@@ -417,6 +417,12 @@ class Agent:
                     remedy="Stage and apply the change again.",
                     details={"retry": "stage"},
                 )
+            if pending.state == PUTTING_BACK:
+                raise TransactionFailed(
+                    f"transaction {transaction} is being put back",
+                    remedy="Stage and apply the change again.",
+                    details={"retry": "stage"},
+                )
             if pending.state != APPLIED:
                 raise TransactionFailed(f"transaction {transaction} is not applied yet", remedy="Apply it first.")
             if self.session_started < pending.applied_ticks:
@@ -456,8 +462,8 @@ class Agent:
     def resolve(self) -> Optional[str]:
         """Put back what a dead process or a passed deadline left; answers in words what was done, if anything.
 
-        Whoever changes the node holds its lock while the journal says "applying"; so if the lock can be had and the
-        journal still says so, that process is dead, or could not put back.
+        Whoever changes the node holds its lock while the journal says "applying" or "putting back"; so if the lock can
+        be had and the journal still says so, that process is dead, or could not put back.
         """
         pending = self.journal().transaction
         # Of an applied one the journal alone says whether it must go; whoever waits for it must not take the lock.
@@ -479,6 +485,11 @@ class Agent:
         from bpfleet.loader.apply import apply
         from bpfleet.loader.plan import plan
 
+        pending = journal.transaction
+        if pending is not None and pending.state == APPLIED:
+            begun = replace(pending, state=PUTTING_BACK, reason=why)
+            with contextlib.suppress(BpfleetError):  # a full disk keeps nobody from putting back
+                journal = self.record(replace(journal, transaction=begun))
         want = self.confirmed_state(journal.confirmed)
         steps = plan(want, self.kernel.read(want))
         if steps:
@@ -494,7 +505,7 @@ class Agent:
         with contextlib.suppress(BpfleetError):
             contents = self.store.load(pending.head), self.store.load(journal.confirmed)
             # What was not applied to its end was not turned to either: only its new rules may be named.
-            self._turn_rules(pending.head.node, *contents, only_gone=pending.state != APPLIED)
+            self._turn_rules(pending.head.node, *contents, only_gone=pending.state == APPLYING)
         self.files.remove(self.store.path(pending.head.generation))
         journal = replace(journal, transaction=None)
         return self.record(journal.noting("rolled back", pending.head, owner=pending.owner, reason=why))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Optional
 
 from bpfleet.agent import session
-from bpfleet.agent.journal import APPLIED, APPLYING, Head, Journal, Transaction
+from bpfleet.agent.journal import APPLIED, APPLYING, PUTTING_BACK, Head, Journal, Transaction
 from bpfleet.agent.wire import ConfirmResult, Pending
 from bpfleet.errors import HostFailed, TransactionFailed
 
@@ -15,7 +15,7 @@ def pending(journal: Journal) -> Optional[Pending]:
     transaction = journal.transaction
     if transaction is None:
         return None
-    left = transaction.deadline_seconds
+    left = transaction.deadline_seconds if transaction.state == APPLYING else 0.0
     if transaction.state == APPLIED:
         left = transaction.deadline - session.boot_seconds()
     return {
@@ -46,6 +46,8 @@ def unfinished(transaction: Optional[Transaction]) -> Optional[str]:
     """Why this transaction must be put back, seen by who holds the lock; None if it may still be confirmed."""
     if transaction is None:
         return None
+    if transaction.state == PUTTING_BACK:
+        return transaction.reason
     if transaction.state == APPLYING:
         return f"process {transaction.pid}, which applied it, ended before it was done"
     if transaction.boot_id != session.boot_id():
@@ -57,8 +59,9 @@ def unfinished(transaction: Optional[Transaction]) -> Optional[str]:
 
 def occupied(transaction: Transaction) -> TransactionFailed:
     """The error for who comes while another transaction is under way."""
-    if transaction.state == APPLYING:
-        what = f"transaction {transaction.id} of {transaction.owner or 'another caller'} is being applied"
+    if transaction.state != APPLIED:
+        doing = "put back" if transaction.state == PUTTING_BACK else "applied"
+        what = f"transaction {transaction.id} of {transaction.owner or 'another caller'} is being {doing}"
         remedy = "Try again when it is done."
     else:
         left = max(0.0, transaction.deadline - session.boot_seconds())

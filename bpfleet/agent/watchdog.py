@@ -4,8 +4,8 @@ One process a transaction, outside the session and the cgroup of the agent that 
 how it is started and what is said over the socket). It waits in two parts:
 
     socket open    the applying process lives: wait for its words, or for its end
-    socket closed  the journal decides: another or no transaction: end; "applying": its process is dead, put back;
-                   "applied": look again until the deadline, then put back
+    socket closed  the journal decides: another or no transaction: end; "applying", "putting back": its process is dead,
+                   put back; "applied": look again until the deadline, then put back
 
 Putting back is `Agent.resolve`, as at every start of an agent, so of two that do it at once the second finds nothing to
 do. Each change waits for its watchdog's start: so what reads the journal is imported when the socket is closed, and

@@ -55,7 +55,7 @@ class Pending(TypedDict):
     """A transaction that is applied and awaits its confirmation (or is just being applied)."""
 
     transaction: str
-    state: str  # "applying" | "applied"
+    state: str  # "applying" | "applied" | "putting back"
     owner: str
     generation: int
     seconds_left: float  # until the deadline, after which the last confirmed generation is put back

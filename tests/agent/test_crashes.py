@@ -8,7 +8,7 @@ from typing import Iterator, Tuple
 
 import pytest
 
-from bpfleet.errors import DiskFull
+from bpfleet.errors import DiskFull, TransactionFailed
 from tests import fleet
 from tests.agent.conftest import Connection, Host, items, quickstart
 
@@ -140,6 +140,22 @@ def test_killed_while_putting_back_it_is_put_back_all_the_same(killed: Host, cas
             dying.receive()
     connection, words = resolved(killed)
     assert "was rolled back" in words
+    assert_old(killed, case, connection)
+
+
+@pytest.mark.parametrize("place", ["step:0", "done:1", "done:4", "removal:0"])
+def test_what_is_half_put_back_is_confirmed_by_nobody(killed: Host, case: Case, place: str) -> None:
+    """A confirmation that is under way when somebody asks for the old one, and waits for who puts it back."""
+    first = killed.connect()
+    transaction = first.call("stage", **CHANGE)["transaction"]
+    first.call("apply", transaction=transaction)
+    dying = killed.connect("--kill", place)
+    dying.send("rollback", {"transaction": transaction})
+    with pytest.raises(EOFError):
+        dying.receive()
+    connection = killed.connect()
+    with pytest.raises(TransactionFailed, match=r"was rolled back \(asked\)"):
+        connection.call("confirm", transaction=transaction)
     assert_old(killed, case, connection)
 
 
