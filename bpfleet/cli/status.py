@@ -182,10 +182,9 @@ def _remarks(node: Mapping[str, Any]) -> list[str]:
     lines = [str(BpfleetError.from_wire(error)) for error in node["fitness"]]
     pending = node["pending"]
     if pending:
-        lines.append(
-            f"transaction {pending['transaction']} of {pending['owner']} is {pending['state']}; "
-            f"{pending['seconds_left']:.0f} s left to confirm it"
-        )
+        left = f"applied; {pending['seconds_left']:.0f} s left to confirm it"
+        doing = {"applying": "being applied", "putting back": "being put back"}.get(pending["state"], left)
+        lines.append(f"transaction {pending['transaction']} of {pending['owner']} is {doing}")
     lines += _some("drifted: the next apply would", node["drift"])
     lines += _some("waiting:", [f"{item['document']}: {item['reason']}" for item in node["waiting"]])
     lines += _some("warning:", node["warnings"])

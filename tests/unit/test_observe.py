@@ -333,7 +333,15 @@ def test_a_lab_and_a_seed_together_are_refused(command: str, capsys: pytest.Capt
         (
             status(pending={"transaction": "t", "owner": "o", "state": "applied", "seconds_left": 4.0}),
             "pending",
-            "4 s left to confirm it",
+            "transaction t of o is applied; 4 s left to confirm it",
+        ),
+        *(
+            (
+                status(pending={"transaction": "t", "owner": "o", "state": state, "seconds_left": 0.0}),
+                "pending",
+                f"transaction t of o is being {doing}\n",
+            )
+            for state, doing in (("applying", "applied"), ("putting back", "put back"))
         ),
     ],
 )
