@@ -94,7 +94,7 @@ def secret_texts(values: Mapping[str, PropertyValue]) -> Set[str]:
 
 def without_secrets(hidden: Set[str], text: str) -> str:
     """The text with these secrets left out, where they stand as words of their own."""
-    for secret in sorted(hidden, key=len, reverse=True):
+    for secret in sorted((secret for secret in hidden if secret in text), key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[secret]", text)
     return text
 

@@ -12,7 +12,7 @@ from pulumi.runtime import rpc
 
 from bpfleet.emit.shapes import SHAPES
 from bpfleet.model.schema import UNKNOWN
-from provider.values import from_model, from_pulumi, pulumi_path, to_model, to_pulumi
+from provider.values import from_model, from_pulumi, pulumi_path, secret_texts, to_model, to_pulumi, without_secrets
 
 NODE = SHAPES["bpfleet:index:Node"]
 POLICY = SHAPES["bpfleet:index:Policy"]
@@ -95,3 +95,13 @@ def test_unknown_fields_are_reported_in_pulumis_names(values: dict[str, Any], pa
 )  # fmt: skip
 def test_paths(fields: Any, values: dict[str, Any], path: str, expected: str) -> None:
     assert pulumi_path(fields.inputs, values, path) == expected
+
+
+def test_secrets_are_left_out_of_messages_where_they_are_words_of_their_own() -> None:
+    secret = {"role": PropertyValue("web", is_secret=True), "cidr": PropertyValue("10.0.0.0/8", is_secret=True)}
+    ports = PropertyValue([PropertyValue(5432.0)], is_secret=True)
+    hidden = secret_texts({"selector": PropertyValue(secret), "ports": ports, "name": PropertyValue("policy")})
+    assert hidden == {"web", "10.0.0.0/8", "5432"}
+    text = "policy: role=web is no webserver; 10.0.0.0/8 is not 110.0.0.0/8, nor 5432 15432"
+    told = "policy: role=[secret] is no webserver; [secret] is not 110.0.0.0/8, nor [secret] 15432"
+    assert without_secrets(hidden, text) == told
