@@ -331,6 +331,13 @@ def forwarded_cases(family: int) -> List[Case]:
         ("a workload's or a stranger's source", (
             CLOSED, left(f.tcp(a, world, PORTS), via="a"), left(f.udp(far(family), world, PORTS), via=OTHER_DEVICE),
         )),
+        ("a workload's connection is its own, whoever saw it leave", (
+            CLOSED, left(f.tcp(a, world, PORTS, f.ACK), via="a"), to_stack("a", f.tcp(a, world, PORTS, f.ACK), allowed("egress")),
+        )),
+        ("a masqueraded answer opens nothing: what poses as its question is judged", (
+            CLOSED, left(f.tcp(me, world, BACK, f.SYN | f.ACK), via=OTHER_DEVICE), no_entry(f.tcp(world, me, PORTS, f.ACK)),
+            left(f.echo(me, world, 9, reply=True), via=OTHER_DEVICE), no_entry(f.echo(world, me, 9)),
+        )),
         ("masqueraded as the host: answers pass, whatever the policy becomes, and nothing else does", (
             CLOSED, masqueraded, came(f.tcp(world, me, BACK, f.SYN | f.ACK)),
             left(f.tcp(me, world, PORTS, f.ACK), via=OTHER_DEVICE), came(f.tcp(world, me, BACK, f.ACK)),
