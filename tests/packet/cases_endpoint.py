@@ -147,6 +147,18 @@ def local_cases(family: int) -> List[Case]:
             ),
         ),
         (
+            "of the connections that either end opened and policy denies, a packet's own says why",
+            (
+                opened,
+                local("b", "a", f.tcp(b, a, BACK), f.tcp(b, a, BACK, hops=63), *both),
+                Policy("a", (), ("ingress", "egress")),
+                denied("from_endpoint", "b", f.tcp(b, a, BACK, f.ACK), default_out, "egress"),
+                denied("from_endpoint", "b", f.tcp(b, a, BACK, f.ACK), default_in, "ingress"),
+                denied("from_endpoint", "b", f.tcp(b, a, BACK, f.ACK), default_in, "ingress"),
+                denied("from_endpoint", "a", f.tcp(a, b, PORTS, f.ACK), default_out, "egress"),
+            ),
+        ),
+        (
             "the server's next packet ends it as well",
             (opened, answer, shut, denied("from_endpoint", "b", f.tcp(b, a, BACK, f.ACK), default_in, "ingress")),
         ),

@@ -139,6 +139,14 @@ def fragment_cases(family: int) -> List[Case]:
             lost(later()[0]),
         )),
     ]  # fmt: skip
+    if family == 4:
+        sent, out = (f.udp(a, b, PORTS, options=b"\x01" * 8, hops=hops) for hops in (64, 63))
+        cases.append(("an error about a packet with options is related", (
+            Policy("b", (), ("egress",)),
+            local("a", "b", sent, out, allowed("egress"), allowed("ingress")),
+            local("b", "a", f.unreachable(b, a, sent), f.icmp(b, a, 3, bytes(4) + sent[:64], code=1, hops=63)),
+            denied(FROM, "b", f.unreachable(b, a, f.udp(a, b, (40000, 81), options=b"\x01" * 8)), DEFAULT_DENY["egress"], "egress"),
+        )))  # fmt: skip
     if family == 6:
         options = [(60, PAD)]
         cases += [

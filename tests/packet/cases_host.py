@@ -395,6 +395,8 @@ def endpoint_cases(family: int) -> List[Case]:
         ("the answer to the host by an address that nobody knows is for the host, also when all is judged anew", (
             only(to_a), from_stack("a", f.tcp(x["world"], a, PORTS), allowed("egress", 96), allowed("ingress")),
             to_stack("a", f.tcp(a, x["world"], BACK, f.SYN | f.ACK)),
+            Policy("a", (Rule("ingress", 98, 1),), ("ingress",)), to_stack("a", f.tcp(a, x["world"], BACK, f.ACK)),
+            Policy("a", (Rule("ingress", 94, 1),), ("ingress",)), to_stack("a", f.tcp(a, x["world"], BACK, f.ACK)),
             only(), Policy("a", (), ()),
             denied("from_endpoint", "a", f.tcp(a, x["world"], BACK, f.ACK), OUT, "egress"),
         )),

@@ -84,6 +84,12 @@ def stories(family: int) -> Dict[str, List[Step]]:
     world, router = x["world"], "203.0.113.1" if family == 4 else "2001:db8:9::1"
     icmp, kind = ("icmpv6", 139) if family == 6 else ("icmp", 13)
     rest = f.ip(a, b, f.ICMP6 if family == 6 else f.ICMP, b"x" * 16, fragment=1480)
+    question, answer, reply = *((128, 129) if family == 6 else (8, 0)), f.echo(b, a, 7, reply=True)
+
+    def typed(number: int) -> Policies:
+        """b may be sent messages of that type."""
+        return ingress({"ports": [{"protocol": icmp, "type": number}]})
+
     asked, answered = f.udp(b, world, PORTS), f.udp(world, b, BACK)
     report = f.too_big(router, b, asked)
 
@@ -105,6 +111,12 @@ def stories(family: int) -> Dict[str, List[Step]]:
             outward(there), goes_out(asked, "allow"), comes_in(report),
             outward(there, {"cidr": "192.0.2.128/25"}), comes_in(report), goes_out(asked),
             outward(elsewhere), comes_in(report, "default_deny", denied_by_default=1),
+        ],
+        "when policies change an echo's answer is judged by the type of its question": [
+            typed(question), passes(f.echo(a, b, 7), *OPEN), passes(reply, at="b"),
+            {**typed(question), "q": {"selector": {"app": "b"}, "ingress": [web]}}, passes(reply, at="b"), passes(f.echo(a, b, 7)),
+            typed(answer), Frame(reply, {"denied_by_default": 1}, ("default_deny",), "b"),
+            Frame(f.echo(a, b, 7), {"denied_by_default": 1}, ("default_deny",)),
         ],
         "parts of a message have its type and code": [
             ingress({"ports": [{"protocol": icmp, "type": kind, "code": 1}]}),

@@ -62,3 +62,21 @@ def test_what_comes_for_it_to_a_closed_host(host_datapath: Datapath, family: int
         packet = f.udp(ADDRESSES[family]["world"], address, PORTS)
         result = host_datapath.run("from_underlay", f.ether(packet), DEVICES["eth0"])
     assert result.counters == {"denied_by_default" if identity == HOST else "underlay": 1}
+
+
+def test_a_rule_of_the_senders_address_counts(datapath: Datapath, family: int) -> None:
+    """What the host takes in from a workload alone, as a proxy does, is the host's to that one."""
+    x = ADDRESSES[family]
+    network, address = NETWORKS[family]
+    rule, route = f"rule add from {x['a']} lookup 77", f"route add local {network} dev dev-eth0 table 77"
+    seen = []
+    try:
+        ip(family, rule)
+        ip(family, route)
+        for name in ("a", "b"):
+            result = datapath.run("from_endpoint", f.ether(f.udp(x[name], address, PORTS)), DEVICES[name])
+            seen += [event["destination_identity"] for event in result.events]
+    finally:
+        ip(family, rule.replace(" add ", " del "))
+        ip(family, route.replace(" add ", " del "))
+    assert seen == [HOST, WORLD]

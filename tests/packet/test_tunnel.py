@@ -220,6 +220,8 @@ def test_tunnel_in_tunnel(wire: Wire, family: int) -> None:
 def test_for_nobody_here(wire: Wire, family: int) -> None:
     event = _only(wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family, "c", "d")))
     assert event["reason"] == "unknown_destination"
+    group = f.udp(ADDRESSES[family]["c"], "224.0.0.251" if family == 4 else "ff02::fb", (5353, 5353))
+    assert _only(wire.receive(UNDERLAY_2, IDENTITIES["c"], group))["reason"] == "multicast"
 
 
 def test_reply_through_the_tunnel(wire: Wire, family: int) -> None:
