@@ -98,6 +98,8 @@ def _transports(a: str, b: str) -> List[Tuple[str, bytes, str]]:
         ("UDP of length 0", udp(0), "malformed"),
         ("UDP of length 7", udp(7), "malformed"),
         ("UDP longer than its packet", udp(17), "truncated"),
+        ("UDP longer than its packet, though not than its frame", udp(17) + bytes(18), "truncated"),
+        ("no room for TCP in the packet, though in the frame", f.ip(a, b, f.TCP, bytes(19)) + bytes(18), "truncated"),
         ("a first fragment of UDP of length 7", udp(7, more=True), "malformed"),
         ("a fragment that ends beyond 65535", f.ip(a, b, f.UDP, b"x" * 16, fragment=65528), "malformed"),
         *((f"TCP with flags: {name}", f.tcp(a, b, PORTS, value), "malformed") for name, value in flags.items()),

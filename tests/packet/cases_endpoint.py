@@ -184,6 +184,11 @@ def local_cases(family: int) -> List[Case]:
         ),
         ("TCP in mid-stream without a record is judged as new", (
             local("a", "b", f.tcp(a, b, PORTS, f.ACK), f.tcp(a, b, PORTS, f.ACK, hops=63), *both), data)),
+        ("a SYN and its answer that ask for ECN (RFC 3168 6.1.1), and a SYN with data", (
+            local("a", "b", f.tcp(a, b, PORTS, f.SYN | 0xC0), f.tcp(a, b, PORTS, f.SYN | 0xC0, hops=63), *both),
+            local("b", "a", f.tcp(b, a, BACK, f.SYN | f.ACK | 0x40), f.tcp(b, a, BACK, f.SYN | f.ACK | 0x40, hops=63)),
+            local("a", "b", f.tcp(a, b, (40001, 80), f.SYN | 0x08), f.tcp(a, b, (40001, 80), f.SYN | 0x08, hops=63), *both),
+        )),
         ("SYN+ACK without a connection", (shot("from_endpoint", "b", f.tcp(b, a, BACK, f.SYN | f.ACK), "no_connection"),)),
         ("UDP, and its reply", (
             Policy("b", (Rule("ingress", 12, protocol=f.UDP),), ("ingress", "egress")),
