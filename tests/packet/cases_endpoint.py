@@ -362,6 +362,13 @@ def outward_cases(family: int) -> List[Case]:
             to_stack("a", f.tcp(a, x["world"], PORTS, f.ACK)),
             denied("to_endpoint", "a", f.tcp(x["world"], a, (80, 40001)), DEFAULT_DENY["ingress"], "ingress", via="eth0"),
         )),
+        ("an answer that this host gives in the world's name is the world's, also when all is judged anew", (
+            Policy("a", (Rule("egress", 61, 2),), ("egress", "ingress")),
+            to_stack("a", f.udp(a, x["world"], PORTS), allowed("egress", 61)),
+            from_stack("a", f.udp(x["world"], a, BACK)),
+            Policy("a", (Rule("egress", 64, 2),), ("egress", "ingress")),
+            from_stack("a", f.udp(x["world"], a, BACK)),
+        )),
         ("an ICMP error of a router on the way is related", (
             Policy("a", (Rule("egress", 61, 2),), ("egress", "ingress")),
             to_stack("a", f.udp(a, x["world"], PORTS), allowed("egress", 61)),

@@ -245,6 +245,7 @@ def always_cases(family: int) -> List[Case]:
         )),
         ("that port of no member is nothing special", (
             CLOSED, no_exit(f.udp(me, world, vxlan)), no_entry(f.too_big(c_router(family), me, f.udp(me, world, vxlan))),
+            no_entry(f.udp(member, me, (TUNNEL_PORT, 81))), no_exit(f.udp(me, member, (TUNNEL_PORT, 81))),
         )),
         ("a VLAN's frames are its own device's", (CLOSED, came(b"\x00\x05\x08\x00" + f.tcp(world, me, PORTS), kind=0x8100),
                                                   left(b"\x00\x05\x08\x00" + f.tcp(me, world, PORTS), kind=0x8100))),
@@ -253,6 +254,7 @@ def always_cases(family: int) -> List[Case]:
             CLOSED,
             shot(FROM, "eth0", f.ip(world, me, f.TCP, bytes(19)), "truncated", kind=kind),
             shot(TO, "eth0", f.ip(me, world, f.TCP, bytes(19)), "truncated", kind=kind),
+            shot(FROM, "eth0", f.ip(member, me, f.UDP, f.udp_header(*vxlan, 2)), "truncated", kind=kind),
             came(f.ip(world, x["a"], f.TCP, bytes(19)), kind=kind),
             left(f.ip(world, x["a"], f.TCP, bytes(19)), kind=kind, via=OTHER_DEVICE),
         )),
@@ -381,6 +383,18 @@ def endpoint_cases(family: int) -> List[Case]:
         )),
         ("another is not", (only(from_a), Send("from_endpoint", f.ether(f.tcp(b, gateway, PORTS)), "shot", {"denied_by_default": 1}, "b", events=(
             allowed("egress"), {"verdict": "default_deny", "rule_id": IN, "direction": "ingress", "source_identity": IDENTITIES["b"]}))),),
+        ("nor with what follows, which its own policy passes as a connection's", (
+            only(from_a), Send("from_endpoint", f.ether(f.udp(b, gateway, PORTS)), "shot", {"denied_by_default": 1}, "b", events=(
+                allowed("egress"), {"verdict": "default_deny", "rule_id": IN, "direction": "ingress"})),
+            *(denied("from_endpoint", "b", f.udp(b, gateway, PORTS), IN, "ingress"),) * 4,
+        )),
+        ("an endpoint elsewhere is reached by its identity", (
+            only(Rule("egress", 90, IDENTITIES["c"], f.TCP, 80)),
+            Send("to_tunnel", f.ether(f.tcp(me, x["c"], PORTS)), "pass", {"to_tunnel": 1}, "vxlan", events=(
+                allowed("egress", 90, reason="to_tunnel", source_identity=1, destination_identity=IDENTITIES["c"]),)),
+            Send("to_tunnel", f.ether(f.tcp(me, x["c"], (40000, 81))), "shot", {"denied_by_default": 1}, "vxlan", events=(
+                {"verdict": "default_deny", "rule_id": OUT, "direction": "egress", "destination_identity": IDENTITIES["c"]},)),
+        )),
         ("its own egress policy comes first", (
             only(from_a), Policy("a", (), ("egress",)), denied("from_endpoint", "a", f.tcp(a, me, PORTS), OUT, "egress"),
         )),

@@ -223,6 +223,8 @@ ROWS = (
         ((came(FAR, subject="host"), OPEN), (sent(OTHER, subject="host"), OPEN))),
     Row("to a node, world is what is neither endpoint nor node", {"p": {"node_selector": {}, "egress": [{"peers": [{"entity": "world"}]}]}},
         ((sent(FAR, subject="host"), "allow p egress[0]"), (sent(B, subject="host"), CLOSED), (sent(OTHER, subject="host"), CLOSED))),
+    Row("audit of the cluster is that of its nodes' policies as well", {"p": {"node_selector": {}, "ingress": [FROM_B]}},
+        ((came(B, subject="host"), OPEN), (came(FAR, subject="host"), "audit p default deny")), {"mode": "audit"}),
     Row("failsafe: TCP port 22 inward, by default", {"p": {"node_selector": {}, "ingress": []}},
         ((came(FAR, 22, subject="host"), OPEN), (came(FAR, 22, "udp", "host"), CLOSED))),
     Row("failsafe ports that are declared replace that", {"p": {"node_selector": {}, "ingress": [], "egress": []}},
