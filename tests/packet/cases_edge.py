@@ -39,6 +39,7 @@ def malformed_v4() -> List[Case]:
         ("version 5", patched(0, b"\x55"), "malformed"),
         ("header of 4 words", patched(0, b"\x44"), "malformed"),
         ("total length less than the header", lying(2, struct.pack("!H", 19)), "malformed"),
+        ("total length 0, which only the kernel's own may say", lying(2, bytes(2)), "malformed"),
         ("total length beyond the frame", lying(2, struct.pack("!H", len(good) + 1)), "truncated"),
         ("options beyond the packet", lying(0, b"\x4f"), "malformed"),
         ("no checksum", patched(10, bytes(2)), "malformed"),
@@ -129,6 +130,7 @@ def malformed_v6() -> List[Case]:
     pad = b"\x00\x01\x04\x00\x00\x00\x00"  # rest of an options header of 8 bytes
     cases: List[Tuple[str, bytes, str]] = [
         ("version 4 under IPv6's type", b"\x45" + good[1:], "malformed"),
+        ("payload of 0, which only the kernel's own may say", good[:4] + bytes(2) + good[6:], "truncated"),
         ("payload beyond the frame", good[:4] + struct.pack("!H", len(good) - 39) + good[6:], "truncated"),
         ("mapped source", f.ip("::ffff:10.1.0.1", b, f.UDP, f.udp_header(*PORTS)), "malformed"),
         ("mapped destination", f.ip(a, "::ffff:10.1.0.2", f.UDP, f.udp_header(*PORTS)), "malformed"),
