@@ -2,7 +2,7 @@
 /* tc ingress of each underlay device: what the network sends to this host.
  *
  *   - a packet from a blocked network is dropped, unless XDP has seen to that;
- *   - a tunnel packet whose outer source is no member's address, or whose source port none of a tunnel device's, is dropped;
+ *   - a tunnel packet whose outer source is no member's address, or whose source port is no tunnel device's, is dropped;
  *   - a bare packet with the address of a workload as its source is dropped: workloads' packets travel in the tunnel;
  *   - a packet for others with an address of this host as its source is dropped: forwarded, which the stack does with IPv6,
  *     it would look like what is masqueraded, and get answers let in (host.h) or an identity in the tunnel;

@@ -18,12 +18,13 @@ _SHIFT, _BITS = next(
 )
 
 
-def is_live(protocol: int, state: int, idle_ticks: int) -> bool:
-    """connection_is_live."""
-    return idle_ticks <= _limit(protocol, state)
+def now_ticks() -> int:
+    """connection_now."""
+    return time.monotonic_ns() >> _TIME["tick_shift"]
 
 
 def _limit(protocol: int, state: int) -> int:
+    """Of connection_is_live."""
     if protocol != _TCP:
         return _TIME["other_ticks"]
     ends = _STATE["end_initiator"] | _STATE["end_responder"]
@@ -34,10 +35,9 @@ def _limit(protocol: int, state: int) -> int:
     return _TIME["tcp_ticks" if state & _STATE["replied"] else "other_ticks"]
 
 
-def live(keys: bytes, values: bytes) -> int:
-    """How many of so many records, one after the other, are live now. One that is not keeps its place until another one
-    needs it."""
-    now = time.monotonic_ns() >> _TIME["tick_shift"]
+def live(keys: bytes, values: bytes, now: int) -> int:
+    """How many of so many records, one after the other, are live at this tick. One that is not keeps its place until
+    another one needs it."""
     limits: Dict[Tuple[int, int], int] = {}
     count = 0
     protocols = layout("connections", "key").only("protocol").iter_unpack(keys)

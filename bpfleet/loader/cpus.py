@@ -7,7 +7,8 @@ from pathlib import Path
 _MOST_SLOTS, _LEAST_SLOTS = 4096, 256
 _MOST_BYTES = 16 << 20
 _MOST_SETS = 32768
-_LRU_FREE = 128
+LRU_FREE = 128
+"""Up to how many places of an LRU map each CPU keeps free for itself."""
 
 
 def possible_cpus() -> int:
@@ -38,10 +39,10 @@ def new_copy_sets(cpus: int, connections: int) -> int:
 def lru_room(entries: int, cpus: int) -> int:
     """How many entries an LRU map holds for sure: from there on it may forget some, with so many CPUs at work.
 
-    Each keeps up to 128 free places to itself, and one that has none forgets what is idle rather than look for another
-    one's (LOCAL_FREE_TARGET in the kernel's bpf_lru_list.c; of small maps newer kernels let them keep half).
+    Each keeps up to LRU_FREE places, and one that has none left forgets what is idle rather than look for another one's
+    (LOCAL_FREE_TARGET in the kernel's bpf_lru_list.c; of small maps newer kernels let them keep half).
     """
-    return entries - min(_LRU_FREE * cpus, entries // 2)
+    return entries - min(LRU_FREE * cpus, entries // 2)
 
 
 def slots_of_each(entries: int, cpus: int) -> int:

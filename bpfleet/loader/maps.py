@@ -9,7 +9,7 @@ from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, 
 
 from bpfleet.errors import HostFailed
 from bpfleet.loader import layout, staging, syscall
-from bpfleet.loader.connections import live
+from bpfleet.loader.connections import live, now_ticks
 from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.pins import Pins, open_pin
 from bpfleet.loader.rows import Codec, codec_for, device_index, is_index, salt
@@ -201,7 +201,7 @@ class Maps:
     def live_connections(self) -> int:
         """How many of the connections that are recorded still count."""
         found = self._contents("connections") or {}
-        return live(b"".join(found.keys()), b"".join(found.values()))
+        return live(b"".join(found.keys()), b"".join(found.values()), now_ticks())
 
     def let_programs_end(self) -> None:
         """Wait until no program runs any longer that runs now. An update of a map of maps returns only then

@@ -17,7 +17,7 @@ from bpfleet.errors import HostFailed, HostUnfit
 from bpfleet.loader import cgroup, links, steps, syscall
 from bpfleet.loader.capacity import CONNECTIONS
 from bpfleet.loader.clsact import device_hooks
-from bpfleet.loader.cpus import lru_room
+from bpfleet.loader.cpus import LRU_FREE, lru_room
 from bpfleet.loader.devices import Devices, is_ours, read_devices
 from bpfleet.loader.generated.layouts import MAPS
 from bpfleet.loader.grace import expedited
@@ -211,7 +211,7 @@ class RealKernel:
             return
         live = self._maps.live_connections()
         if live > lru_room(size, os.cpu_count() or 1):
-            free = ", and each CPU keeps up to 128 places free for itself" if live <= size else ""
+            free = f", and each CPU keeps up to {LRU_FREE} places free for itself" if live <= size else ""
             yield HostFailed(
                 f"the map {CONNECTIONS} is to have room for {size} entries, {live} connections are under way{free}",
                 field=CONNECTIONS,

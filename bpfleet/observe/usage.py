@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from bpfleet.loader import syscall
 from bpfleet.loader.capacity import CONNECTIONS, LIMITS, Usage
-from bpfleet.loader.connections import live
+from bpfleet.loader.connections import live, now_ticks
 from bpfleet.loader.cpus import lru_room, possible_cpus
 from bpfleet.loader.generated.layouts import ENUMS, MAPS
 from bpfleet.loader.layout import decode_many, layout
@@ -33,7 +32,6 @@ FRAGMENTS = "fragments"
 
 _INNER = {described["inner"] for described in MAPS.values() if "inner" in described}
 _NOT_COUNTED = ("array", "percpu_array")  # all of an array is always there
-_NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, 524)
 
 
 def counters(pins: str) -> List[Dict[str, Any]]:
@@ -105,7 +103,7 @@ def _level(name: str, handle: int) -> Dict[str, Any]:
         return gauge(name, _count(handle, info), info.max_entries)
     keys, values, used = syscall.lookup_batch(handle, info.key_size, info.value_size, 4096)
     if name == CONNECTIONS:
-        used = live(keys, values)
+        used = live(keys, values, now_ticks())
     elif name == FRAGMENTS:
         used = _fresh_fragments(values)
     return gauge(name, used, info.max_entries, holds=lru_room(info.max_entries, os.cpu_count() or 1))
@@ -156,11 +154,7 @@ def _number(data: bytes) -> int:
 def _count(handle: int, info: syscall.MapInfo) -> int:
     # No batches for maps of maps on older kernels, and of per-CPU maps they would need room for each CPU.
     if info.type == syscall.MAP_HASH:
-        try:
-            return syscall.lookup_batch(handle, info.key_size, info.value_size, 4096)[2]
-        except OSError as error:
-            if error.errno not in _NO_BATCH:
-                raise
+        return syscall.lookup_batch(handle, info.key_size, info.value_size, 4096)[2]
     count, key = 0, syscall.map_next_key(handle, None, info.key_size)
     while key is not None:
         count, key = count + 1, syscall.map_next_key(handle, key, info.key_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Iterator, Tuple
+from typing import Any, Iterator, Tuple
 
 import pytest
 
@@ -66,6 +66,22 @@ def applied_until_killed(host: Host, place: str) -> str:
         connection.receive()
     assert connection.process.wait() == -9
     return transaction
+
+
+def applied(host: Host) -> str:
+    """Stage and apply; the transaction's name."""
+    connection = host.connect()
+    transaction: str = connection.call("stage", **CHANGE)["transaction"]
+    connection.call("apply", transaction=transaction)
+    return transaction
+
+
+def dies_of(host: Host, place: str, method: str, **params: Any) -> None:
+    """Ask an agent that dies at `place`."""
+    dying = host.connect("--kill", place)
+    dying.send(method, params)
+    with pytest.raises(EOFError):
+        dying.receive()
 
 
 def resolved(host: Host) -> Tuple[Connection, str]:
@@ -134,10 +150,7 @@ def test_killed_after_it_is_applied_it_can_still_be_confirmed(killed: Host, case
 def test_killed_while_putting_back_it_is_put_back_all_the_same(killed: Host, case: Case) -> None:
     applied_until_killed(killed, "done:4")
     for place in ("step:0", "done:1", "removal:0", "write:0"):
-        dying = killed.connect("--kill", place)
-        dying.send("hello")
-        with pytest.raises(EOFError):
-            dying.receive()
+        dies_of(killed, place, "hello")
     connection, words = resolved(killed)
     assert "was rolled back" in words
     assert_old(killed, case, connection)
@@ -146,13 +159,8 @@ def test_killed_while_putting_back_it_is_put_back_all_the_same(killed: Host, cas
 @pytest.mark.parametrize("place", ["step:0", "done:1", "done:4", "removal:0"])
 def test_what_is_half_put_back_is_confirmed_by_nobody(killed: Host, case: Case, place: str) -> None:
     """A confirmation that is under way when somebody asks for the old one, and waits for who puts it back."""
-    first = killed.connect()
-    transaction = first.call("stage", **CHANGE)["transaction"]
-    first.call("apply", transaction=transaction)
-    dying = killed.connect("--kill", place)
-    dying.send("rollback", {"transaction": transaction})
-    with pytest.raises(EOFError):
-        dying.receive()
+    transaction = applied(killed)
+    dies_of(killed, place, "rollback", transaction=transaction)
     connection = killed.connect()
     with pytest.raises(TransactionFailed, match=r"was rolled back \(asked\)"):
         connection.call("confirm", transaction=transaction)
@@ -161,13 +169,8 @@ def test_what_is_half_put_back_is_confirmed_by_nobody(killed: Host, case: Case, 
 
 @pytest.mark.parametrize(("place", "generation"), [("write:0", 1), ("written:0", 2)])
 def test_killed_while_confirming(killed: Host, case: Case, place: str, generation: int) -> None:
-    first = killed.connect()
-    transaction = first.call("stage", **CHANGE)["transaction"]
-    first.call("apply", transaction=transaction)
-    dying = killed.connect("--kill", place)
-    dying.send("confirm", {"transaction": transaction})
-    with pytest.raises(EOFError):
-        dying.receive()
+    transaction = applied(killed)
+    dies_of(killed, place, "confirm", transaction=transaction)
     connection = killed.connect()
     assert connection.call("hello")["generation"] == generation
     assert killed.digests()[0] == case.new
@@ -187,10 +190,7 @@ def test_a_kernel_that_cannot_be_put_back_is_told_and_tried_again(killed: Host, 
 
 
 def test_a_wipe_that_was_killed_is_finished_by_the_next(killed: Host) -> None:
-    dying = killed.connect("--kill", "removal:0")
-    dying.send("wipe", {"node": "h1"})
-    with pytest.raises(EOFError):
-        dying.receive()
+    dies_of(killed, "removal:0", "wipe", node="h1")
     connection = killed.connect()
     assert connection.call("hello")["generation"] == 1
     assert connection.call("wipe", node="h1")["wiped"]

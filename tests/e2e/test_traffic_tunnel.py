@@ -17,12 +17,12 @@ from tests.e2e.traffic import matrix, packets
 from tests.e2e.traffic.ground import FAMILIES, PORT, Ground, eventually
 from tests.e2e.traffic.station import FOLDER, Station
 from tests.e2e.traffic.wire import on_the_wire
+from tests.packet.frames import TUNNEL_SOURCE
+from tests.reference.node import TUNNEL_SOURCES
 
 pytest_plugins = ["tests.e2e.traffic.fixtures"]
 
 STRANGER = "192.0.2.66"  # no address of the lab
-TUNNEL_SOURCES = range(665, 1024)  # the ports that tunnel devices send from
-TUNNEL_SOURCE = 700
 STRANGER_MAC = "02:00:00:00:00:66"
 COUNT = 7
 GATEWAY_MAC = "02:00:00:00:00:99"  # programs route by address: any MAC does

@@ -53,7 +53,7 @@ MESSAGES = {
     "icmpv6": ((128, 0), (129, 0), (129, 3), (1, 4), (130, 0), (133, 0), (135, 0), (137, 0), (143, 0), (255, 255)),
 }
 OF_FAMILY = {"icmp": 4, "icmpv6": 6}
-SENT_FROM = {67: 68, 68: 67, 547: 546, 546: 547, TUNNEL_PORT: 700}
+SENT_FROM = {67: 68, 68: 67, 547: 546, 546: 547, TUNNEL_PORT: f.TUNNEL_SOURCE}
 """The sender's port of DHCP and of the tunnel; of all else any."""
 OUTER = {node: ipaddress.ip_address(f"192.168.77.{node[1]}") for node in ("h1", "h2")}
 MEMBERS = {

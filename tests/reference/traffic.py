@@ -162,7 +162,11 @@ def _hook(dice: random.Random, sender: str, receiver: str) -> Tuple[str, str, st
 def _transport(dice: random.Random, one: Talk, is_answer: bool) -> Tuple[int, bytes]:
     """(protocol, header and data)."""
     ports = (
-        one.ports if dice.random() < 0.95 else (68, 67) if dice.random() < 0.5 else (dice.choice((700, 40000)), 8472)
+        one.ports
+        if dice.random() < 0.95
+        else (68, 67)
+        if dice.random() < 0.5
+        else (dice.choice((f.TUNNEL_SOURCE, 40000)), 8472)
     )
     if one.kind == "tcp":
         return f.TCP, f.tcp_header(*ports, dice.choice(FLAGS if dice.random() < 0.95 else ODD_FLAGS)) + b"hi"
