@@ -161,13 +161,9 @@ def _hook(dice: random.Random, sender: str, receiver: str) -> Tuple[str, str, st
 
 def _transport(dice: random.Random, one: Talk, is_answer: bool) -> Tuple[int, bytes]:
     """(protocol, header and data)."""
-    ports = (
-        one.ports
-        if dice.random() < 0.95
-        else (68, 67)
-        if dice.random() < 0.5
-        else (dice.choice((f.TUNNEL_SOURCE, 40000)), 8472)
-    )
+    ports = one.ports
+    if dice.random() >= 0.95:
+        ports = (68, 67) if dice.random() < 0.5 else (dice.choice((f.TUNNEL_SOURCE, 40000)), 8472)
     if one.kind == "tcp":
         return f.TCP, f.tcp_header(*ports, dice.choice(FLAGS if dice.random() < 0.95 else ODD_FLAGS)) + b"hi"
     if one.kind == "udp":
