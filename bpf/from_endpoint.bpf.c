@@ -70,14 +70,14 @@ static __always_inline bool is_for_gateway(const struct __sk_buff *skb, const st
 }
 
 /* Both ends of a packet without a good record. Returns 0 or the reason to drop. */
-static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packet, struct side *side)
+static __always_inline int find_ends(struct __sk_buff *skb, struct packet *packet, struct side *side, __u32 now)
 {
 	if (address_is_multicast(&packet->destination))
 		return REASON_MULTICAST;
 	if (!is_own(skb, &packet->source))
 		return REASON_SPOOFED_SOURCE;
 	if (judgement_may_have_copy(packet)) {
-		side_recall(side, packet, &packet->destination);
+		side_recall(side, packet, &packet->destination, now);
 		if (side->is_judged && judgement_peer(side->judged, &side->peer)) {
 			packet->destination_identity = side->peer.identity;
 			return 0;
@@ -194,7 +194,7 @@ int bpfl_from_ep(struct __sk_buff *skb)
 			side.peer.route = found.record->route;
 			packet->destination_identity = found.record->peer;
 		} else {
-			reason = find_ends(skb, packet, &side);
+			reason = find_ends(skb, packet, &side, found.now);
 			if (!reason)
 				reason = admit(skb, packet, &found, &side);
 			if (reason)

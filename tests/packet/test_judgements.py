@@ -15,7 +15,7 @@ from bpfleet.loader.generated.layouts import ENUMS
 from tests.packet import frames as f
 from tests.packet import world
 from tests.packet.kernel import Datapath, Result
-from tests.packet.test_copies import TICK_NS
+from tests.packet.test_copies import TICK_NS, within_a_tick
 from tests.packet.test_flows import did_not_fit
 from tests.packet.test_tunnel import Wire, wire
 from tests.packet.world import ADDRESSES, CONSTANTS, DEVICES, IDENTITIES, UNDERLAY_2, Policy, Rule
@@ -76,7 +76,7 @@ OTHERS: Dict[str, Callable[[Dict[str, str]], Tuple[str, bytes]]] = {
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_another_question_is_asked(other: str) -> None:
-    """Though all of them have the same place."""
+    """Though all of them have the same one place."""
     datapath = Datapath({**CONSTANTS, "copies_mask": 0})
     x = ADDRESSES[4]
     try:
@@ -89,6 +89,31 @@ def test_another_question_is_asked(other: str) -> None:
         at, packet = OTHERS[other](x)
         assert rules(send(datapath, packet, at)) == [BEHIND]
         assert rules(send(datapath, f.tcp(x["a"], x["c"], (40001, 80)))) == [BEHIND], "its copy had to go"
+    finally:
+        datapath.close()
+
+
+def test_two_questions_that_have_the_same_places_keep_both_copies() -> None:
+    """The third of them takes one."""
+    datapath = Datapath({**CONSTANTS, "copies_mask": 1})
+    x = ADDRESSES[4]
+
+    def asked(port: int) -> List[int]:
+        return rules(send(datapath, f.tcp(x["a"], x["c"], (40000, port))))
+
+    def work() -> None:
+        for port in range(80, 96, 2):
+            world.apply(datapath, Policy("a", every(BEFORE), ("egress",)))
+            datapath.forget_judgements()
+            asked(port), asked(port + 1)
+            exchange_behind(datapath, "a")
+            assert (asked(port), asked(port + 1)) == ([BEFORE], [BEFORE])
+            assert asked(70) == [BEHIND]
+            assert sorted(asked(port) + asked(port + 1)) == [BEFORE, BEHIND]
+
+    try:
+        world.build(datapath)
+        within_a_tick(work)
     finally:
         datapath.close()
 

@@ -53,14 +53,25 @@ static __always_inline void side_begin(struct side *side, const struct node *nod
 	side->addresses_revision = *(const volatile __u32 *)&node->addresses_revision;
 }
 
-/* Look for the copy of what the side's policy says about a peer at an address. */
-static __always_inline void side_recall(struct side *side, const struct packet *packet, const struct address *peer)
+/* Look for the copy of what the side's policy says about a peer at an address, and if there is none, for a place: the second
+ * where only the first has been of use in this tick. By itself for the sake of the stack. */
+static __noinline void side_recall(struct side *side, const struct packet *packet, const struct address *peer,
+				   __u32 now)
 {
 	__u64 revisions = revisions_pack(side->policy_revision, side->addresses_revision);
 	__u32 asked = judgement_asked(packet, side->direction);
+	struct judgement_copy *first = judgement_place(side->ifindex, peer, asked, 0), *second;
 
-	side->judged = judgement_place(side->ifindex, peer, asked);
-	side->is_judged = side->judged && judgement_is(side->judged, side->identity, peer, asked, revisions);
+	side->judged = first;
+	side->is_judged = first && judgement_is(first, side->identity, peer, asked, revisions);
+	if (!first || side->is_judged)
+		return;
+	second = judgement_place(side->ifindex, peer, asked, 1);
+	if (!second)
+		return;
+	side->is_judged = judgement_is(second, side->identity, peer, asked, revisions);
+	if (side->is_judged || (first->tick == now && second->tick != now))
+		side->judged = second;
 }
 
 /* Look where the copy of the packet's connection would be. The sooner, the better. */
@@ -379,7 +390,7 @@ static __noinline int admit(struct __sk_buff *skb, struct packet *packet, struct
 	if (record || question.peer < IDENTITY_LOWEST || !judgement_may_have_copy(packet) || side_is_self(side))
 		side->judged = NULL;
 	else if (!side->judged)
-		side_recall(side, packet, judged_address(packet, NULL, question.direction));
+		side_recall(side, packet, judged_address(packet, NULL, question.direction), found->now);
 	is_judged = side->judged && side->is_judged && side->judged->peer == question.peer;
 	if (is_judged) {
 		judgement.verdict = side->judged->verdict;

@@ -3,10 +3,10 @@
  * one is, and which flow it counts for, in one cache line that only this CPU writes. Finding the same out touches up to ten:
  * of `addresses`, of the policy's entries, and of the history.
  *
- * A copy is found by the question, in the one place of this CPU where that may lie; the next question there takes its
- * place. It counts while the revisions are those in force when it was judged, as for a connection's record, and says all that
- * policy would: nothing that it asks has a life of its own. What the stack is asked (stack_keeps) has, so there are
- * copies only where both ends are known by their identity. A flow's slot is believed within a tick, in which it cannot
+ * A copy is found by the question, in one of the two places of this CPU where that may lie; the next question there takes
+ * one of them. It counts while the revisions are those in force when it was judged, as for a connection's record, and says
+ * all that policy would: nothing that it asks has a life of its own. What the stack is asked (stack_keeps) has, so there
+ * are copies only where both ends are known by their identity. A flow's slot is believed within a tick, in which it cannot
  * change hands; after that it is a hint, and the slot itself says whose it is.
  */
 #pragma once
@@ -55,25 +55,28 @@ static __always_inline bool judgement_may_have_copy(const struct packet *packet)
 	return packet->kind <= PACKET_OPENS && packet->part == PART_WHOLE;
 }
 
-/* The place of the copy of what an endpoint's policy says of a peer. By the endpoint's device, which is known before its
- * identity. */
-static __always_inline struct judgement_copy *judgement_place(__u32 ifindex, const struct address *peer, __u32 asked)
+/* One of the two places, `way`, of the copy of what an endpoint's policy says of a peer. By the endpoint's device, which is
+ * known before its identity. */
+static __always_inline struct judgement_copy *judgement_place(__u32 ifindex, const struct address *peer, __u32 asked,
+							      __u32 way)
 {
-	__u32 index = copy_index(copy_mix(copy_fold(peer), (__u64)ifindex << 32 | asked, 0));
+	__u32 index = copy_index(copy_mix(copy_fold(peer), (__u64)ifindex << 32 | asked, 0) ^ way);
 
 	return bpf_map_lookup_elem(&judgement_copies, &index);
 }
 
-/* Have the copy on its way that a packet which opens a connection will be judged by. */
+/* Have on their way the copy that a packet which opens a connection will be judged by, and where its record will be put:
+ * both are far away, and so the two are waited for at once. */
 static __always_inline void judgement_approach(const struct packet *packet, __u32 ifindex, __u8 direction)
 {
 	const struct judgement_copy *copy;
 
 	if (packet->kind != PACKET_OPENS || packet->part != PART_WHOLE)
 		return;
-	copy = judgement_place(ifindex, &packet->destination, judgement_asked(packet, direction));
+	copy = judgement_place(ifindex, &packet->destination, judgement_asked(packet, direction), 0);
 	if (copy)
 		(void)*(const volatile __u64 *)&copy->revisions;
+	connection_look_up(&packet->flow);
 }
 
 /* Whether what lies there answers the question. */
