@@ -271,6 +271,5 @@ def _ports(side: Side, rule: Rule) -> Iterator[Tuple[int, int, bool]]:
     for protocol, port in rule.ports:
         yield protocol, port, False
     if side.ports is not None:
-        for one in rule.ranges:
-            for interval in side.ports.covered(one):
-                yield one[0], interval, True
+        for protocol, interval in side.ports.covered(rule.ranges):
+            yield protocol, interval, True

@@ -37,11 +37,17 @@ class PortSet:
     def __len__(self) -> int:
         return sum(map(len, self.intervals.values()))
 
-    def covered(self, one: PortRange) -> range:
-        """Numbers of the intervals of a range that it was made with."""
-        protocol, first, last = one
-        intervals = self.intervals[protocol]
-        return range(bisect_left(intervals, (first, first)), bisect_left(intervals, (last + 1, 0)))
+    def covered(self, ranges: Iterable[PortRange]) -> Iterator[Tuple[int, int]]:
+        """(protocol, number) of each interval of some ranges that it was made with, once, wherever these overlap."""
+        protocol_before, begun = -1, 0
+        for protocol, first, last in sorted(ranges):
+            intervals = self.intervals[protocol]
+            if protocol != protocol_before:
+                protocol_before, begun = protocol, 0
+            end = bisect_left(intervals, (last + 1, 0))
+            for number in range(max(begun, bisect_left(intervals, (first, first))), end):
+                yield protocol, number
+            begun = max(begun, end)
 
     def table(self) -> Table:
         """The trie: protocol and prefix of ports -> number of the interval."""

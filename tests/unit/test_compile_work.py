@@ -9,6 +9,7 @@ from typing import Any, Callable, List
 import pytest
 
 from bpfleet.compile.compiler import Compiler
+from bpfleet.compile.intervals import PortSet
 from bpfleet.model.document import Document, DocumentSet
 from tests import fleet
 
@@ -61,6 +62,20 @@ def test_a_cidr_group_is_read_once_for_all_policies(parsed: List[str]) -> None:
     parsed.clear()
     compiler.compile(held.changed([fleet.identity("new")]), fleet.facts(1))
     assert parsed == []
+
+
+def test_nested_port_ranges_name_each_interval_once() -> None:
+    nested = [(6, first, 40_000 - first) for first in range(1, 3_000)]
+    ranges = [*nested, (6, 39_990, 41_000), (6, 50_000, 50_001), (17, 5, 6), (17, 5, 9)]
+    ports = PortSet([*ranges, (17, 1, 2), (6, 60_000, 60_001)])
+    found = list(ports.covered(ranges))
+    assert len(found) == len(set(found))
+    assert set(found) == {
+        (protocol, number)
+        for protocol, intervals in ports.intervals.items()
+        for number, (first, last) in enumerate(intervals)
+        if any(one[0] == protocol and one[1] <= first and last <= one[2] for one in ranges[-6:] + ranges[:1])
+    }
 
 
 def test_what_compilations_keep_does_not_grow_with_their_number() -> None:
