@@ -14,7 +14,10 @@ _SPARE_BYTES = 64 * 1024
 
 
 class Files:
-    """Writes below one root directory. `writes` counts every file written, renamed into place or removed."""
+    """Writes below one root directory. `writes` counts every file written, renamed into place or removed.
+
+    Whoever writes or removes holds the node's lock, so a draft that lies there is that of a process that was killed.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -35,6 +38,7 @@ class Files:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _remove_drafts(path)
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
                 _write_all(handle, data)
@@ -54,12 +58,18 @@ class Files:
     def remove(self, path: Path) -> None:
         """Remove a file; one that is not there is no error and no write."""
         try:
+            _remove_drafts(path)
             path.unlink()
         except FileNotFoundError:
             return
         except OSError as problem:
             raise failed("removed", path, problem) from problem
         self.writes += 1
+
+
+def _remove_drafts(path: Path) -> None:
+    for draft in path.parent.glob(f".{path.name}.*"):
+        draft.unlink()
 
 
 def _write_all(handle: int, data: bytes) -> None:

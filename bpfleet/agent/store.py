@@ -118,10 +118,10 @@ class Store:
                 self._files.remove(path)
 
     def clear(self) -> None:
-        """Remove every generation."""
-        for path in self._paths():
-            self._files.remove(path)
+        """Remove every generation, and what was left of those that were never written to the end."""
         if self._directory.is_dir():
+            for path in sorted(self._directory.iterdir()):
+                self._files.remove(path)
             self._directory.rmdir()
         self._loaded = ((0, None), EMPTY)
 

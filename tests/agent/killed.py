@@ -1,7 +1,8 @@
 """Places in an agent's work at which something happens to it, for the processes that tests start.
 
-step (before it is done), done (after it), write (before a file of the agent is replaced), written (after it), removal
-(before a file is removed); each with a number, from 0. Runs under Python 3.9, and where only an installed agent is.
+step (before it is done), done (after it), write (before a file of the agent is replaced), draft (when what replaces it
+lies beside it), written (after it), removal (before a file is removed); each with a number, from 0. Runs under Python 3.9,
+and where only an installed agent is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import signal
 from pathlib import Path
 from typing import Callable, Dict
 
+from bpfleet.agent import files
 from bpfleet.agent.files import Files, disk_full
 
 
@@ -38,6 +40,17 @@ def reached(place: str) -> None:
     _seen[place] = count + 1
     if (place, count) == (_place, _number):
         _happen()
+
+
+_write_all = files._write_all
+
+
+def _told_write(handle: int, data: bytes) -> None:
+    _write_all(handle, data)
+    reached("draft")
+
+
+files._write_all = _told_write
 
 
 class KilledFiles(Files):

@@ -198,6 +198,22 @@ def test_a_wipe_that_was_killed_is_finished_by_the_next(killed: Host) -> None:
     assert [path.name for path in killed.root.iterdir()] == ["lock"]
 
 
+@pytest.mark.parametrize("place", ["draft:0", "draft:1"])
+def test_what_was_half_written_when_it_was_killed_is_gone_after_a_wipe(killed: Host, place: str) -> None:
+    applied_until_killed(killed, place)
+    assert list(killed.root.rglob(".*.json.*"))
+    connection = killed.connect()
+    assert connection.call("wipe", node="h1")["wiped"]
+    assert [path.name for path in killed.root.rglob("*")] == ["lock"]
+
+
+def test_what_was_half_written_when_it_was_killed_goes_with_the_next_change(killed: Host) -> None:
+    for place in ("draft:0", "draft:1"):
+        applied_until_killed(killed, place)
+    killed.commit(**CHANGE)
+    assert not list(killed.root.rglob(".*.json.*"))
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_disk_that_fills_up_in_an_apply_leaves_the_old_one(killed: Host, case: Case, number: int) -> None:
     connection = killed.connect("--full", str(number))
