@@ -417,7 +417,7 @@ class Agent:
                     remedy="Stage and apply the change again.",
                     details={"retry": "stage"},
                 )
-            if pending.state == PUTTING_BACK:
+            if pending.state == PUTTING_BACK or not self.store.path(pending.head.generation).exists():
                 raise TransactionFailed(
                     f"transaction {transaction} is being put back",
                     remedy="Stage and apply the change again.",
@@ -488,8 +488,13 @@ class Agent:
         pending = journal.transaction
         if pending is not None and pending.state == APPLIED:
             begun = replace(pending, state=PUTTING_BACK, reason=why)
-            with contextlib.suppress(BpfleetError):  # a full disk keeps nobody from putting back
+            try:
                 journal = self.record(replace(journal, transaction=begun))
+            except BpfleetError:
+                # No disk keeps anybody from putting back. A full one lets files go: without its own, no generation is
+                # confirmed. One that is read-only notes no confirmation either.
+                with contextlib.suppress(BpfleetError):
+                    self.files.remove(self.store.path(pending.head.generation))
         want = self.confirmed_state(journal.confirmed)
         steps = plan(want, self.kernel.read(want))
         if steps:

@@ -167,6 +167,25 @@ def test_what_is_half_put_back_is_confirmed_by_nobody(killed: Host, case: Case, 
     assert_old(killed, case, connection)
 
 
+@pytest.mark.parametrize("place", ["", "done:1", "done:4", "removal:1"])
+def test_what_a_full_disk_did_not_let_be_noted_is_confirmed_by_nobody(killed: Host, case: Case, place: str) -> None:
+    """Put back whole or in part, where the journal could not be told."""
+    transaction = applied(killed)
+    connection = killed.connect("--full", "0", "--kill", place)
+    connection.send("rollback", {"transaction": transaction})
+    if place:
+        with pytest.raises(EOFError):
+            connection.receive()
+    else:
+        assert connection.receive()["error"]["code"] == "DiskFull"
+        assert killed.digests()[0] == case.old
+    connection = killed.connect()
+    with pytest.raises(TransactionFailed, match="is being put back"):
+        connection.call("confirm", transaction=transaction)
+    assert connection.call("rollback", transaction=transaction)["rolled_back"] == transaction
+    assert_old(killed, case, connection)
+
+
 @pytest.mark.parametrize(("place", "generation"), [("write:0", 1), ("written:0", 2)])
 def test_killed_while_confirming(killed: Host, case: Case, place: str, generation: int) -> None:
     transaction = applied(killed)
