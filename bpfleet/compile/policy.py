@@ -5,17 +5,18 @@ What is made of them for the kernel is in entries.py.
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from bpfleet.compile.intervals import PortRange
-from bpfleet.compile.prefixes import Network, prefix_of
+from bpfleet.compile.prefixes import Network, prefix_of, prefix_of_network
 from bpfleet.compile.rules import Content
 from bpfleet.compile.selector import Expressions, LabelIndex, selector_text
 from bpfleet.model import identity
 from bpfleet.model.document import Document, DocumentSet, canonical_json
 from bpfleet.model.meaning import PORT_PROTOCOLS
-from bpfleet.model.policy_checks import icmp_of_no_family
+from bpfleet.model.policy_checks import icmp_of_no_family, nobodys
 from bpfleet.model.resources import PROTOCOL_NUMBERS
 
 DIRECTIONS = ("ingress", "egress")
@@ -66,16 +67,27 @@ class Nodes:
 @dataclass(frozen=True, eq=False)
 class Group:
     """A CIDR group: its networks as they are written, and as peers. Parsed once, however many rules name it. Equal only
-    to itself."""
+    to itself.
+
+    nobodys: by direction, and whether nodes are selected, why nobody is meant by it as a peer, if that is so.
+    """
 
     cidrs: Tuple[str, ...]
     networks: Tuple[Network, ...]
+    nobodys: Mapping[Tuple[str, bool], str]
 
     @staticmethod
     def of(document: Document) -> Group:
         """What a group's document says."""
         cidrs = tuple(document.spec["cidrs"])
-        return Group(cidrs, tuple((prefix_of(cidr), ()) for cidr in cidrs))
+        parsed = [ipaddress.ip_network(cidr) for cidr in cidrs]
+        sides = [(direction, of_nodes) for direction in DIRECTIONS for of_nodes in (False, True)]
+        of_nobody = [side for side in sides if parsed and all(nobodys(network, *side) for network in parsed)]
+        return Group(
+            cidrs=cidrs,
+            networks=tuple((prefix_of_network(network), ()) for network in parsed),
+            nobodys={side: nobodys(parsed[0], *side) for side in of_nobody},
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +193,7 @@ class _Reader:
     def rule(self, direction: str, path: str, rule: Mapping[str, Any]) -> Rule:
         """One rule."""
         self._warn_of_families(path, rule)
+        self._warn_of_nobody(direction, path, rule)
         peers, networks = self._peers(path, rule)
         ports, ranges = _ports(rule.get("ports"))
         return Rule(
@@ -230,6 +243,15 @@ class _Reader:
         for problem in icmp_of_no_family(rule.get("ports"), cidrs):
             where = f"{self._document.key}, {path}.{problem.path}"
             self.warnings.append(f"{where}: {problem.what}; remove it, or add a network of its family")
+
+    def _warn_of_nobody(self, direction: str, path: str, rule: Mapping[str, Any]) -> None:
+        """A group of networks each of which would be refused as a peer: it may have others tomorrow."""
+        side = direction, "node_selector" in self._document.spec
+        for position, peer in enumerate(rule.get("peers") or ()):
+            group = self._groups.get(peer.get("cidr_group", ""))
+            if group is not None and side in group.nobodys:
+                what = f"{path}.peers[{position}].cidr_group: {peer['cidr_group']} has only networks that mean nobody"
+                self.warnings.append(f"{self._document.key}, {what}: {group.nobodys[side]}")
 
     def _unknown_group(self, path: str, name: str, action: str) -> FrozenSet[int]:
         """Fail closed: nobody is allowed by a group that is not there, and whoever it might name is denied."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from bisect import bisect_left
-from typing import Dict, Iterable, List, Tuple
+from typing import Any, Dict, Iterable, List, Tuple
 
 from bpfleet.compile.rules import Content, digest_of
 from bpfleet.model import identity
@@ -35,7 +35,11 @@ _MAPPED, _MAPPED_START = 96, 0xFFFF << 32
 
 def prefix_of(text: str) -> Prefix:
     """The prefix of a checked CIDR."""
-    network = ipaddress.ip_network(text)
+    return prefix_of_network(ipaddress.ip_network(text))
+
+
+def prefix_of_network(network: Any) -> Prefix:
+    """The same of one that is parsed."""
     return network.version, int(network.network_address), network.prefixlen
 
 

@@ -21,6 +21,8 @@ _GROUPS = tuple(network for kind, network in NETWORKS if kind in ("multicast", "
 """From which nothing comes (RFC 1122 3.2.1.3, RFC 4291 2.7)."""
 _NOT_FOR_ENDPOINTS = tuple(map(ipaddress.ip_network, ("224.0.0.0/3", "ff00::/8")))
 """What the programs take for it (address_is_multicast in bpf/include/bpfleet/address.h): no endpoint may send there."""
+_LOOPBACK = tuple(network for kind, network in NETWORKS if kind == "loopback")
+_UNSPECIFIED = tuple(network for kind, network in NETWORKS if kind == "unspecified")
 
 
 def expression(spec: Mapping[str, Any]) -> Iterator[Problem]:
@@ -188,18 +190,32 @@ def host_of_nodes(spec: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def networks_of_somebody(spec: Mapping[str, Any]) -> Iterator[Problem]:
-    """Nothing comes from multicast and broadcast addresses, and to them only nodes may send."""
+    """No CIDR peer is a network that means nobody."""
     for direction in _DIRECTIONS:
-        if direction == "ingress":
-            refused, what = _GROUPS, "is multicast or broadcast, and nothing comes from such addresses"
-        elif "node_selector" in spec:
-            continue
-        else:
-            refused, what = _NOT_FOR_ENDPOINTS, "is multicast, broadcast or reserved, and no endpoint may send there"
         rules = spec.get(direction) or ()
         for number, rule in enumerate(rules if not contains_unknown(rules) else ()):
             for index, peer in enumerate(rule.get("peers") or ()):
-                network: Any = ipaddress.ip_network(peer["cidr"]) if "cidr" in peer else None
-                if network and any(network.version == one.version and network.subnet_of(one) for one in refused):
-                    path = f"{direction}[{number}].peers[{index}].cidr"
-                    yield Problem(path, f"{network} {what}, whatever policy says", "Remove the peer.")
+                if "cidr" not in peer:
+                    continue
+                why = nobodys(ipaddress.ip_network(peer["cidr"]), direction, "node_selector" in spec)
+                if why:
+                    yield Problem(f"{direction}[{number}].peers[{index}].cidr", why, "Remove the peer.")
+
+
+def nobodys(network: Any, direction: str, of_nodes: bool) -> str:
+    """Why a parsed network means nobody as a peer of nodes or endpoints, whatever policy says; "" if it may not be so.
+
+    Nothing comes from multicast and broadcast addresses, and to them only nodes may send. What has a loopback address,
+    or none yet, is on no network; but who asks a node for an address (DHCP, RFC 2131 4.1) has none yet.
+    """
+    kinds = [(_LOOPBACK, "is loopback, and no packet of a network is from or to such an address")]
+    if direction == "ingress":
+        kinds.append((_GROUPS, "is multicast or broadcast, and nothing comes from such addresses"))
+    elif not of_nodes:
+        kinds.append((_NOT_FOR_ENDPOINTS, "is multicast, broadcast or reserved, and no endpoint may send there"))
+    if direction == "egress" or not of_nodes:
+        kinds.append((_UNSPECIFIED, "is the address of who has none yet, and no packet gets there or comes from there"))
+    for networks, what in kinds:
+        if any(network.version == one.version and network.subnet_of(one) for one in networks):
+            return f"{network} {what}, whatever policy says"
+    return ""

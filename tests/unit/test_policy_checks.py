@@ -90,6 +90,15 @@ REFUSED: List[Tuple[Dict[str, Any], str]] = [
         "ingress[0].ports[0].protocol",
     ),
     ({"ingress": [{"peers": [{"cidr": "::/0"}], "ports": [{"protocol": "icmp"}]}]}, "ingress[0].ports[0].protocol"),
+    (peer(cidr="127.0.0.0/8"), "ingress[0].peers[1].cidr"),
+    (peer(cidr="::1/128"), "ingress[0].peers[1].cidr"),
+    (peer(cidr="0.0.0.0/32"), "ingress[0].peers[1].cidr"),
+    (peer(cidr="::/128"), "ingress[0].peers[1].cidr"),
+    ({"egress": [{"peers": [{"cidr": "127.0.0.1/32"}]}]}, "egress[0].peers[0].cidr"),
+    ({"egress": [{"peers": [{"cidr": "0.0.0.0/32"}]}]}, "egress[0].peers[0].cidr"),
+    ({"selector": None, "node_selector": {}, "ingress": [{"peers": [{"cidr": "127.0.0.1/32"}]}]},
+     "ingress[0].peers[0].cidr"),
+    ({"selector": None, "node_selector": {}, "egress": [{"peers": [{"cidr": "::/128"}]}]}, "egress[0].peers[0].cidr"),
     ({"default_deny": {"ingress": "yes"}}, "default_deny.ingress"),
     ({"default_deny": {"inbound": True}, "ingress": []}, "default_deny.inbound"),
     ({"mode": "observe", "ingress": []}, "mode"),
@@ -309,6 +318,10 @@ def test_what_is_no_mapping_is_no_document(data: Any) -> None:
             "egress": [{"peers": [{"cidr": "224.0.0.18/32"}, {"cidr": "ff02::/16"}, {"cidr": "255.255.255.255/32"}]}],
         },
         peer(cidr="240.0.0.0/5"),
+        # Who asks a node for an address has none yet.
+        {"selector": None, "node_selector": {}, "ingress": [{"peers": [{"cidr": "0.0.0.0/32"}, {"cidr": "::/128"}]}]},
+        peer(cidr="126.0.0.0/7"),
+        peer(cidr="::/127"),
     ],
 )
 def test_accepted(spec: Dict[str, Any]) -> None:

@@ -223,6 +223,36 @@ def test_a_cidr_group_that_can_mean_nobody_is_warned_of() -> None:
     ]
 
 
+def test_a_cidr_group_by_which_a_peer_means_nobody_is_warned_of() -> None:
+    """Of each peer that means nobody by it: a node's egress may mean somebody."""
+    groups = [
+        fleet.document("cidr_group", "groups", cidrs=["224.0.0.0/4", "ff00::/8"]),
+        fleet.document("cidr_group", "loopback", cidrs=["127.0.0.0/8"]),
+        fleet.document("cidr_group", "bogons", cidrs=["10.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4"]),
+        fleet.document("cidr_group", "empty", cidrs=[]),
+    ]
+    peers = [{"cidr_group": group.name} for group in groups]
+    policies = [
+        fleet.document("policy", "p", selector={}, ingress=[{"peers": peers}], egress=[{"peers": peers}]),
+        fleet.document("policy", "q", node_selector={}, ingress=[{"peers": peers}], egress=[{"peers": peers}]),
+    ]
+    documents = DocumentSet([*fleet.quickstart(), *groups, *policies])
+    told = [text for text in _said_of(documents, Compiler(), "policy/") if "cidr_group" in text]
+    assert [text.partition(": ")[0] for text in told] == [
+        "policy/p, ingress[0].peers[0].cidr_group",
+        "policy/p, ingress[0].peers[1].cidr_group",
+        "policy/p, egress[0].peers[0].cidr_group",
+        "policy/p, egress[0].peers[1].cidr_group",
+        "policy/q, ingress[0].peers[0].cidr_group",
+        "policy/q, ingress[0].peers[1].cidr_group",
+        "policy/q, egress[0].peers[1].cidr_group",
+    ]
+    assert told[0].endswith(
+        ": groups has only networks that mean nobody: 224.0.0.0/4 is multicast or broadcast, and nothing comes from "
+        "such addresses, whatever policy says"
+    )
+
+
 def test_icmp_of_a_family_that_a_cidr_group_lacks_is_warned_of() -> None:
     """Refused it cannot be: a group may have other networks tomorrow."""
     four = fleet.document("cidr_group", "four", cidrs=["198.51.100.0/24"])
