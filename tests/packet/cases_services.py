@@ -28,6 +28,8 @@ from tests.packet.world import (
 
 Step = Union[Send, Change]
 FRONTENDS = {4: "10.96.0.1", 6: "fd96::1"}
+SECOND = {4: "10.96.0.2", 6: "fd96::2"}
+"""Frontends as well."""
 CLIENT, PORT, BACKEND = 40000, 80, 8080
 TO, FROM = (CLIENT, PORT), (PORT, CLIENT)
 """Ports towards the frontend, and of its answers."""
@@ -101,6 +103,7 @@ def flow_cases(family: int) -> List[Case]:
     """There and back, wherever the backend is; TCP and UDP alike."""
     x = ADDRESSES[family]
     a, b, c, t, world, host, front = x["a"], x["b"], x["c"], x["t"], x["world"], x["host"], FRONTENDS[family]
+    second = SECOND[family]
     cases: List[Tuple[str, Tuple[Step, ...]]] = []
     makers: Tuple[Tuple[str, int, Callable[..., bytes]], ...] = (("TCP", f.TCP, tcp), ("UDP", f.UDP, udp))
     for name, protocol, make in makers:
@@ -250,6 +253,20 @@ def flow_cases(family: int) -> List[Case]:
             local("b", "a", udp(b, a, FROM_B), udp(front, a, FROM, hops=63)),
             local("a", "b", udp(a, b, TO_B), udp(a, b, TO_B, hops=63)),
             local("b", "a", udp(b, a, FROM_B), udp(b, a, FROM_B, hops=63)),
+        )),
+        ("another endpoint that poses as the client changes nothing in how that is answered", (
+            Frontend(front, PORT, f.UDP, ((c, BACKEND),)),
+            Frontend(second, PORT, f.UDP, ((c, BACKEND),)),
+            tunnelled("a", udp(a, front, TO), udp(a, c, TO_B, hops=63), allowed("egress")),
+            tunnelled("a", udp(a, second, TO), udp(a, c, TO_B, hops=63)),
+            answered("a", udp(c, a, FROM_B), udp(second, a, FROM), via="vxlan"),
+            *(shot("from_endpoint", "b", udp(a, c, TO_B), "spoofed_source") for _ in range(2)),
+            answered("a", udp(c, a, FROM_B), udp(second, a, FROM), via="vxlan"),
+            shot("from_endpoint", "b", udp(a, front, TO), "spoofed_source"),
+            answered("a", udp(c, a, FROM_B), udp(second, a, FROM), via="vxlan"),
+            tunnelled("a", udp(a, c, TO_B), udp(a, c, TO_B, hops=63)),
+            shot("from_endpoint", "b", udp(a, second, TO), "spoofed_source"),
+            answered("a", udp(c, a, FROM_B), udp(c, a, FROM_B), via="vxlan"),
         )),
         ("what was denied as a frontend's and is allowed again as the backend's own is answered by that", (
             Frontend(front, PORT, f.UDP, ((b, BACKEND),)),

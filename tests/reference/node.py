@@ -156,7 +156,7 @@ class Node:
             found = self.ends.find(EGRESS, packet)
         if packet.kind != "related" and not found.is_reply:  # it is answered as it was sent
             found.translated = bool(backend)
-            if found.record:
+            if found.record and found.record.at == name:
                 found.record.translated = bool(backend)
         if self.ends.established(name, packet, found):
             assert found.record

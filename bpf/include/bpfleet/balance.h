@@ -317,12 +317,13 @@ __noinline int balance_undo(struct __sk_buff *skb, const struct packet *packet)
 	return exchange_end(skb, &exchange);
 }
 
-/* How the client's flow to the backend is answered is as its latest packet was sent: by way of a frontend or not. */
-static __always_inline void balance_mark(struct found *found, bool is_translated)
+/* How the client's flow to the backend is answered is as its latest packet was sent: by way of a frontend or not. By the
+ * client, that is: another endpoint with its address in a packet, which is dropped later, changes nothing. */
+static __always_inline void balance_mark(const struct __sk_buff *skb, struct found *found, bool is_translated)
 {
 	if (found->is_reply)
 		return;
-	if (found->record && found->record->translated != is_translated) {
+	if (found->record && found->record->ifindex == skb->ifindex && found->record->translated != is_translated) {
 		found->record->translated = is_translated;
 		copies_forget();
 	}
@@ -339,12 +340,12 @@ static __always_inline int balance_out(struct __sk_buff *skb, struct packet *pac
 		return 0;
 	if (!balance_may(packet, found)) {
 		if (packet->kind != PACKET_RELATED)
-			balance_mark(found, false);
+			balance_mark(skb, found, false);
 		return 0;
 	}
 	reason = balance_find(skb, packet);
 	if (reason == BALANCE_NONE && packet->kind != PACKET_RELATED)
-		balance_mark(found, false); /* of a connection that is denied, and may be allowed again by this packet */
+		balance_mark(skb, found, false); /* of a connection that is denied, and may be allowed again by this packet */
 	if (reason != BALANCE_TRANSLATED)
 		return reason;
 	reason = balance_forward(skb, packet);
@@ -352,6 +353,6 @@ static __always_inline int balance_out(struct __sk_buff *skb, struct packet *pac
 		return reason;
 	connection_find(packet, DIRECTION_EGRESS, found);
 	if (packet->kind != PACKET_RELATED)
-		balance_mark(found, true);
+		balance_mark(skb, found, true);
 	return 0;
 }

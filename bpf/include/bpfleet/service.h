@@ -238,7 +238,8 @@ static __noinline int service_translate(const struct connection_key *flow, const
 			if (shown && shown->port == flow->destination_port &&
 			    address_equal(&shown->address, &flow->destination))
 				return 0;
-			return translation_write_back(flow, work);
+			return client_is_at(&flow->source, client) ? translation_write_back(flow, work) :
+								     REASON_SPOOFED_SOURCE;
 		}
 		list = bpf_map_lookup_elem(&backends, &id);
 	}
