@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from bpfleet.agent import session
 from bpfleet.agent.files import Files
@@ -207,7 +207,8 @@ class Agent:
         changed = store.differing(base, contents)
         came = session.ssh_port(local=self._local)
         facts = replace(self.kernel.facts(node), controller=came.client if came else "")
-        refused += store.refusals(self.compiler.conflicts(contents.documents, facts), changed)
+        conflicts, standing = self._conflicts(base, contents, facts, changed)
+        refused += store.refusals(conflicts, changed)
         if refused:
             return {"refused": refused}
         arrived = self._arrived(contents, facts)
@@ -243,7 +244,7 @@ class Agent:
             "unchanged": not changed and not steps,
             "steps": dict(Counter(step.kind for step in steps)),
             "describe": described(steps),
-            "warnings": [*compiled.warnings, *capacity.kept_sizes(want, have, head.cluster)],
+            "warnings": [*compiled.warnings, *standing, *capacity.kept_sizes(want, have, head.cluster)],
             "capacity": [one.to_json() for one in capacity.usage(want, have)],
             "waiting": [{"document": item.document, "reason": item.reason} for item in compiled.waiting],
             "documents_digest": head.documents_digest,
@@ -266,6 +267,22 @@ class Agent:
         self._staged = Staged(head, owner, contents, base, data, want, *made_against, guard, kinds)
         answer["transaction"] = head.transaction
         return answer
+
+    def _conflicts(
+        self, base: Contents, contents: Contents, facts: Facts, changed: Set[str]
+    ) -> Tuple[List[BpfleetError], List[str]]:
+        """What keeps the change from being made; and, in words, what stood before it and is not about what it changes:
+        the host came to contradict what is confirmed, such as by an endpoint's address or without a device."""
+        found = self.compiler.conflicts(contents.documents, facts)
+        if not found:
+            return [], []
+        before = {str(error) for error in self.compiler.conflicts(base.documents, facts)}
+        standing = [
+            error
+            for error in found
+            if str(error) in before and changed.isdisjoint((error.resource, error.details.get("other")))
+        ]
+        return [error for error in found if error not in standing], [str(error) for error in standing]
 
     def _arrived(self, contents: Contents, facts: Facts) -> Optional[Compiled]:
         """What the documents will mean once every device is there that endpoints wait for; None if they all are."""

@@ -43,6 +43,7 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
     drift: List[str] = []
     programs: List[Dict[str, str]] = []
     compiled = None
+    warnings: List[str] = []
     want = have = NodeState()
     contents = agent.store.load(head)
     kinds = dict(Counter(stored.document.kind for stored in contents.items.values()))
@@ -51,6 +52,8 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
         if head.node is not None:
             compiled = agent.compiled(contents, head.node)
             want = compiled.state
+            against = agent.compiler.conflicts(contents.documents, agent.kernel.facts(head.node))
+            warnings = [*compiled.warnings, *map(str, against)]
         have = agent.kernel.read(want)
         if journal.transaction is None:
             drift = described(plan(want, have))
@@ -77,7 +80,7 @@ def status(agent: Agent, artefact: Optional[str], log: str) -> Dict[str, Any]:
             {"name": one.name, "frontends": [{"frontend": text, "backends": count} for text, count in one.frontends]}
             for one in (compiled.services if compiled else ())
         ],
-        "warnings": [*(compiled.warnings if compiled else ()), *kept_sizes(want, have, head.cluster)],
+        "warnings": [*warnings, *kept_sizes(want, have, head.cluster)],
         "pending": pending(journal),
         "writes": journal.writes,
         "fitness": fitness,

@@ -1,8 +1,8 @@
 """Places in an agent's work at which something happens to it, for the processes that tests start.
 
 step (before it is done), done (after it), write (before a file of the agent is replaced), draft (when what replaces it
-lies beside it), written (after it), removal (before a file is removed); each with a number, from 0. Runs under Python 3.9,
-and where only an installed agent is.
+lies beside it), written (after it), removal (before a file is removed); each with a number, from 0. Runs under Python
+3.9, and where only an installed agent is.
 """
 
 from __future__ import annotations

@@ -250,6 +250,35 @@ def test_waiting_documents_and_warnings_are_told(host: Host) -> None:
     assert "policy/vague" in staged["warnings"][0]
 
 
+def test_what_the_host_came_to_contradict_stops_no_other_change(host: Host) -> None:
+    """The host gets an endpoint's address, and loses a device: that is told, and refuses only what it is about."""
+    node = fleet.node(1)
+    two = {**node.spec, "devices": [*node.spec["devices"], {"name": "eth1"}]}
+    kernel = host.kernel
+    kernel.add_host_device("eth1")
+    kernel.keep()
+    host.commit(**quickstart())
+    host.commit(node="h1", owner="pulumi:p/s", puts=items([fleet.document("node", "h1", **two)]))
+    kernel = host.kernel
+    kernel.lose_device("eth1")
+    kernel.host_devices["eth0"] = (1500, ("192.168.77.1", "10.77.1.1", "10.77.1.3"))
+    kernel.keep()
+
+    connection = host.connect()
+    told = ["node/h1, field devices[1].name: the node has no device eth1", "10.77.1.1 is an address of node/h1 itself"]
+    warnings = connection.call("stage", node="h1", owner="pulumi:p/s", puts=[], deletes=["policy/api"])["warnings"]
+    assert all(any(word in warning for warning in warnings) for word in told), warnings
+    warnings = connection.call("status")["warnings"]
+    assert all(any(word in warning for warning in warnings) for word in told), warnings
+    connection.close()
+    host.commit(node="h1", owner="pulumi:p/s", puts=[], deletes=["policy/api"])
+
+    held = {**fleet.endpoint("web-1", 1, 1, "web").spec, "identity": "db"}
+    for document in (fleet.document("endpoint", "web-1", **held), fleet.endpoint("new", 1, 3, "web")):
+        answer = host.connect().call("stage", node="h1", owner="pulumi:p/s", puts=items([document]))
+        assert [refused["document"] for refused in answer["refused"]] == [document.key]
+
+
 def test_a_host_is_one_node_only(host: Host) -> None:
     host.commit(**quickstart())
     with pytest.raises(Conflict, match="this host is node h1, not h2"):
