@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,18 @@ def test_one_document_many_and_lists_of_them(tmp_path: Path) -> None:
     assert [one.key for one in found] == ["node/h1", "identity/a", "identity/b", "identity/c"]
     assert found[2].place == f"{tmp_path}/documents.yml:9"
     assert "number" not in found[1].spec
+
+
+def test_json_may_write_a_character_in_two_escapes(tmp_path: Path) -> None:
+    """As Python's json does; what only looks like it, behind a backslash, is text."""
+    said = "\U0001f600 caf\u00e9 \\ud83d\\ude00 \U0010ffff/"
+    group = {"kind": "cidr_group", "name": "g", "spec": {"description": said, "cidrs": []}}
+    text = json.dumps(group)
+    assert "\\ud83d\\ude00 caf" in text
+    path = write(tmp_path, text.replace("/", "\\/"), "g.json")
+    assert [one.spec["description"] for one in declared.declare([], [path])] == [said]
+    path = write(tmp_path, text.replace("\\ude00 caf", " caf"), "g.json")
+    assert ["has the control character" in one for one in problems(path)] == [True]
 
 
 def test_json_may_be_indented_by_tabs(tmp_path: Path) -> None:

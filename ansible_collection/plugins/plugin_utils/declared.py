@@ -31,6 +31,8 @@ PLACEHOLDER = "number"
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _PLAIN_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*|0x[0-9a-fA-F]+|[0-9]*\.[0-9]*([eE][-+]?[0-9]+)?|\.(inf|nan))", re.I)
 """One that every version of YAML reads alike."""
+_ESCAPE = re.compile(r"\\(?:u(?P<high>[dD][89abAB][0-9a-fA-F]{2})\\u(?P<low>[dD][c-fC-F][0-9a-fA-F]{2})|.)", re.S)
+"""Of JSON, where a character beyond 16 bits is two of them (RFC 8259 7)."""
 
 
 @dataclass
@@ -135,6 +137,7 @@ def _load(file: Path, errors: list[BpfleetError]) -> Iterator[tuple[Any, yaml.No
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
             text = text.replace("\t", " ")  # white space between tokens, which YAML takes no tabs for
+            text = _ESCAPE.sub(_in_one, text)
         tops = [top for top in yaml.compose_all(text, Loader=yaml.SafeLoader) if top is not None]
         # Before anything is constructed: that puts what `<<` merges into the nodes, where keys may well be repeated.
         for top in tops:
@@ -159,6 +162,12 @@ def _load(file: Path, errors: list[BpfleetError]) -> Iterator[tuple[Any, yaml.No
         )
     except (OSError, ValueError, yaml.YAMLError) as error:  # of values: numbers of thousands of digits, other encodings
         errors.append(InvalidInput(f"cannot be read: {error}", file=str(file), remedy="Mend the file."))
+
+
+def _in_one(escape: re.Match[str]) -> str:
+    """The same character as YAML writes it, which knows no halves."""
+    high, low = escape["high"], escape["low"]
+    return escape[0] if high is None else f"\\U{0x10000 + (int(high, 16) % 0x400 << 10) + int(low, 16) % 0x400:08x}"
 
 
 def _is_unreadable(data: Any, place: str, errors: list[BpfleetError]) -> bool:
