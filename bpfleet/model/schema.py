@@ -160,8 +160,21 @@ def check(
     _check_alternatives(exactly_one, values, "", problems)
     result = _check_fields(fields, values, "", problems)
     if not problems:
-        problems.extend(problem for one in checks for problem in one(result))
+        problems.extend(_where_written(fields, values, result, problem) for one in checks for problem in one(result))
     return result, problems
+
+
+def _where_written(
+    fields: Sequence[Field], values: Mapping[str, Any], result: Mapping[str, Any], problem: Problem
+) -> Problem:
+    """A check's problem about an item of a list that was sorted, at the place that the item had before."""
+    found = re.match(r"(\w+)\[(\d+)\]", problem.path)
+    kind = next((field.type for field in fields if found and field.name == found[1]), None)
+    if not (found and isinstance(kind, ListOf) and kind.set_like):
+        return problem
+    checked = [_check_value(kind.item, item, "", []) for item in values[found[1]]]
+    place = checked.index(result[found[1]][int(found[2])])
+    return replace(problem, path=f"{found[1]}[{place}]{problem.path[found.end() :]}")
 
 
 def _check_fields(

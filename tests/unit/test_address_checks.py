@@ -42,6 +42,9 @@ def test_good_ones_are_taken(kind: str) -> None:
         ("node", "workload_cidrs", ["fe80::/64"], "workload_cidrs[0]", "holds a link-local address"),
         ("endpoint", "addresses", ["10.1.0.7", "224.0.0.5"], "addresses[1]", "a multicast address"),
         ("endpoint", "addresses", ["255.255.255.255"], "addresses[0]", "a broadcast address"),
+        # Where it was written, not where it is when sorted.
+        ("endpoint", "addresses", ["fd77::7", "FE80:0::7", "10.1.0.7"], "addresses[1]", "a link-local address"),
+        ("node", "workload_cidrs", ["224.0.0.0/24", "10.1.0.0/24"], "workload_cidrs[0]", "holds a multicast address"),
         ("endpoint", "addresses", ["169.254.1.1"], "addresses[0]", "a link-local address"),
     ],
 )
