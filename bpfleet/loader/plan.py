@@ -5,7 +5,9 @@ The order, and why:
  0. What a change that did not come to its end left staged is settled.
  1. Devices that must be made anew go, with what hangs on them. Devices that are no longer wanted go down: what their
     programs let through before must not pass when the programs are taken away.
- 2. Devices and sysctls; a new veth has its host side down, and a new tap is down, so its workload cannot send yet.
+ 2. `node` gets a revision of its addresses, if they change, that is neither the old one nor the new: what is judged in
+    between is believed neither after the change nor after it was put back. Devices and sysctls; a new veth has its host
+    side down, and a new tap is down, so its workload cannot send yet.
  3. Programs are loaded. They bring the maps; traffic sees nothing of it.
  4. Rows are put, addresses before all; then inner maps: sets before the policies that name them, policies of identities
     that have no endpoint here yet. Those of all others that change, or go, are staged and then switched to at once
@@ -14,7 +16,7 @@ The order, and why:
  5. Programs, then routes, that are no longer wanted go; then rows: of `services` and `endpoints` first, then the rest;
      then the inner maps of identities that have no endpoint here any more (earlier, those endpoints would stand open),
      and the sets that no policy and the backends that no service names any more.
- 6. `node`: its addresses_revision may change only when all addresses are as they shall be, removals included.
+ 6. `node`: its addresses_revision is the new one only when all addresses are as they shall be, removals included.
  7. Programs are attached, or replaced in place: all that they read is there. XDP comes first and goes last, as the
     program behind it looks for blocked networks only where XDP does not. Then devices are set up, then routes.
  8. What nothing uses any more goes: programs, devices, maps.
@@ -25,8 +27,9 @@ The order, and why:
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Mapping, Set, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 from bpfleet.loader.capacity import CONNECTIONS, check_capacity, needs_room, resized
 from bpfleet.loader.kernel import Found
@@ -86,6 +89,7 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
         have = _without(have, rebuilt)
     rows = _row_steps(want, have)
     unwanted = [Detach(*hook) for hook in sorted(have.attachments) if hook not in want.attachments]
+    steps += rows.put_first
     steps += _devices_down(want, have)
     steps += _devices(want, have)
     steps += _sysctls(want, have)
@@ -229,6 +233,7 @@ def _with_programs_at_hooks(state: NodeState) -> NodeState:
 
 @dataclass
 class _RowSteps:
+    put_first: List[Step] = field(default_factory=list)
     put: List[Step] = field(default_factory=list)
     put_after: List[Step] = field(default_factory=list)
     put_last: List[Step] = field(default_factory=list)
@@ -251,7 +256,23 @@ def _row_steps(want: NodeState, have: NodeState) -> _RowSteps:
         gone = tuple(key for key in _rows_of(have.tables.get(name), table) if key not in table.rows)
         if gone:
             steps.delete.append(DeleteRows(name, table.key, gone))
+    if any(getattr(step, "table", "") == FIRST_TABLE for step in (*steps.put, *steps.delete)):
+        steps.put_first += _unsettled(want.tables.get(LAST_TABLE), have.tables.get(LAST_TABLE))
     return steps
+
+
+def _unsettled(wanted: Optional[Table], found: Optional[Table]) -> Iterator[PutRows]:
+    """`node` as it is, but for its revision of addresses, unless that stays."""
+    if wanted is None or found is None:
+        return
+    at = found.value.index(REVISION_FIELD)
+    for key, row in found.rows.items():
+        old, new = row[at], wanted.rows.get(key, row)[at]
+        if old != new:
+            revision = zlib.crc32(f"{old} {new}".encode())
+            while revision in (0, old, new):
+                revision = (revision + 1) % 2**32
+            yield PutRows(LAST_TABLE, Table(found.key, found.value, {key: (*row[:at], revision, *row[at + 1 :])}))
 
 
 def _rows_of(found: Any, wanted: Table) -> Mapping[Row, Row]:

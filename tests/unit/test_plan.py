@@ -57,10 +57,11 @@ def test_the_order_of_an_end() -> None:
 
 
 def test_the_order_of_a_change() -> None:
-    """An endpoint goes, another identity comes: what is added first, what is removed after, the revision last."""
+    """An endpoint goes, another identity comes: what is added first, what is removed after, the revision last; meanwhile it is another."""
     want = dataclasses.replace(MORE_NODES, sysctls={})
     have = dataclasses.replace(TWO, sysctls={})
     assert kinds(plan(want, have)) == [
+        "PutRows node",
         "SetDown",
         "EnsureDevice",  # a tap
         "PutRows addresses",

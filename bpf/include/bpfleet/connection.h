@@ -17,7 +17,8 @@
  *
  * A writer changes `addresses` and `endpoints` first and node.addresses_revision second; a program reads the revision
  * first and the maps second. So nothing judged by old addresses, or as who an endpoint was before, ever carries the new
- * revision. For policies the generation sees to that.
+ * revision. Before them the writer puts one that is neither's, as the old one is in force again where a change is put
+ * back. For policies the generation sees to that.
  *
  * Key and record have 40 bytes each because the kernel's element header has 48: an element is two cache lines.
  */
