@@ -180,8 +180,8 @@ def test_no_row_has_a_new_revision_with_old_contents(before: NodeState, want: No
 @calm
 @given(states(), states(), st.integers(0, 60))
 def test_no_row_has_the_old_revision_with_new_contents(before: NodeState, want: NodeState, end: int) -> None:
-    """Nor does a change that is put back from anywhere: what was judged meanwhile would be believed again then. (A device
-    that is made anew has another index, which the kernel's revision covers.)"""
+    """Nor does a change that is put back from anywhere: what was judged meanwhile would be believed again then.
+    (A device that is made anew has another index, which the kernel's revision covers.)"""
     kernel = host()
     bring(kernel, before)
     done = plan(want, kernel.read(want))[:end]
