@@ -57,8 +57,8 @@ def test_the_order_of_an_end() -> None:
 
 
 def test_the_order_of_a_change() -> None:
-    """An endpoint goes, another identity comes: what is added first, what is removed after, the revision last; till then it is
-    another."""
+    """An endpoint goes, another identity comes: what is added first, what is removed after, the revision last; till
+    then it is another."""
     want = dataclasses.replace(MORE_NODES, sysctls={})
     have = dataclasses.replace(TWO, sysctls={})
     assert kinds(plan(want, have)) == [
