@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bpfleet.cli.reach import add_arguments, targets, visible
+from bpfleet.cli.status import status_of
 from bpfleet.errors import BpfleetError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         chosen = targets(options, fleet)
         report: dict[str, dict[str, Any]] = {}
-        for name, answer in fleet.each(chosen.values(), lambda target: fleet.call(target, "status")).items():
+        for name, answer in fleet.each(chosen.values(), lambda target: status_of(fleet, target)).items():
             report[name] = {"error": str(answer)} if isinstance(answer, BpfleetError) else {"drift": answer["drift"]}
         drifted = {name: chosen[name] for name, found in report.items() if found.get("drift")}
         if drifted and not options.check:

@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace) -> int:
     from bpfleet.transport.fleet import Fleet
 
     with Fleet() as fleet:
-        found = fleet.each(targets(options, fleet).values(), lambda target: _of_node(fleet, target))
+        found = fleet.each(targets(options, fleet).values(), lambda target: status_of(fleet, target))
     report = summarise(found)
     shown = visible(report)
     text = render(shown) + (f"\n\n{gauges(shown)}" if options.maps else "")
@@ -50,10 +50,17 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if report["healthy"] else 1
 
 
-def _of_node(fleet: Fleet, target: Target) -> Mapping[str, Any]:
-    # A node that was provisioned by another version gets this one's agent beside its own; nothing else changes there.
-    answer: Mapping[str, Any] = fleet.call(target, "status")
-    return answer
+def status_of(fleet: Fleet, target: Target) -> Mapping[str, Any]:
+    """wire.StatusResult. Nothing is written on a host that holds nothing of bpfleet; a node that was provisioned
+    by another version gets this one's agent beside its own."""
+    from bpfleet.agent.journal import empty_digest
+
+    if fleet.installed(target) is not None:
+        answer: Mapping[str, Any] = fleet.call(target, "status")
+        return answer
+    lists = ("programs", "drift", "maps", "counters", "waiting", "services", "warnings", "fitness")
+    nothing = {"node": None, "cluster": None, "generation": 0, "documents": {}, "pending": None, "writes": 0}
+    return {**nothing, "documents_digest": empty_digest(), "state_digest": None, **{name: [] for name in lists}}
 
 
 def summarise(found: Mapping[str, Mapping[str, Any] | BpfleetError]) -> dict[str, Any]:
