@@ -66,19 +66,20 @@ def decided(fleet: Fleet, nodes: Sequence[Target], params: Mapping[str, Any]) ->
     """
     failures: dict[str, BpfleetError] = {}
     addresses = [params[end] for end in ("source", "destination") if as_address(params[end], end) is not None]
-    for at, target in enumerate(nodes, 1):
-        try:
-            answer: Mapping[str, Any] = fleet.call(target, "explain", params)
-            asked = answer.get("undeclared", [])
-        except InvalidInput:
+    for target, found in fleet.as_they_answer(nodes, lambda node: fleet.call(node, "explain", params)):
+        answer: Mapping[str, Any] = {}
+        if isinstance(found, InvalidInput):
             if not addresses:
-                raise
+                raise found
             asked = addresses
-        except BpfleetError as error:
-            failures[target.name] = error
+        elif isinstance(found, BpfleetError):
+            failures[target.name] = found
             continue
+        else:
+            answer, asked = found, found.get("undeclared", [])
         if asked:
-            told = fleet.each(nodes[at:], lambda other: fleet.call(other, "addresses"))
+            others = [node for node in nodes if node != target and node.name not in failures]
+            told = fleet.each(others, lambda other: fleet.call(other, "addresses"))
             failures.update({name: found for name, found in told.items() if isinstance(found, BpfleetError)})
             for name, failure in failures.items():
                 text = f"whether {' or '.join(asked)} is an address of {name} is not known: {failure}"

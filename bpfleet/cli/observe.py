@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import sys
 import time
@@ -261,9 +260,9 @@ def documents_for(fleet: Fleet, nodes: Mapping[str, Target], filters: list[Filte
 
     if not filters:
         return None
-    for target in nodes.values():
-        # Every member holds all documents; a node that does not answer is told of by its stream.
-        with contextlib.suppress(BpfleetError):
-            items = [item["document"] for item in fleet.call(target, "documents")["items"]]
+    # Every member holds all documents; a node that does not answer is told of by its stream.
+    for _, answer in fleet.as_they_answer(nodes.values(), lambda node: fleet.call(node, "documents")):
+        if not isinstance(answer, BpfleetError):
+            items = [item["document"] for item in answer["items"]]
             return DocumentSet(Document(item["kind"], item["name"], item["spec"]) for item in items)
     return None

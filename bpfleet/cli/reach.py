@@ -60,25 +60,27 @@ def targets(options: argparse.Namespace, fleet: Fleet) -> dict[str, Target]:
             remedy="Give --lab for the hosts of a lab, or --seed HOST for a member of a cluster.",
         )
     failures: list[BpfleetError] = []
-    for text in options.seed:
-        seed = _seed(text, options)
-        try:
-            if fleet.installed(seed) is None:  # whoever was named by mistake gets no agent for it
-                raise InvalidInput("holds nothing of bpfleet", node=text, remedy=_PROVISIONED)
-            answer = fleet.call(seed, "documents", {"kinds": ["node"]})
-        except BpfleetError as error:
-            failures.append(error)
-            continue
-        found = {item["document"]["name"]: _member(item, options) for item in answer["items"]}
-        if found:
-            return found
-        failures.append(InvalidInput("holds no cluster", node=text, remedy=_PROVISIONED))
+    seeds = [_seed(text, options) for text in options.seed]
+    for _, items in fleet.as_they_answer(seeds, lambda seed: _nodes_of(seed, fleet)):
+        if not isinstance(items, BpfleetError):
+            return {item["document"]["name"]: _member(item, options) for item in items}
+        failures.append(items)
     if len(failures) == 1:
         raise failures[0]
     raise Unreachable(
         "no seed answered: " + "; ".join(str(failure) for failure in failures),
         remedy="Name a member that runs, and the key that it takes (--identity-file).",
     )
+
+
+def _nodes_of(seed: Target, fleet: Fleet) -> list[Mapping[str, Any]]:
+    """The nodes that a seed knows, as their documents."""
+    if fleet.installed(seed) is None:  # whoever was named by mistake gets no agent for it
+        raise InvalidInput("holds nothing of bpfleet", node=seed.name, remedy=_PROVISIONED)
+    items: list[Mapping[str, Any]] = fleet.call(seed, "documents", {"kinds": ["node"]})["items"]
+    if not items:
+        raise InvalidInput("holds no cluster", node=seed.name, remedy=_PROVISIONED)
+    return items
 
 
 def _of_lab(name: str) -> dict[str, Target]:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ Progress = Callable[[str, str, str], None]
 
 _log = logging.getLogger(__name__)
 _BUSY_SECONDS = 900.0
+_HEAD_START_SECONDS = 1.0
 
 
 class Fleet:
@@ -112,14 +113,23 @@ class Fleet:
         """`work(target)` for all at the same time: results, or the errors of the tree, by node. `work` must not call
         `each` or `transact` itself."""
 
-        def guarded(target: Target) -> T | BpfleetError:
-            try:
-                return work(target)
-            except BpfleetError as error:
-                return error
-
-        futures = {target.name: self._pool.submit(guarded, target) for target in targets}
+        futures = {target.name: self._pool.submit(_told, work, target) for target in targets}
         return {name: future.result() for name, future in futures.items()}
+
+    def as_they_answer(
+        self, targets: Iterable[Target], work: Callable[[Target], T]
+    ) -> Iterator[tuple[Target, T | BpfleetError]]:
+        """`work(target)` as of `each`, for whoever needs one answer: each begins once those before it had a second, or
+        one of them failed and that was not enough. Results, or errors of the tree, as they come."""
+        waiting = list(targets)
+        futures: dict[Future[T | BpfleetError], Target] = {}
+        while waiting or futures:
+            if waiting:
+                target = waiting.pop(0)
+                futures[self._pool.submit(_told, work, target)] = target
+            done, _ = wait(futures, _HEAD_START_SECONDS if waiting else None, FIRST_COMPLETED)
+            for future in done:
+                yield futures.pop(future), future.result()
 
     def transact(
         self,
@@ -189,6 +199,13 @@ class Fleet:
                 self._progress(node, phase, detail)
             except Exception:  # noqa: BLE001 - whoever watches must not stop a transaction halfway
                 _log.exception("the progress callback failed")
+
+
+def _told(work: Callable[[Target], T], target: Target) -> T | BpfleetError:
+    try:
+        return work(target)
+    except BpfleetError as error:
+        return error
 
 
 def _take(node: Node, stop: Stop) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +135,39 @@ def test_a_host_that_is_off_does_not_stop_the_others(make_lab: Callable[..., Lab
         again = fleet.transact(targets, cluster(lab))
         assert isinstance(again["h1"], Committed), again["h1"]
         assert isinstance(again["h2"], Unchanged)
+
+
+def test_a_member_that_is_away_keeps_no_question_waiting(
+    make_lab: Callable[..., Lab], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither one that is off nor one that is frozen, to which connections are made all the same."""
+    lab = make_lab(nodes=3, workloads=0)
+    with Fleet() as fleet:
+        outcomes = fleet.transact({name: target_of(lab, host) for name, host in lab.hosts.items()}, cluster(lab))
+        assert all(isinstance(outcome, Committed) for outcome in outcomes.values())
+    lab.power_off("h1")
+    lab.hosts["h2"].freeze()
+    known = tmp_path / "known"
+    known.write_text("".join(f"{host.address} {host.host_key}\n" for host in lab.hosts.values()))
+    keys = ["--identity-file", str(lab.private_key), "--known-hosts", str(known)]
+    seeds = [word for host in lab.hosts.values() for word in ("--seed", host.address)]
+    try:
+        for where in (["--lab", lab.name], [*seeds, *keys]):
+            began = time.monotonic()
+            assert main(["explain", *where, "--from", "h1", "--to", "world", "--port", "80/tcp"]) == 0
+            assert time.monotonic() - began < 10, where
+            assert "allowed" in capsys.readouterr().out
+    finally:
+        lab.hosts["h2"].thaw()
+
+
+def test_who_asks_for_the_status_puts_nothing_on_a_host(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["status"], ["repair", "--check"]):
+        main([*command, "--lab", lab.name, "-o", "json"])
+        told = json.loads(capsys.readouterr().out)
+        assert set(told.get("nodes", told)) == set(lab.hosts)
+    for host in lab.hosts.values():
+        assert host.run(["ls", "-A", "/var/lib/bpfleet"], check=False).stdout == ""
 
 
 def test_a_frozen_host_is_unreachable(make_lab: Callable[..., Lab]) -> None:

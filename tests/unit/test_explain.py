@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Tuple
 
 import pytest
 
@@ -289,6 +289,10 @@ class Members:
         held, shared = ({name: one[kind] for name, one in known.items()} for kind in ("held", "shared"))
         ends = params["source"], params["destination"]
         return explain(params["declared"], *ends, params["protocol"], params["port"], held=held, shared=shared)
+
+    def as_they_answer(self, targets: Iterable[Target], work: Callable[[Target], Any]) -> Iterator[Any]:
+        for target in targets:
+            yield target, self.each([target], work)[target.name]
 
     def each(self, targets: Iterable[Target], work: Callable[[Target], Any]) -> Dict[str, Any]:
         found: Dict[str, Any] = {}

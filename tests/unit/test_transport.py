@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from bpfleet.errors import AuthenticationFailed, HostUnfit, InvalidInput, Transa
 from bpfleet.transport.artefact import current, of_bytes
 from bpfleet.transport.channel import NEVER, Cancelled, Deadline, DialFailed, Stop, within
 from bpfleet.transport.dial import Dialler, Schedule
+from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.privilege import as_root, require_root, sudo_problem
 from bpfleet.transport.target import Jump, Target
 from tests.unit.transport_support import eventually, set_after
@@ -189,3 +191,29 @@ def test_only_another_user_than_root_needs_sudo() -> None:
     require_root(Target("h1", "web", user="op", sudo=True))
     with pytest.raises(HostUnfit, match="op is not root"):
         require_root(Target("h1", "web", user="op"))
+
+
+def test_who_needs_one_answer_waits_for_no_node_that_is_away() -> None:
+    nodes = {name: Target(name, name) for name in ("dead", "slow", "broken", "quick", "spared")}
+    asked: list[str] = []
+    there = threading.Event()
+
+    def ask(target: Target) -> str:
+        asked.append(target.name)
+        if target.name in ("dead", "slow"):
+            there.wait(60)
+        if target.name in ("dead", "broken"):
+            raise Unreachable("away", node=target.name)
+        return target.name
+
+    with Fleet(connector=Line()) as fleet:
+        began = time.monotonic()
+        answers = fleet.as_they_answer(nodes.values(), ask)
+        first, error = next(answers)
+        assert isinstance(error, Unreachable) and first.name == "broken"
+        assert next(answers) == (nodes["quick"], "quick")
+        assert time.monotonic() - began < 10
+        assert asked == ["dead", "slow", "broken", "quick"], "one after the other, and no more than it takes"
+        there.set()
+        rest = dict(answers)
+        assert rest[nodes["slow"]] == "slow" and isinstance(rest[nodes["dead"]], Unreachable)
