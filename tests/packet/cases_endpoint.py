@@ -220,6 +220,18 @@ def local_cases(family: int) -> List[Case]:
                   f.ip(b, a, icmp_of(family), f.unreachable(b, a, f.udp(a, b, PORTS))[(20 if family == 4 else 40):], hops=63)),
             denied("from_endpoint", "b", f.unreachable(b, a, f.udp(a, b, (40000, 81))), default_out, "egress"),
         )),
+        ("what is an error in the other family only is judged as ICMP", (
+            Policy("b", (Rule("ingress", 15, protocol=f.UDP),), ("ingress", "egress")),
+            local("a", "b", f.udp(a, b, PORTS), f.udp(a, b, PORTS, hops=63), allowed("egress"), allowed("ingress", 15)),
+            *(denied("from_endpoint", "b", f.icmp(b, a, kind, bytes(4) + f.udp(a, b, PORTS)), default_out, "egress")
+              for kind in ((0, 5, 11, 12) if family == 6 else (1, 2, 4))),
+        )),
+        ("every error of the family is related", (
+            Policy("b", (Rule("ingress", 15, protocol=f.UDP),), ("ingress", "egress")),
+            local("a", "b", f.udp(a, b, PORTS), f.udp(a, b, PORTS, hops=63), allowed("egress"), allowed("ingress", 15)),
+            *(local("b", "a", *(f.icmp(b, a, kind, bytes(4) + f.udp(a, b, PORTS), hops=hops) for hops in (64, 63)))
+              for kind in ((1, 2, 3, 4) if family == 6 else (3, 11, 12))),
+        )),
         ("an error is related only for the sender of what it is about", (
             Policy("b", (), ("egress",)),
             local("a", "b", f.udp(a, b, PORTS), f.udp(a, b, PORTS, hops=63), *both),

@@ -258,6 +258,16 @@ def always_cases(family: int) -> List[Case]:
             came(f.ip(world, x["a"], f.TCP, bytes(19)), kind=kind),
             left(f.ip(world, x["a"], f.TCP, bytes(19)), kind=kind, via=OTHER_DEVICE),
         )),
+        ("so is what has a broken IP header, for whomever if that does not say", (
+            CLOSED,
+            *(step for to in (me, x["a"]) for packet, reason in _without_addresses(world, to) for step in (
+                shot(FROM, "eth0", packet, reason, kind=kind), shot(TO, "eth0", packet, reason, kind=kind),
+                left(packet, kind=kind, via=OTHER_DEVICE))),
+            *(shot(FROM, "eth0", packet, reason, kind=kind) for packet, reason in _with_addresses(world, me)),
+            *(came(packet, kind=kind) for packet, _ in _with_addresses(world, x["a"])),
+            *(shot(TO, "eth0", packet, reason, kind=kind) for packet, reason in _with_addresses(me, world)),
+            *(left(packet, kind=kind, via=OTHER_DEVICE) for packet, _ in _with_addresses(me, world)),
+        )),
         ("later fragments come in, as the first decides; they leave as the first one or where no port could decide", (
             only(Rule("egress", 84, 2, f.UDP, 80)),
             no_entry(f.udp(world, me, PORTS, more=True)), came(f.ip(world, me, f.UDP, b"x" * 16, fragment=1480)),
@@ -287,6 +297,26 @@ def always_cases(family: int) -> List[Case]:
             no_exit(f.udp(me, dhcp[1], (67, 68))), no_entry(f.udp(dhcp[0], dhcp[1], (68, 67))),
         )))  # fmt: skip
     return found
+
+
+def _without_addresses(source: str, destination: str) -> List[Tuple[bytes, str]]:
+    """Packets whose addresses are not looked at, as what is before them is wrong; and the reason."""
+    good = f.udp(source, destination, PORTS)
+    if f.is_v6(source):
+        return [(b"\x45" + good[1:], "malformed"), (good[:4] + b"\x01" + good[5:], "truncated")]
+    long = f.with_ip_checksum(good[:2] + b"\x01" + good[3:])
+    return [(b"\x55" + good[1:], "malformed"), (b"\x44" + good[1:], "malformed"), (long, "truncated")]
+
+
+def _with_addresses(source: str, destination: str) -> List[Tuple[bytes, str]]:
+    """Packets with addresses, and something wrong behind those."""
+    if f.is_v6(source):
+        cut_off = f.ip(source, destination, 0, bytes([f.UDP, 3]) + bytes(6))
+        many = f.udp(source, destination, PORTS, extensions=[(60, b"\x00\x01\x04\x00\x00\x00\x00")] * 6)
+        return [(cut_off, "truncated"), (many, "extension_headers")]
+    good = f.udp(source, destination, PORTS)
+    options = f.udp(source, destination, PORTS, options=b"\x07\x00\x04\x00")
+    return [(good[:8] + b"\x3f" + good[9:], "malformed"), (options, "malformed")]
 
 
 def _discovery() -> List[Case]:

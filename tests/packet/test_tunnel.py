@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
@@ -84,7 +85,7 @@ def _drain(network: socket.socket) -> List[Outer]:
 
 @pytest.fixture
 def wire(datapath: Datapath) -> Iterator[Wire]:
-    """All programs attached, and sockets at the far ends."""
+    """All programs attached at a node that no policy selects."""
     devices = world.DEVICES
     links = [
         datapath.attach("from_endpoint", devices["a"]),
@@ -92,6 +93,20 @@ def wire(datapath: Datapath) -> Iterator[Wire]:
         datapath.attach("from_tunnel", devices["vxlan"]),
         datapath.attach("to_tunnel", devices["vxlan"], egress=True),
     ]
+    with _ends(datapath, links) as one:
+        yield one
+
+
+@pytest.fixture
+def judged_wire(host_datapath: Datapath) -> Iterator[Wire]:
+    """A node that a policy selects. What its stack answers meets no program."""
+    with _ends(host_datapath, [host_datapath.attach("from_tunnel", world.DEVICES["vxlan"])]) as one:
+        yield one
+
+
+@contextlib.contextmanager
+def _ends(datapath: Datapath, links: List[int]) -> Iterator[Wire]:
+    """Sockets at the far ends, while programs are attached."""
     every = 3  # ETH_P_ALL
     network, workload = (socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(every)) for _ in range(2))
     try:
@@ -209,6 +224,56 @@ def test_fragments(wire: Wire, family: int) -> None:
 def test_to_this_host(wire: Wire, family: int) -> None:
     result = wire.receive(UNDERLAY_2, IDENTITIES["c"], _inner(family, "c", "host"))
     assert result.counters["to_stack"] == 1 and not result.events
+
+
+def test_to_a_judged_host(judged_wire: Wire, family: int) -> None:
+    """By who sent it, which the tunnel says: a workload of another node, and that node."""
+    x, wire = ADDRESSES[family], judged_wire
+    rules = Rule("ingress", 71, IDENTITIES["c"], f.TCP, 80), Rule("ingress", 72, IDENTITIES["node2"], f.TCP, 81)
+    world.apply(wire.datapath, Policy("host", rules, ("ingress", "egress")))
+    for name, port, rule in (("c", 80, 71), ("c", 81, 0), ("node2", 80, 0), ("node2", 81, 72)):
+        result = wire.receive(UNDERLAY_2, IDENTITIES[name], f.tcp(x[name], x["host"], (40000, port)))
+        event = _only(result)
+        assert (event["source_identity"], event["destination_identity"]) == (IDENTITIES[name], 1)
+        assert (event["hook"], event["direction"]) == ("from_tunnel", "ingress")
+        assert event["rule_id"] == (rule or DEFAULT_DENY["ingress"])
+        assert result.counters == {"to_stack" if rule else "denied_by_default": 1}
+
+
+def test_to_a_judged_host_from_packet_to_packet(judged_wire: Wire, family: int) -> None:
+    """A connection, its answers into the tunnel, and its end with the policy; what no policy cuts; and errors."""
+    x, wire = ADDRESSES[family], judged_wire
+    me, c = x["host"], x["c"]
+
+    def comes(packet: bytes) -> Tuple[str, ...]:
+        result = wire.receive(UNDERLAY_2, IDENTITIES["c"], packet)
+        return (*result.counters, *(f"{event['verdict']} {event['rule_id']}" for event in result.events))
+
+    def goes(packet: bytes) -> str:
+        (reason,) = wire.datapath.run("to_tunnel", f.ether(packet), world.DEVICES["vxlan"]).counters
+        return reason
+
+    rule = Rule("ingress", 71, IDENTITIES["c"], f.UDP, 80)
+    world.apply(wire.datapath, Policy("host", (rule,), ("ingress", "egress")))
+    assert goes(f.udp(me, c, BACK)) == "denied_by_default"
+    assert comes(f.udp(c, me, PORTS, more=True)) == ("to_stack", "allow 71")
+    assert comes(f.ip(c, me, f.UDP, b"x" * 16, fragment=1480)) == ("to_stack",)
+    assert comes(f.udp(c, me, PORTS, number=8)) == ("to_stack",)
+    assert goes(f.udp(me, c, BACK)) == "to_tunnel"
+    assert goes(f.unreachable(me, c, f.udp(c, me, PORTS))) == "to_tunnel"
+    assert comes(f.unreachable(c, me, f.udp(me, c, BACK))) == ("to_stack",)
+    denied = ("denied_by_default", f"default_deny {DEFAULT_DENY['ingress']}")
+    assert comes(f.unreachable(c, me, f.udp(me, c, (81, 40000)))) == denied
+    assert comes(f.tcp(c, me, (50000, 22))) == ("to_stack", "allow 0")
+    assert comes(f.tcp(c, me, (50000, 22), f.ACK)) == ("to_stack",)
+    assert comes(f.udp(c, me, (50000, world.TUNNEL_PORT))) == ("own_tunnel", "drop 0")
+    assert comes(f.tcp(c, me, BACK, f.SYN | f.ACK)) == ("no_connection", "drop 0")
+    world.apply(wire.datapath, Policy("host", (), ("ingress", "egress")))
+    assert comes(f.udp(c, me, PORTS)) == denied
+    assert goes(f.udp(me, c, BACK)) == "denied_by_default"
+    # Its name in the tunnel is looked at before any policy.
+    forged = wire.receive(UNDERLAY_2, IDENTITIES["d"], f.tcp(c, me, (50000, 22)))
+    assert forged.counters == {"tunnel_forged_identity": 1}
 
 
 def test_tunnel_in_tunnel(wire: Wire, family: int) -> None:

@@ -170,6 +170,12 @@ ROWS = (
           (came(B, (5, 1), "icmp"), f"allow {P0}"), (came(B, (128, 0), "icmpv6"), CLOSED)),
     ports("a type: every code", [{"protocol": "icmp", "type": 5}], (came(B, (5, 1), "icmp"), f"allow {P0}"),
           (came(B, (8, 0), "icmp"), CLOSED)),
+    ports("the last code is one of its type, the next type's first is none", [{"protocol": "icmp", "type": 5}],
+          (came(B, (5, 255), "icmp"), f"allow {P0}"), (came(B, (5, 254), "icmp"), f"allow {P0}"), (came(B, (4, 255), "icmp"), CLOSED),
+          (came(B, (6, 0), "icmp"), CLOSED)),
+    ports("the last code of the last type", [{"protocol": "icmpv6", "type": 255, "code": 255}, {"protocol": "icmp", "type": 255}],
+          (came(B, (255, 255), "icmpv6"), f"allow {P0}"), (came(B, (255, 254), "icmpv6"), CLOSED),
+          (came(B, (255, 255), "icmp"), f"allow {P0}"), (came(B, (255, 0), "icmp"), f"allow {P0}"), (came(B, (254, 255), "icmp"), CLOSED)),
     ports("a code beside its type", [{"protocol": "icmp", "type": 5, "code": 1}], (came(B, (5, 1), "icmp"), f"allow {P0}"),
           (came(B, (5, 0), "icmp"), CLOSED)),
     # Audit
