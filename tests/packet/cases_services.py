@@ -169,7 +169,7 @@ def flow_cases(family: int) -> List[Case]:
             )),
             (f"{name}: the client alone is no backend of itself", (to(a), refused("a", make(a, front, TO)))),
             (f"{name}: a client among the backends is given another", (
-                Frontend(front, PORT, protocol, ((a, BACKEND), (a, BACKEND + 1), (b, BACKEND))),
+                Frontend(front, PORT, protocol, (*((a, BACKEND + n) for n in range(63)), (b, BACKEND))),
                 *(local("a", "b", make(a, front, (CLIENT + n, PORT)), make(a, b, (CLIENT + n, BACKEND), hops=63), allowed("egress"), allowed("ingress"))
                   for n in range(20)),
             )),

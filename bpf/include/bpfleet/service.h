@@ -103,7 +103,7 @@ static __always_inline __u64 service_mix(__u64 value)
 }
 
 #define NOBODY 0	    /* in place of a client's device: sockets reach themselves by loopback */
-#define BACKENDS_OF_ONE 4 /* that lie beside each other: an endpoint may be listed with several ports */
+#define BACKENDS_OF_ONE 64 /* that lie beside each other: an endpoint may be listed with several ports */
 
 static __always_inline bool backend_is_at(const struct backend *backend, __u32 ifindex)
 {
