@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Iterator
 
+from bpfleet.agent.files import failed
 from bpfleet.errors import TransactionFailed
 
 _POLL_SECONDS = 0.01
@@ -27,10 +28,15 @@ class NodeLock:
         """Hold the node alone; `purpose` is what others are told that must wait too long (TransactionFailed)."""
         with self._held(fcntl.LOCK_EX, wait_seconds) as handle:
             note = json.dumps({"pid": os.getpid(), "purpose": purpose}).encode()
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, note, 0)
+            with contextlib.suppress(OSError):  # a full disk must keep nobody from putting back
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, note, 0)
             self.writes += 1
-            yield
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(handle, 0)  # or readers that hold it next would be taken for this process
 
     @contextlib.contextmanager
     def shared(self, wait_seconds: float) -> Iterator[None]:
@@ -40,8 +46,11 @@ class NodeLock:
 
     @contextlib.contextmanager
     def _held(self, mode: int, wait_seconds: float) -> Iterator[int]:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as problem:
+            raise failed("opened", self._path, problem) from problem
         try:
             deadline = time.monotonic() + wait_seconds
             while not self._try(handle, mode):

@@ -59,7 +59,14 @@ def status_of(fleet: Fleet, target: Target) -> Mapping[str, Any]:
         answer: Mapping[str, Any] = fleet.call(target, "status")
         return answer
     lists = ("programs", "drift", "maps", "counters", "waiting", "services", "warnings", "fitness")
-    nothing = {"node": None, "cluster": None, "generation": 0, "documents": {}, "pending": None, "writes": 0}
+    nothing: dict[str, Any] = {
+        "node": None,
+        "cluster": None,
+        "generation": 0,
+        "documents": {},
+        "pending": None,
+        "writes": 0,
+    }
     return {**nothing, "documents_digest": empty_digest(), "state_digest": None, **{name: [] for name in lists}}
 
 

@@ -547,6 +547,34 @@ def test_a_full_disk_is_told_before_anything_is_changed(host: Host) -> None:
         subprocess.run(["umount", str(host.root)], check=True)
 
 
+@pytest.mark.root
+def test_a_disk_without_a_byte_left_or_read_only_is_told_and_keeps_nobody_from_putting_back(host: Host) -> None:
+    host.root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(host.root)], check=True)
+    change = {"node": "h1", "owner": "pulumi:p/s", "deletes": ["policy/api"], "puts": []}
+    try:
+        host.commit(**quickstart())
+        before = host.digests()[0]
+        connection = host.connect()
+        transaction = connection.call("stage", **change)["transaction"]
+        connection.call("apply", transaction=transaction)
+        os.truncate(host.root / "lock", 0)  # not even who holds it can be noted
+        with (host.root / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
+            while True:
+                filler.write(b"x" * 4096)
+        assert connection.call("rollback", transaction=transaction)["rolled_back"] == transaction
+        assert host.digests()[0] == before
+        (host.root / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,ro", str(host.root)], check=True)
+        for method, params in (("stage", change), ("wipe", {})):
+            with pytest.raises(HostFailed, match=r"lock cannot be opened: Read-only") as raised:
+                connection.call(method, **params)
+            assert "writable" in raised.value.remedy
+    finally:
+        host.close()
+        subprocess.run(["umount", str(host.root)], check=True)
+
+
 def _fill(folder: Path) -> None:
     """Leave less room than a generation and the agent's spare need."""
     room = os.statvfs(folder)

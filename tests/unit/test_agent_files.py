@@ -142,3 +142,10 @@ def test_readers_share_the_lock_and_write_nothing(tmp_path: Path) -> None:
         pass
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
     assert lock.writes == 0
+
+
+def test_who_reads_is_not_taken_for_who_changed_the_node_before(tmp_path: Path) -> None:
+    with NodeLock(tmp_path / "lock").exclusive("apply of transaction abc", 0):
+        pass
+    with NodeLock(tmp_path / "lock").shared(0), pytest.raises(TransactionFailed, match="locked by another process"):
+        NodeLock(tmp_path / "lock").exclusive("another", 0.05).__enter__()
