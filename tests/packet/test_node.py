@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from bpfleet.compile.compiler import Compiler
 from bpfleet.loader.generated.layouts import MAPS
+from bpfleet.loader.staging import settled, switched
 from bpfleet.model.document import Document, DocumentSet
 from tests import fleet
 from tests.packet import frames as f
@@ -58,7 +59,11 @@ class NewAddresses:
     """Some address changed: every connection is judged once more."""
 
 
-Step = Union[List[Document], Sent, Frontend, Forget, Wait, NewAddresses]
+class Settle:
+    """What a change of policies staged goes where it stays."""
+
+
+Step = Union[List[Document], Sent, Frontend, Forget, Wait, NewAddresses, Settle]
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,10 @@ class Played:
         self.datapath = datapath
         self.identities = {"a": "a", "b": "b", "t": of_tap}
         self.addresses_revision = 1
+        self.in_force: Dict[int, Any] = {}
+        self.settled: Dict[int, Any] = {}
+        self.staged: List[int] = []
+        """Rows of policy maps by subject: of those in force, of those in `policies`; and whose are staged."""
         datapath.reset()
         places = {}
         for family in ADDRESSES.values():
@@ -104,26 +113,47 @@ class Played:
             self.stood = passed
 
     def change(self, documents: List[Document]) -> None:
-        """The policies of this node's ends as the compiler makes them: sets, maps, then the generation."""
+        """The policies of this node's ends as the compiler makes them: sets, maps, then the generation. What differs is
+        staged and stays there until the next change or Settle (bpf/include/bpfleet/generation.h)."""
+        self.settle()
         state = Compiler().compile(DocumentSet(documents), fleet.facts(1)).state
         here = {world.IDENTITIES[HOST], *(NUMBERS[identity] for identity in self.identities.values())}
-        for name in ("prefix_sets", "port_sets", "policies"):
+        for name in ("prefix_sets", "port_sets"):
             key = MAPS[name]["key"]["fields"][0]["name"]
-            if name == "policies":
-                self.datapath.maps[name].clear()
             for number, table in state.nested[name].items():
-                if name != "policies" or number in here:
-                    self.datapath.set_inner(name, {key: number}, rows(table))
+                self.datapath.set_inner(name, {key: number}, rows(table))
+        tables = state.nested["policies"]
+        wanted = {number: rows(tables[number]) for number in here if number in tables}
+        for number in here:
+            if wanted.get(number) != self.in_force.get(number):
+                self.staged.append(number)
+                self.datapath.set_inner("policies_staged", {"identity": number}, wanted.get(number, ()))
+        self.in_force = wanted
         self.datapath.maps["failsafe"].clear()
         for record in rows(state.tables["failsafe"]):
             self.datapath.maps["failsafe"].update(*record)
-        self.datapath.next_generation()
+        generation = self.datapath.maps["generation"]
+        generation.update({"index": 0}, {"word": switched(generation.lookup({"index": 0})["word"])})
         self.model.node.change(Declared(tuple(documents)), _failsafe(documents))
+
+    def settle(self) -> None:
+        """What is in force goes where it stays. Nobody can tell."""
+        policies, generation = self.datapath.maps["policies"], self.datapath.maps["generation"]
+        for number in self.staged:
+            if number in self.in_force:
+                self.datapath.set_policy(number, self.in_force[number])
+            elif number in self.settled:
+                policies.delete({"identity": number})
+        generation.update({"index": 0}, {"word": settled(generation.lookup({"index": 0})["word"])})
+        self.datapath.maps["policies_staged"].clear()
+        self.staged, self.settled = [], self.in_force
 
     def apply(self, step: Step) -> None:
         """Anything but a frame."""
         if isinstance(step, list):
             self.change(step)
+        elif isinstance(step, Settle):
+            self.settle()
         elif isinstance(step, NewAddresses):
             self.addresses_revision += 1
             node = world.node_record(addresses_revision=self.addresses_revision)
@@ -221,6 +251,8 @@ def stories(draw: st.DrawFn, of_node: bool) -> Story:
             steps.append(Wait(dice.choice(WAITS)))
         elif chance < 0.16:
             steps.append(dice.choice((NewAddresses(), Forget("translations"), Forget("connections"))))
+        elif chance < 0.19:
+            steps.append(Settle())
         elif chance < 0.40:
             steps += again(dice, steps)
         else:

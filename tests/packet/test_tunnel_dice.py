@@ -213,7 +213,9 @@ def stories(draw: st.DrawFn, of_node: bool) -> Tuple[str, List[Step]]:
         elif chance < 0.09:
             steps.append(Wait(dice.choice(node.WAITS)))
         elif chance < 0.10:
-            steps.append(dice.choice((node.NewAddresses(), Forget("translations"), Forget("connections"))))
+            steps.append(
+                dice.choice((node.NewAddresses(), Forget("translations"), Forget("connections"), node.Settle()))
+            )
         elif chance < 0.12:
             steps.append(Moved("c", dice.choice((UNDERLAY_2, UNDERLAY_6))))
         elif chance < 0.35:

@@ -175,7 +175,7 @@ def _transport(dice: random.Random, one: Talk, is_answer: bool) -> Tuple[int, by
     number = (129 if is_answer else 128) if one.v6 else (0 if is_answer else 8)
     code = 0
     if one.kind == "icmp":
-        number, code = dice.choice((3, 1, 5, 13, 133, 135, 143)), dice.choice((0, 0, 1))
+        number, code = dice.choice((3, 1, 5, 13, 133, 135, 143, 255)), dice.choice((0, 0, 1, 255))
     return f.ICMP6 if one.v6 else f.ICMP, struct.pack("!BBHHH", number, code, 0, dice.choice((7, 7, 8)), 1) + b"ping"
 
 
@@ -204,7 +204,10 @@ def _error(dice: random.Random, one: Talk, source: str, destination: str, x: Map
     about_to = source if dice.random() < 0.8 else dice.choice(others)
     about = _packet(dice, one.turned(), about_from, about_to, dice.random() < 0.3)
     reporter = source if dice.random() < 0.8 else x[dice.choice(("world", "gateway"))]
-    return dice.choice((f.unreachable, f.too_big))(reporter, destination, about)
+    if dice.random() < 0.5:
+        return dice.choice((f.unreachable, f.too_big))(reporter, destination, about)
+    kind, code = dice.choice((1, 2, 3, 4, 5, 11, 12)), dice.choice((0, 1, 4, 255))  # of both families
+    return f.icmp(reporter, destination, kind, bytes(4) + about[:64], code)
 
 
 def _spoilt(dice: random.Random, frame: bytes, least: int) -> bytes:
