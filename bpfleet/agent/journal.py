@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from bpfleet.agent.files import Files, failed
@@ -107,7 +108,7 @@ class JournalFile:
         except (ValueError, KeyError, TypeError) as problem:
             raise HostFailed(
                 f"the journal {self.path} cannot be understood: {problem!r}",
-                remedy="It was written by a newer agent or damaged. Use that agent, or wipe the node and apply again.",
+                remedy=f"It is damaged, or a newer agent wrote it. Use that one, or: {start_anew(self.path.parent)}",
                 file=str(self.path),
             ) from problem
         return self._journal
@@ -134,6 +135,15 @@ def _from_json(data: Dict[str, Any]) -> Journal:
         revision=data["revision"],
         writes=data["writes"],
         entries=tuple(data["entries"]),
+    )
+
+
+def start_anew(root: Path) -> str:
+    """What to do where a file of the agent's cannot be used. No tool can clear such a node: each asks it first what it
+    holds."""
+    return (
+        f"Remove {root / 'journal.json'} on the host, which then counts as empty, and apply again "
+        "(pulumi up --refresh, or the playbook)."
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Set, Tuple, cast
 
 from bpfleet.agent.files import Files, failed
-from bpfleet.agent.journal import Head
+from bpfleet.agent.journal import Head, start_anew
 from bpfleet.agent.wire import Item, Refusal
 from bpfleet.errors import BpfleetError, HostFailed, InvalidInput, NotOwner, NumberTaken
 from bpfleet.model.document import Document, DocumentSet, parse_document, problems_of
@@ -85,15 +85,20 @@ class Store:
         try:
             data = json.loads(path.read_bytes())
             items = [_stored(item) for item in data["items"]]
+        except FileNotFoundError as problem:
+            raise self._damaged(path, "it is gone") from problem
         except OSError as problem:
             raise failed("read", path, problem) from problem
         except (ValueError, KeyError, TypeError) as problem:
-            raise _damaged(path, repr(problem)) from problem
+            raise self._damaged(path, repr(problem)) from problem
         contents = Contents({item.document.key: item for item in items})
         if contents.documents.digest != head.documents_digest:
-            raise _damaged(path, "its digest is not the journal's")
+            raise self._damaged(path, "its digest is not the journal's")
         self._loaded = (key, contents)
         return contents
+
+    def _damaged(self, path: Path, why: str) -> HostFailed:
+        return HostFailed(f"{path} is damaged: {why}", remedy=start_anew(self._files.root), file=str(path))
 
     def older(self, generation: int) -> Iterator[Contents]:
         """What the kept generations before this one hold, newest first; one that cannot be read ends it."""
@@ -133,14 +138,6 @@ def _stored(item: Mapping[str, Any]) -> Stored:
     data = item["document"]
     # Stored documents were checked when they came in.
     return Stored(Document(data["kind"], data["name"], data["spec"]), item["owner"], item["metadata"])
-
-
-def _damaged(path: Path, why: str) -> HostFailed:
-    return HostFailed(
-        f"{path} is damaged: {why}",
-        remedy="Wipe the node and apply again: another member holds the same documents.",
-        file=str(path),
-    )
 
 
 def change(

@@ -421,15 +421,34 @@ def test_wipe_leaves_nothing_and_only_of_this_node(host: Host) -> None:
     host.commit(**quickstart())
 
 
-def test_a_damaged_journal_is_told_and_wiped(host: Host) -> None:
+@pytest.mark.parametrize("damage", ["journal.json", "generations/00000001.json", "it is gone"])
+def test_who_meets_damaged_files_is_told_how_to_start_anew(host: Host, damage: str) -> None:
+    host.commit(**quickstart())
+    before = host.digests()[0]
+    if damage == "it is gone":
+        (host.root / "generations/00000001.json").unlink()
+    else:
+        (host.root / damage).write_text("{")
+    connection = host.connect()
+    with pytest.raises(HostFailed, match=r"cannot be understood|is damaged") as raised:
+        connection.call("documents")
+    remedy = f"Remove {host.root}/journal.json on the host"
+    assert remedy in raised.value.remedy
+    with pytest.raises(HostFailed) as raised:
+        connection.call("stage", **quickstart())
+    assert remedy in raised.value.remedy
+    (host.root / "journal.json").unlink()
+    host.commit(**quickstart())
+    assert host.digests()[0] == before
+    assert host.connect().call("status")["drift"] == []
+
+
+def test_a_damaged_journal_is_wiped(host: Host) -> None:
     host.commit(**quickstart())
     (host.root / "journal.json").write_text("{")
     connection = host.connect()
-    with pytest.raises(HostFailed, match="cannot be understood") as raised:
+    with pytest.raises(HostFailed, match="cannot be understood"):
         connection.call("hello")
-    assert "wipe" in raised.value.remedy
-    with pytest.raises(HostFailed):
-        connection.call("stage", **quickstart())
     assert connection.call("wipe")["wiped"]
     assert host.kernel.links == {}
     connection.close()

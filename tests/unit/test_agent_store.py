@@ -139,7 +139,7 @@ def test_a_damaged_generation_is_refused(tmp_path: Path) -> None:
         with pytest.raises(HostFailed, match="is damaged"):
             Store(Files(tmp_path)).load(head)
     path.unlink()
-    with pytest.raises(HostFailed, match="cannot be read"):
+    with pytest.raises(HostFailed, match="is damaged: it is gone"):
         Store(Files(tmp_path)).load(head)
 
 
