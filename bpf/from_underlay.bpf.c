@@ -12,12 +12,13 @@
  *     Nothing from the network looks so, as only the stack says PACKET_LOOPBACK;
  *   - where a policy selects this node, its ingress policy judges what is for the host itself (host.h), and IP for the
  *     host that is not understood is dropped;
+ *   - an established datagram in a tunnel packet may go straight to its workload (direct.h);
  *   - all else passes: what is for others is checked again by bpfl_from_tun and bpfl_to_ep where it reaches a workload.
  */
 #include <linux/if_packet.h>
-#include <linux/udp.h>
 
 #include <bpfleet/blocked.h>
+#include <bpfleet/direct.h>
 #include <bpfleet/frame.h>
 #include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
@@ -46,6 +47,14 @@ static __always_inline bool is_members_tunnel_packet(struct __sk_buff *skb)
 	address_from_v4(&address, headers->ip.saddr);
 	source = address_find(&address);
 	return source && source->identity == IDENTITY_REMOTE_NODE;
+}
+
+/* On to the tunnel's device, or where that would have sent it. */
+static __always_inline int members_tunnel_packet(struct __sk_buff *skb)
+{
+	int action = direct_datagrams && kernel_contexts ? deliver_directly(skb) : -1;
+
+	return action < 0 ? pass(skb, REASON_UNDERLAY) : action;
 }
 
 /* The stack takes a priority tag (VLAN 0) for none: neither must it be a way around what is asked here. Two are the most
@@ -96,7 +105,7 @@ int bpfl_from_under(struct __sk_buff *skb)
 	if (skb->pkt_type == PACKET_LOOPBACK)
 		return pass(skb, REASON_UNDERLAY);
 	if (!host_policy && !blocked_at_tc && !skb->vlan_present && !frame_is_bare(skb) && is_members_tunnel_packet(skb))
-		return pass(skb, REASON_UNDERLAY);
+		return members_tunnel_packet(skb);
 	packet = packet_begin(HOOK_FROM_UNDERLAY, DIRECTION_INGRESS);
 	if (!packet)
 		return TC_ACT_SHOT;
@@ -121,7 +130,7 @@ int bpfl_from_under(struct __sk_buff *skb)
 		if (!is_tunnel_source(packet->flow.source_port))
 			return drop(skb, packet, REASON_TUNNEL_SOURCE_PORT);
 		if (!reason)
-			return pass(skb, REASON_UNDERLAY);
+			return packet->link ? members_tunnel_packet(skb) : pass(skb, REASON_UNDERLAY);
 	} else if (packet->source_identity >= IDENTITY_LOWEST || packet->source_identity == IDENTITY_WAITING) {
 		return drop(skb, packet, REASON_UNDERLAY_WORKLOAD);
 	}

@@ -304,9 +304,14 @@ def _state(
         constants["jiffy_ns"] = facts.jiffy_ns
     if facts.kernel_contexts:
         constants["kernel_contexts"] = 1
+    received = dict(constants)
     programs = {name: Program(name, constants) for name in (*OBJECTS, *(HOST_OBJECTS if selected else ()))}
     if blocked.rows and "off" in modes.values():
-        programs["from_underlay"] = Program("from_underlay", {**constants, "blocked_at_tc": 1})
+        received["blocked_at_tc"] = 1
+    # With several devices a packet may come by one that it must not, which only the stack knows (rp_filter).
+    if cluster.spec["routing"]["direct_datagrams"] and facts.kernel_contexts and len(modes) == 1:
+        received["direct_datagrams"] = 1
+    programs["from_underlay"] = Program("from_underlay", received)
     if balanced.summaries:
         programs.update({name: Program(name, {**constants, "services_at_tc": 1}) for name in BALANCING_OBJECTS})
     if set(modes.values()) != {"off"}:

@@ -5,6 +5,7 @@ Every forgery has its control: the same frame with nothing wrong in it is delive
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -83,6 +84,36 @@ def test_another_tunnel_port_is_used_and_the_old_one_is_nothing_special(ground: 
     ground.declare(*ground.base())
     assert on_the_wire(ground, "h1", act, 18472) == []
     assert on_the_wire(ground, "h1", act, PORT) != []
+
+
+TALK = """
+import socket, sys
+address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    client.connect((address, port))
+    client.settimeout(20)
+    for number in range(count):
+        said = b"%d " % number + bytes(number % 1300)
+        client.send(said)
+        assert client.recv(65536).endswith(said), number
+"""
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_established_datagrams_pass_the_tunnel_device_by(ground: Ground, direct: bool) -> None:
+    """All arrive whole; the host's stack sees one a second and direction, unless the cluster says otherwise."""
+    ground.declare(*ground.base(direct_datagrams=direct))
+    host, client, count = ground.lab.host("h1"), ground.workloads["web-1"], 1500
+
+    def by_the_device() -> int:
+        shown = host.run(["ip", "-s", "-j", "link", "show", "bpfleet_vxlan"]).stdout
+        return int(json.loads(shown)[0]["stats64"]["rx"]["packets"])
+
+    before = by_the_device()
+    arguments = [ground.address("db-2", 4), "7001", str(count)]
+    host.run(["python3", "-c", TALK, *arguments], workload=client.netns, timeout=60.0)
+    seen = by_the_device() - before
+    assert seen >= count if not direct else 0 < seen < count / 2
 
 
 # --- what is believed ---------------------------------------------------------------------------------------------

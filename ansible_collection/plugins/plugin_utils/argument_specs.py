@@ -35,6 +35,10 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                     "mtu": {
                         "type": "int",
                     },
+                    "direct_datagrams": {
+                        "type": "bool",
+                        "default": True,
+                    },
                 },
             },
             "members": {

@@ -50,6 +50,9 @@ const volatile __u8 host_policy = 0;
 /* Whether bpfl_from_under looks for blocked sources: there are some, and a device without XDP. */
 const volatile __u8 blocked_at_tc = 0;
 
+/* Whether datagrams may go from the underlay device straight to their workload (direct.h). */
+const volatile __u8 direct_datagrams = 0;
+
 /* Whether there are services, so that endpoints' packets without a connection are looked up among them (balance.h). */
 const volatile __u8 services_at_tc = 0;
 
@@ -66,7 +69,7 @@ const volatile __u32 copies_mask = 1023;
 /* Whether `connections` is being made anew in another size, and this program keeps both (connection.h). */
 const volatile __u8 connections_move = 0;
 
-/* Whether the kernel shows programs its own structure of a packet, as those from 6.2 on (unfinished.h). */
+/* Whether the kernel shows programs its own structures, as those from 6.2 on (kernel.h). */
 const volatile __u8 kernel_contexts = 0;
 
 /* How many flows the history keeps (flow.h), of those that passed and of those that were dropped. Its maps have room for

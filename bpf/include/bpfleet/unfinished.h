@@ -7,22 +7,8 @@
  */
 #pragma once
 
-#include <bpf/bpf_core_read.h>
-
+#include <bpfleet/kernel.h>
 #include <bpfleet/packet.h>
-
-#define CHECKSUM_PARTIAL 3
-
-/* The kernel's structure of a packet, what is looked at. The names' places are the kernel's (BTF). */
-struct sk_buff {
-	unsigned char *head;
-	unsigned char *data;
-	__u16 csum_start; /* from `head` on */
-	__u16 csum_offset; /* from there on */
-	__u8 ip_summed : 2;
-} __attribute__((preserve_access_index));
-
-extern void *bpf_cast_to_kern_ctx(void *context) __ksym __weak;
 
 /* Of what packet_parse has taken for whole: whether a device will write over what policy goes by. */
 static __always_inline bool is_unfinished_elsewhere(struct __sk_buff *skb, const struct packet *packet)

@@ -819,17 +819,40 @@ class Routing(dict):
     """
     How packets travel between nodes.
     """
+    @staticmethod
+    def __key_warning(key: str):
+        suggest = None
+        if key == "directDatagrams":
+            suggest = "direct_datagrams"
+
+        if suggest:
+            pulumi.log.warn(f"Key '{key}' not found in Routing. Access the value via the '{suggest}' property getter instead.")
+
+    def __getitem__(self, key: str) -> Any:
+        Routing.__key_warning(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default = None) -> Any:
+        Routing.__key_warning(key)
+        return super().get(key, default)
+
     def __init__(__self__, *,
+                 direct_datagrams: Optional[_builtins.bool] = None,
                  mode: Optional['RoutingMode'] = None,
                  mtu: Optional[_builtins.int] = None,
                  port: Optional[_builtins.int] = None):
         """
         How packets travel between nodes.
 
+        :param _builtins.bool direct_datagrams: Whether received UDP over IPv4 goes from a node's device straight to its workload while the flow is established, but for one packet a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
         :param 'RoutingMode' mode: Encapsulation between nodes.
         :param _builtins.int mtu: MTU of workloads, in bytes. Default: the smallest MTU of the node's devices less the tunnel's overhead (50 bytes over IPv4, 70 over IPv6).
         :param _builtins.int port: UDP port of the tunnel on every node; none of DHCP's, whose answers would be taken for tunnel packets.
         """
+        if direct_datagrams is None:
+            direct_datagrams = True
+        if direct_datagrams is not None:
+            pulumi.set(__self__, "direct_datagrams", direct_datagrams)
         if mode is None:
             mode = 'vxlan'
         if mode is not None:
@@ -840,6 +863,14 @@ class Routing(dict):
             port = 8472
         if port is not None:
             pulumi.set(__self__, "port", port)
+
+    @_builtins.property
+    @pulumi.getter(name="directDatagrams")
+    def direct_datagrams(self) -> Optional[_builtins.bool]:
+        """
+        Whether received UDP over IPv4 goes from a node's device straight to its workload while the flow is established, but for one packet a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
+        """
+        return pulumi.get(self, "direct_datagrams")
 
     @_builtins.property
     @pulumi.getter

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Datagrams that go from the underlay device straight to their workload, without the host's IP stack, its UDP and the
+ * tunnel's device. That is a fifth of what a received packet costs.
+ *
+ * The long way comes first: only what a copy of the connection (connection_copy.h) lets pass goes directly, and a copy
+ * counts for a tick, after which the next packet is carried by the stack again. So whatever the stack has against a member's
+ * packets, a filter or a device that is down, ends the flow within a tick. What it decides by packet is looked at here:
+ *   - IPsec: nothing goes directly while the host has policies for what it receives;
+ *   - reverse paths: the agent sets direct_datagrams only on nodes with one underlay device;
+ *   - all that the headers say, and what the tunnel's device says of them (RFC 7348, and RFC 6040 of congestion). What is
+ *     in any way unusual goes the long way.
+ *
+ * UDP alone: what the kernel has put together from several packets (gso_size) must go the long way, which is taken apart
+ * and put in its own queue there, and TCP would see its segments overtake each other. Packets of UDP are put together by
+ * no network card's receive path unless it is asked to.
+ */
+#pragma once
+
+#include <linux/ip.h>
+#include <linux/udp.h>
+
+#include <bpfleet/admit.h>
+#include <bpfleet/forward.h>
+#include <bpfleet/kernel.h>
+#include <bpfleet/sound.h>
+
+#define VXLAN_HAS_VNI 0x08000000
+#define CONGESTION_BITS 3 /* of the byte of IPv4's type of service */
+
+/* What lies between the outer Ethernet header and the inner IPv4 header's third byte, where the outer one has no options. */
+struct direct_headers {
+	struct iphdr ip;
+	struct udphdr udp;
+	__be32 flags;
+	__be32 vni;
+	struct ethhdr ethernet;
+	__u8 inner_version;
+	__u8 inner_tos;
+};
+
+/* Bytes before the inner IP header. */
+#define DIRECT_LINK (ETH_HLEN + offsetof(struct direct_headers, inner_version))
+
+/* Whether the outer headers are such that the stack and the tunnel's device would take the packet, and change nothing
+ * inside. `length` is that of the outer IP packet as it arrived. */
+static __always_inline bool direct_is_plain(const struct direct_headers *headers, __u32 length)
+{
+	const __u32 *words = (const __u32 *)&headers->ip;
+	__u8 congestion = headers->ip.tos & CONGESTION_BITS;
+	__u64 sum = 0;
+
+	for (int word = 0; word < 5; word++)
+		sum += words[word];
+	return headers->ip.version == 4 && headers->ip.ihl == 5 && header_sum_is_right(sum) &&
+	       headers->ip.tot_len == bpf_htons(length) && headers->ip.protocol == IPPROTO_UDP &&
+	       !(headers->ip.frag_off & bpf_htons(FRAGMENT_OFFSET_V4 | FRAGMENT_MORE_V4)) &&
+	       headers->ip.daddr == node_address.words[3] && headers->udp.dest == bpf_htons(tunnel_port) &&
+	       headers->udp.len == bpf_htons(length - sizeof(headers->ip)) && !headers->udp.check &&
+	       headers->flags == bpf_htonl(VXLAN_HAS_VNI) && !(headers->vni & bpf_htonl(0xff)) &&
+	       headers->ethernet.h_proto == bpf_htons(ETH_P_IP) &&
+	       (!congestion || congestion == (headers->inner_tos & CONGESTION_BITS));
+}
+
+/* Deliver a member's tunnel packet, whose source port has been looked at. Returns what to do with it, or -1: it has to go
+ * the long way, and is as it was. */
+static __noinline int deliver_directly(struct __sk_buff *skb)
+{
+	const struct direct_headers *headers = (void *)(long)skb->data + ETH_HLEN;
+	const struct connection_copy *copy;
+	const struct endpoint *receiver;
+	const struct node *this_node;
+	struct address member;
+	struct packet *packet;
+	struct found found = {};
+	struct side side = {};
+	__u32 length = skb->len, vni;
+
+	if (skb->gso_size || skb->pkt_type != 0 /* PACKET_HOST */ || skb->protocol != bpf_htons(ETH_P_IP) ||
+	    (void *)(headers + 1) > (void *)(long)skb->data_end || !direct_is_plain(headers, length - ETH_HLEN) ||
+	    host_has_ipsec(skb))
+		return -1;
+	vni = bpf_ntohl(headers->vni) >> 8;
+	address_from_v4(&member, headers->ip.saddr);
+	packet = packet_begin(HOOK_FROM_TUNNEL, DIRECTION_INGRESS);
+	this_node = node_find();
+	if (!packet || !this_node)
+		return -1;
+	packet->link = DIRECT_LINK;
+	if (packet_parse(skb, packet) || packet->protocol != IPPROTO_UDP)
+		return -1;
+	copy_approach(packet, DIRECTION_INGRESS, &found);
+	side_begin(&side, this_node);
+	copy = copy_look_up(&found.copy, packet, revisions_pack(side.policy_revision, side.addresses_revision));
+	if (!copy || copy->peer != vni || !copy_is_from(copy, &member))
+		return -1;
+	receiver = endpoint_find(copy->ifindex);
+	if (!receiver || !(receiver->flags & ENDPOINT_PEER))
+		return -1;
+	if (bpf_skb_adjust_room(skb, ETH_HLEN - (__s32)DIRECT_LINK, BPF_ADJ_ROOM_MAC, 0))
+		return -1;
+	counter_add(REASON_UNDERLAY, length);
+	admit_copied(skb, copy, &found);
+	return deliver(skb, packet, copy->ifindex, receiver);
+}

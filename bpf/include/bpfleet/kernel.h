@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The kernel's own structures, as far as programs look into them: on kernels that show them (kernel_contexts). The places of
+ * the names are the kernel's (BTF).
+ */
+#pragma once
+
+#include <bpf/bpf_core_read.h>
+
+#include <bpfleet/base.h>
+
+#define CHECKSUM_PARTIAL 3
+
+enum xfrm {
+	XFRM_POLICY_IN = 0,
+	XFRM_DIRECTIONS = 3,
+	XFRM_POLICY_BLOCK = 1,
+};
+
+struct netns_xfrm {
+	unsigned int policy_count[XFRM_DIRECTIONS * 2];
+	__u8 policy_default[XFRM_DIRECTIONS];
+} __attribute__((preserve_access_index));
+
+struct net {
+	struct netns_xfrm xfrm;
+} __attribute__((preserve_access_index));
+
+typedef struct {
+	struct net *net;
+} __attribute__((preserve_access_index)) possible_net_t;
+
+struct net_device {
+	possible_net_t nd_net;
+} __attribute__((preserve_access_index));
+
+struct sk_buff {
+	struct net_device *dev;
+	unsigned char *head;
+	unsigned char *data;
+	__u16 csum_start; /* from `head` on */
+	__u16 csum_offset; /* from there on */
+	__u8 ip_summed : 2;
+} __attribute__((preserve_access_index));
+
+extern void *bpf_cast_to_kern_ctx(void *context) __ksym __weak;
+
+/* Whether this host takes some packets only by IPsec. */
+static __always_inline bool host_has_ipsec(struct __sk_buff *skb)
+{
+	const struct sk_buff *inside = bpf_cast_to_kern_ctx(skb);
+	const struct net *net;
+
+	if (!bpf_core_field_exists(struct net, xfrm))
+		return false;
+	net = inside->dev->nd_net.net;
+	return net->xfrm.policy_count[XFRM_POLICY_IN] ||
+	       net->xfrm.policy_default[XFRM_POLICY_IN] == XFRM_POLICY_BLOCK;
+}

@@ -1,0 +1,37 @@
+"""On which nodes established datagrams go straight to their workload."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Sequence
+
+import pytest
+
+from bpfleet.compile.compiler import Compiler
+from bpfleet.model.document import DocumentSet
+from tests import fleet
+
+
+@pytest.mark.parametrize(
+    ("devices", "shows", "routing", "direct"),
+    [
+        (("eth0",), True, {}, True),
+        (("eth0",), True, {"direct_datagrams": False}, False),
+        (("eth0",), False, {}, False),  # a kernel that does not say whether there is IPsec
+        (("eth0", "eth1"), True, {}, False),  # only the stack knows by which of them a member's packets may come
+    ],
+)
+def test_where_they_do(devices: Sequence[str], shows: bool, routing: Any, direct: bool) -> None:
+    node = fleet.document(
+        "node",
+        "h1",
+        address="192.168.77.1",
+        devices=[{"name": name} for name in devices],
+        workload_cidrs=["10.77.1.0/24"],
+    )
+    cluster = fleet.document("cluster", "fleet", id=1, members=["h1"], routing=routing)
+    facts = replace(fleet.facts(1), kernel_contexts=shows)
+    state = Compiler().compile(DocumentSet([cluster, node]), facts).state
+    programs = {name: program.constants.get("direct_datagrams", 0) for name, program in state.programs.items()}
+    assert programs.pop("from_underlay") == int(direct)
+    assert not any(programs.values())
