@@ -121,10 +121,10 @@ def explain(agent: Agent, params: Mapping[str, Any]) -> Dict[str, Any]:
         if not isinstance(params.get(name), str):
             raise InvalidInput(f"{name} is missing", field=name)
     head = agent.journal().confirmed
+    if head.node is None:  # it must not be taken for a member that knows what is declared
+        raise HostFailed("the host is no node, so it cannot tell", remedy="Ask a member, or declare the node.")
     documents = agent.store.load(head).documents
-    known: Dict[str, wire.AddressesResult] = dict(params.get("known", {}))
-    if head.node is not None:
-        known[head.node] = addresses(agent)
+    known: Dict[str, wire.AddressesResult] = {**params.get("known", {}), head.node: addresses(agent)}
     held = {node: one["held"] for node, one in known.items()}
     shared = {node: one["shared"] for node, one in known.items()}
     message = (params.get("type"), params.get("code"))

@@ -260,9 +260,9 @@ def documents_for(fleet: Fleet, nodes: Mapping[str, Target], filters: list[Filte
 
     if not filters:
         return None
-    # Every member holds all documents; a node that does not answer is told of by its stream.
+    # Every member holds all documents, an emptied one none; a node that does not answer is told of by its stream.
     for _, answer in fleet.as_they_answer(nodes.values(), lambda node: fleet.call(node, "documents")):
-        if not isinstance(answer, BpfleetError):
+        if not isinstance(answer, BpfleetError) and answer["items"]:
             items = [item["document"] for item in answer["items"]]
             return DocumentSet(Document(item["kind"], item["name"], item["spec"]) for item in items)
     return None

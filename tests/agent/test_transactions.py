@@ -600,7 +600,13 @@ def _fill(folder: Path) -> None:
     (folder / "filler").write_bytes(b"x" * (room.f_bavail * room.f_frsize - 40_000))
 
 
+def test_a_host_that_is_no_node_does_not_say_what_is_declared(host: Host) -> None:
+    with pytest.raises(HostFailed, match="the host is no node"):
+        host.connect().call("explain", source="a", destination="b", protocol="tcp", port=80)
+
+
 def test_missing_parameters_are_named(host: Host) -> None:
+    host.commit(**quickstart())
     connection = host.connect()
     for method, params, field in (
         ("stage", {}, "node"),
