@@ -5,14 +5,14 @@ The order, and why:
  0. What a change that did not come to its end left staged is settled.
  1. Devices that must be made anew go, with what hangs on them. Devices that are no longer wanted go down: what their
     programs let through before must not pass when the programs are taken away.
- 2. `node` gets a revision of its addresses, if they change, that is neither the old one nor the new: what is judged in
-    between is believed neither after the change nor after it was put back. Devices and sysctls; a new veth has its host
-    side down, and a new tap is down, so its workload cannot send yet.
+ 2. Devices and sysctls; a new veth has its host side down, and a new tap is down, so its workload cannot send yet.
  3. Programs are loaded. They bring the maps; traffic sees nothing of it.
- 4. Rows are put, addresses before all; then inner maps: sets before the policies that name them, policies of identities
-    that have no endpoint here yet. Those of all others that change, or go, are staged and then switched to at once
-    (staging.py), so that no packet is judged by some old and some new. Then `endpoints`, which name identities, and
-    `services`, which name the inner maps of their backends.
+ 4. Where addresses change, `node` gets a revision of them that is neither the old one nor the new: what is judged from
+    here to 6 is believed neither after the change nor after it was put back. Rows are put, addresses before all; then
+    inner maps: sets before the policies that name them, policies of identities that have no endpoint here yet. Those of
+    all others that change, or go, are staged and then switched to at once (staging.py), so that no packet is judged by
+    some old and some new. Then `endpoints`, which name identities, and `services`, which name the inner maps of their
+    backends.
  5. Programs, then routes, that are no longer wanted go; then rows: of `services` and `endpoints` first, then the rest;
      then the inner maps of identities that have no endpoint here any more (earlier, those endpoints would stand open),
      and the sets that no policy and the backends that no service names any more.
@@ -89,11 +89,11 @@ def plan(want: NodeState, have: NodeState) -> List[Step]:
         have = _without(have, rebuilt)
     rows = _row_steps(want, have)
     unwanted = [Detach(*hook) for hook in sorted(have.attachments) if hook not in want.attachments]
-    steps += rows.put_first
     steps += _devices_down(want, have)
     steps += _devices(want, have)
     steps += _sysctls(want, have)
     steps += [LoadProgram(item) for name, item in sorted(want.programs.items()) if have.programs.get(name) != item]
+    steps += rows.put_first
     steps += rows.put
     steps += _swaps(want, have)
     steps += rows.put_after

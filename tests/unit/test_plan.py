@@ -62,9 +62,9 @@ def test_the_order_of_a_change() -> None:
     want = dataclasses.replace(MORE_NODES, sysctls={})
     have = dataclasses.replace(TWO, sysctls={})
     assert kinds(plan(want, have)) == [
-        "PutRows node",
         "SetDown",
         "EnsureDevice",  # a tap
+        "PutRows node",
         "PutRows addresses",
         "SwapInner policies_staged",  # of an identity that stays
         "SwitchPolicies",
