@@ -216,7 +216,7 @@ class Objects:
             raise HostFailed(
                 f"cannot read object {object_name}: {error.strerror}",
                 file=str(path),
-                remedy="Install the agent again: its objects are part of it.",
+                remedy="Its objects are part of the agent: remove its directory on the host, and it is delivered anew.",
             ) from error
         return self._hashes[key]
 

@@ -99,6 +99,7 @@ def test_an_agent_killed_in_a_request_is_a_clean_error(hosts: Hosts, fleet: Flee
     with pytest.raises(HostFailed) as caught:
         fleet.call(target, "die")
     assert "about to die" in caught.value.what
+    assert "remove /var/lib/bpfleet/agent" in caught.value.remedy
     assert caught.value.where["node"] == "h1"
     assert caught.value.details["exit_status"] is None
     # The request is not sent again; the next one gets a new agent over the same connection.
