@@ -116,8 +116,8 @@ class AgentSession:
         return AgentEnded(
             HostFailed(
                 f"the agent ended {how} instead of answering {method}{said}",
-                remedy=f"See its log on the host ({wire.STATE_ROOT}/agent.log) and the kernel's, then try again; if its "
-                f"files are damaged, remove {wire.STATE_ROOT}/agent there, and it is delivered anew",
+                remedy=f"See its log on the host ({wire.STATE_ROOT}/agent.log) and the kernel's, then try again; if "
+                f"its files are damaged, remove {wire.STATE_ROOT}/agent there, and it is delivered anew",
                 details={"exit_status": status, "stderr": complaint},
             )
         )
