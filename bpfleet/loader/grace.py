@@ -29,12 +29,11 @@ def expedited(todo: Sequence[steps.Step], setting: Path = SETTING, mark: Path = 
     """Expedite grace periods while these steps are done, if many of them wait, and put the setting back afterwards.
 
     A process that dies leaves a mark beside the setting; whoever comes next, the watchdog at the latest, puts it back.
-    Where somebody else has set it, or it cannot be set, nothing is changed.
+    Where somebody else has set it, or it cannot be set or marked, nothing is changed.
     """
     many = sum(map(_waits, todo)) >= MANY
     ours = mark.exists()
-    if many and not ours and _read(setting) == "0":
-        mark.touch()
+    if many and not ours and _read(setting) == "0" and _made(mark):
         ours = _write(setting, "1")
         if not ours:
             mark.unlink()
@@ -61,6 +60,14 @@ def _read(setting: Path) -> str:
         return setting.read_text().strip()
     except OSError:
         return ""  # a kernel without it
+
+
+def _made(mark: Path) -> bool:
+    try:
+        mark.touch()
+    except OSError:
+        return False  # /run is full or read-only: no reason to fail, or not to put back
+    return True
 
 
 def _write(setting: Path, value: str) -> bool:

@@ -99,3 +99,9 @@ def test_a_kernel_without_it(tmp_path: Path) -> None:
     with expedited(waits(MANY), tmp_path / "none", tmp_path / "mark"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_mark_can_be_left_it_is_not_set(files: Tuple[Path, Path]) -> None:
+    setting, mark = files
+    with expedited(waits(MANY), setting, mark / "in-a-folder-that-is-not-there"):
+        assert setting.read_text() == "0\n"
