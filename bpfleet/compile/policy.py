@@ -24,6 +24,8 @@ ANY = 0
 
 PortKey = Tuple[int, int]  # protocol number, port; 0 is any
 _ICMP = ("icmp", "icmpv6")
+_ECHOES = {"icmp": (8, 0), "icmpv6": (128, 129)}
+"""Types of an echo and its reply: RFC 792, RFC 4443 4."""
 _HINTS = 10
 """Selectors without a match in one policy that are told with the label most like theirs: looking for it is slow, and
 who has more of them has not mistyped a label."""
@@ -194,6 +196,7 @@ class _Reader:
         """One rule."""
         self._warn_of_families(path, rule)
         self._warn_of_nobody(direction, path, rule)
+        self._warn_of_replies(path, rule)
         peers, networks = self._peers(path, rule)
         ports, ranges = _ports(rule.get("ports"))
         return Rule(
@@ -252,6 +255,15 @@ class _Reader:
             if group is not None and side in group.nobodys:
                 what = f"{path}.peers[{position}].cidr_group: {peer['cidr_group']} has only networks that mean nobody"
                 self.warnings.append(f"{self._document.key}, {what}: {group.nobodys[side]}")
+
+    def _warn_of_replies(self, path: str, rule: Mapping[str, Any]) -> None:
+        """Who denies an echo's reply expects it to be dropped. (Who allows it gets what was expected.)"""
+        for position, port in enumerate(rule.get("ports") or ()):
+            echo, reply = _ECHOES.get(port["protocol"], (None, None))
+            if rule["action"] == "deny" and "type" in port and port["type"] == reply and not port.get("code"):
+                where = f"{self._document.key}, {path}.ports[{position}].type"
+                what = "an echo reply passes with the echo that it answers, whatever denies it, and never without"
+                self.warnings.append(f"{where}: {what}; deny the echo, type {echo}")
 
     def _unknown_group(self, path: str, name: str, action: str) -> FrozenSet[int]:
         """Fail closed: nobody is allowed by a group that is not there, and whoever it might name is denied."""

@@ -253,6 +253,28 @@ def test_a_cidr_group_by_which_a_peer_means_nobody_is_warned_of() -> None:
     )
 
 
+def test_a_deny_of_echo_replies_is_warned_of() -> None:
+    """They follow their connection, so it denies none."""
+    ports = [
+        {"protocol": "tcp", "port": 80},
+        {"protocol": "icmp", "type": 0},
+        {"protocol": "icmpv6", "type": 129, "code": 0},
+        {"protocol": "icmpv6", "type": 0},
+        {"protocol": "icmp", "type": 129},
+        {"protocol": "icmp", "type": 8},
+        {"protocol": "icmpv6"},
+    ]
+    rules = [{"action": "deny", "ports": ports}, {"ports": ports[1:2]}]
+    documents = DocumentSet([*fleet.quickstart(), fleet.policy("p", {"app": "web"}, egress=rules)])
+    end = (
+        "type: an echo reply passes with the echo that it answers, whatever denies it, and never without; deny the echo"
+    )
+    assert _said_of(documents, Compiler(), "policy/p") == [
+        f"policy/p, egress[0].ports[1].{end}, type 8",
+        f"policy/p, egress[0].ports[2].{end}, type 128",
+    ]
+
+
 def test_icmp_of_a_family_that_a_cidr_group_lacks_is_warned_of() -> None:
     """Refused it cannot be: a group may have other networks tomorrow."""
     four = fleet.document("cidr_group", "four", cidrs=["198.51.100.0/24"])
