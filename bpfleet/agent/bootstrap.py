@@ -25,6 +25,7 @@ import zipfile
 LEAST = (3, 9)
 KEPT = 2
 UNFIT = 92
+UNFINISHED = "unfinished"  # in an agent's directory: it is unpacked, and not yet put in place; nobody starts it
 STATE_ROOT = "/var/lib/bpfleet"  # units are for this root alone: there is one set of them on a host
 SYSTEMD = "/run/systemd/system"  # there if systemd is the init: sd_booted(3)
 UNITS = "/etc/systemd/system"
@@ -93,7 +94,7 @@ def install(root, digest):
         what = "the artefact arrived damaged: its SHA-256 is %s, not %s (%d bytes)" % (found, digest, len(data))
         raise Refused(error("ProtocolFailed", what, "Try again.", target))
     if os.path.exists(os.path.join(target, "__main__.py")):
-        put_in_place(root, target)
+        finish(root, target)
         return {"digest": digest, "installed": False, "path": target}
     agents = os.path.dirname(target)
     os.makedirs(agents, 0o755, exist_ok=True)  # another installer may be at it too
@@ -105,6 +106,7 @@ def install(root, digest):
     try:
         archive.extractall(staging)
         compile_tree(staging)
+        io.open(os.path.join(staging, UNFINISHED), "wb").close()
         sync_tree(staging)
         shutil.rmtree(target, True)  # there only if somebody damaged it: without its __main__.py
         try:
@@ -116,9 +118,21 @@ def install(root, digest):
     finally:
         shutil.rmtree(staging, True)
     sync_directory(agents)
-    put_in_place(root, target)
+    finish(root, target)
     prune(agents, digest)
     return {"digest": digest, "installed": True, "path": target}
+
+
+def finish(root, target):
+    """Put it in place; only then it counts as installed, or whoever died in between would leave a host that restores
+    nothing at boot."""
+    put_in_place(root, target)
+    mark = os.path.join(target, UNFINISHED)
+    try:
+        os.unlink(mark)
+    except OSError as problem:
+        if problem.errno != errno.ENOENT:
+            raise
 
 
 def put_in_place(root, target):

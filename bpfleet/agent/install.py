@@ -36,7 +36,8 @@ def launch_command(digest: str, *, root: str = wire.STATE_ROOT, local: bool = Fa
     directory = f"{root}/agent/{digest}"
     options = " --local" if local else ""
     script = (
-        f'd={shlex.quote(directory)}; [ -f "$d/__main__.py" ] || exit {wire.EXIT_NOT_INSTALLED}; {_PYTHON}'
+        f'd={shlex.quote(directory)}; [ -f "$d/__main__.py" ] && [ ! -e "$d/unfinished" ] || '
+        f"exit {wire.EXIT_NOT_INSTALLED}; {_PYTHON}"
         f' exec python3 -I -S -B "$d" serve --root {shlex.quote(root)}{options}'
     )
     return f"exec sh -c {shlex.quote(script)}"

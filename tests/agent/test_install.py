@@ -130,6 +130,22 @@ def test_installed_once_then_found(tmp_path: Path, made: artefact.Artefact, name
     assert agents(host) == [made.digest]
 
 
+@pytest.mark.parametrize("dies", ["os.symlink(", "write_file(os.path.join(host, "])
+def test_an_installer_that_was_killed_before_boot_was_seen_to_does_it_again(
+    host: Host, made: artefact.Artefact, dies: str
+) -> None:
+    """Unpacked alone it is not there: a node would be changed by it, and come back from a reboot with nothing."""
+    command = install_command(made.digest, root=str(host.root))
+    assert dies in command
+    host.run(command.replace(dies, f"os.kill(os.getpid(), 9), {dies}"), made.data)
+    assert (host.root / "agent" / made.digest / "__main__.py").exists() and not (host.root / "boot").exists()
+    assert host.hello(made.digest)[0] == wire.EXIT_NOT_INSTALLED
+    status, answer = host.install(made)
+    assert (status, answer["result"]["installed"]) == (0, False), answer
+    assert agents(host) == [made.digest]
+    assert host.hello(made.digest)[0] == 0
+
+
 def test_modules_are_compiled_for_the_host(host: Host, made: artefact.Artefact) -> None:
     host.install(made)
     installed = host.root / "agent" / made.digest
