@@ -23,6 +23,8 @@ _NOT_FOR_ENDPOINTS = tuple(map(ipaddress.ip_network, ("224.0.0.0/3", "ff00::/8")
 """What the programs take for it (address_is_multicast in bpf/include/bpfleet/address.h): no endpoint may send there."""
 _LOOPBACK = tuple(network for kind, network in NETWORKS if kind == "loopback")
 _UNSPECIFIED = tuple(network for kind, network in NETWORKS if kind == "unspecified")
+_LINK = (ipaddress.ip_network("fe80::/10"),)
+"""Never routed (RFC 4291 2.5.6). IPv4's 169.254.0.0/16 is by Linux, to where clouds have their metadata."""
 
 
 def expression(spec: Mapping[str, Any]) -> Iterator[Problem]:
@@ -206,13 +208,16 @@ def nobodys(network: Any, direction: str, of_nodes: bool) -> str:
     """Why a parsed network means nobody as a peer of nodes or endpoints, whatever policy says; "" if it may not be so.
 
     Nothing comes from multicast and broadcast addresses, and to them only nodes may send. What has a loopback address,
-    or none yet, is on no network; but who asks a node for an address (DHCP, RFC 2131 4.1) has none yet.
+    or none yet, is on no network; but who asks a node for an address (DHCP, RFC 2131 4.1) has none yet. An endpoint
+    shares its link with its node alone.
     """
     kinds = [(_LOOPBACK, "is loopback, and no packet of a network is from or to such an address")]
     if direction == "ingress":
         kinds.append((_GROUPS, "is multicast or broadcast, and nothing comes from such addresses"))
     elif not of_nodes:
         kinds.append((_NOT_FOR_ENDPOINTS, "is multicast, broadcast or reserved, and no endpoint may send there"))
+    if not of_nodes:
+        kinds.append((_LINK, "is link-local, and on an endpoint's link is only its node, which is the entity host"))
     if direction == "egress" or not of_nodes:
         kinds.append((_UNSPECIFIED, "is the address of who has none yet, and no packet gets there or comes from there"))
     for networks, what in kinds:

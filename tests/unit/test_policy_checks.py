@@ -90,6 +90,8 @@ REFUSED: List[Tuple[Dict[str, Any], str]] = [
         "ingress[0].ports[0].protocol",
     ),
     ({"ingress": [{"peers": [{"cidr": "::/0"}], "ports": [{"protocol": "icmp"}]}]}, "ingress[0].ports[0].protocol"),
+    (peer(cidr="fe80::/10"), "ingress[0].peers[1].cidr"),
+    ({"egress": [{"peers": [{"cidr": "fe80::1/128"}]}]}, "egress[0].peers[0].cidr"),
     (peer(cidr="127.0.0.0/8"), "ingress[0].peers[1].cidr"),
     (peer(cidr="::1/128"), "ingress[0].peers[1].cidr"),
     (peer(cidr="0.0.0.0/32"), "ingress[0].peers[1].cidr"),
@@ -320,6 +322,10 @@ def test_what_is_no_mapping_is_no_document(data: Any) -> None:
         peer(cidr="240.0.0.0/5"),
         # Who asks a node for an address has none yet.
         {"selector": None, "node_selector": {}, "ingress": [{"peers": [{"cidr": "0.0.0.0/32"}, {"cidr": "::/128"}]}]},
+        # A node's neighbours; and what is routed though it is of a link.
+        {"selector": None, "node_selector": {}, "ingress": [{"peers": [{"cidr": "fe80::/10"}]}]},
+        {"selector": None, "node_selector": {}, "egress": [{"peers": [{"cidr": "fe80::7/128"}]}]},
+        {"egress": [{"peers": [{"cidr": "169.254.169.254/32"}]}]},
         peer(cidr="126.0.0.0/7"),
         peer(cidr="::/127"),
     ],
