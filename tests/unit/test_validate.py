@@ -180,6 +180,29 @@ def test_a_cidr_that_can_mean_nobody_is_warned_of() -> None:
     assert [text for text in later if text.startswith("policy/p")] == told[1:]
 
 
+def test_a_cidr_that_is_made_up_of_several_nodes_networks_is_warned_of() -> None:
+    """One with a gap between them means who is in the gap."""
+    nodes = [
+        fleet.document(
+            "node", f"h{number}", **{**fleet.node(number).spec, "workload_cidrs": [f"10.78.{number - 1}.0/24"]}
+        )
+        for number in range(1, 9)
+        if number != 7
+    ]
+    cidrs = ("10.78.0.0/23", "10.78.1.0/24", "10.78.0.0/22", "10.78.4.0/22", "10.78.0.0/21", "10.78.0.128/25")
+    peers = [{"cidr": cidr} for cidr in cidrs]
+    documents = DocumentSet(
+        [fleet.cluster([node.name for node in nodes]), *nodes, fleet.policy("p", {}, ingress=[{"peers": peers}])]
+    )
+    told = [text for text in _said_of(documents, Compiler(), "policy/p") if "which a CIDR never means" in text]
+    assert [text.partition(": ")[2].partition(", which")[0] for text in told] == [
+        "10.78.0.0/23 is of nodes h1, h2 and their endpoints",
+        "10.78.1.0/24 is of node h2 and its endpoints",
+        "10.78.0.0/22 is of nodes h1, h2, h3 and 1 more and their endpoints",
+        "10.78.0.128/25 is of node h1 and its endpoints",
+    ]
+
+
 def test_a_cidr_of_a_node_outside_the_cluster_means_what_it_says() -> None:
     """Its addresses are the world's."""
     peers = [{"cidr": "10.77.2.0/25"}, {"cidr": "10.77.9.0/25"}]
