@@ -52,6 +52,9 @@ NO_CGROUP = (
 ENDPOINTS_KEY = ("ifindex",)
 ENDPOINTS_VALUE = ("identity", "flags", "workload_mac", "device_mac")
 PEER_DELIVERY = 1
+_HINTS = 50
+"""Selectors without a match that are told with the label most like theirs: looking for it is slow, and who has more of
+them has not mistyped a label, but declared no identities yet."""
 
 NODE_KEY = ("index",)
 NODE_VALUE = ("addresses_revision", "tunnel_ifindex")
@@ -144,7 +147,7 @@ class Compiler:
             (cluster.hash, own.name, subjects[HOST]),
             lambda: host.failsafe_warnings(own.name, cluster, _maps(subjects[HOST], sets), names),
         )
-        warnings = [warning for item in resolved for warning in item.warnings]
+        warnings = self._policy_warnings(resolved, index, nodes)
         warnings += self._cidr_warnings(resolved, documents, cluster)
         warnings += balanced.warnings
         if balanced.summaries and not facts.cgroup:
@@ -188,6 +191,24 @@ class Compiler:
                 )
             )
         return resolved
+
+    def _policy_warnings(self, resolved: Sequence[Resolved], index: LabelIndex, nodes: Nodes) -> List[str]:
+        found: List[str] = []
+        hinted = 0
+        for warning in (warning for item in resolved for warning in item.warnings):
+            if isinstance(warning, str):
+                found.append(warning)
+                continue
+            near, hinted = None, hinted + 1
+            if hinted <= _HINTS:
+                among = nodes.index if warning.of_nodes else index
+                near = self._memo.get(
+                    ("nearest", warning.of_nodes, warning.labels),
+                    among,
+                    lambda among=among, labels=warning.labels: among.nearest(dict(labels)),  # type: ignore[misc]
+                )
+            found.append(f"{warning.text}; the nearest label is {near}" if near else warning.text)
+        return found
 
     def _cidr_warnings(self, resolved: Sequence[Resolved], documents: DocumentSet, cluster: Document) -> List[str]:
         nodes, members = documents.of_kind("node"), cluster.spec["members"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from bpfleet.compile.intervals import PortRange
 from bpfleet.compile.prefixes import Network, prefix_of, prefix_of_network
@@ -26,9 +26,6 @@ PortKey = Tuple[int, int]  # protocol number, port; 0 is any
 _ICMP = ("icmp", "icmpv6")
 _ECHOES = {"icmp": (8, 0), "icmpv6": (128, 129)}
 """Types of an echo and its reply: RFC 792, RFC 4443 4."""
-_HINTS = 10
-"""Selectors without a match in one policy that are told with the label most like theirs: looking for it is slow, and
-who has more of them has not mistyped a label."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,15 @@ class Nodes:
         names = sorted(members.intersection(known))
         index = LabelIndex((number, known[name].spec.get("labels", {})) for number, name in enumerate(names))
         return Nodes(index, names.index(own) if own in names else -1)
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A warning of a selector that nobody has the labels of: its text, and those labels."""
+
+    text: str
+    labels: Tuple[Tuple[str, str], ...]
+    of_nodes: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +115,7 @@ class Resolved:
     closes: Tuple[str, ...]
     rules: Tuple[Rule, ...]
     waiting: Tuple[str, ...]
-    warnings: Tuple[str, ...]
+    warnings: Tuple[Union[str, Unmatched], ...]
     cidrs: Tuple[Tuple[str, str], ...] = ()
     """Its CIDR peers: path and network."""
 
@@ -175,9 +181,8 @@ class _Reader:
         self._document = document
         self._index = index
         self._groups = groups
-        self._hinted = 0
         self.waiting: List[str] = []
-        self.warnings: List[str] = []
+        self.warnings: List[Union[str, Unmatched]] = []
 
     def selected(
         self, path: str, labels: Mapping[str, str], expressions: Expressions, index: LabelIndex, noun: str = "identity"
@@ -185,11 +190,8 @@ class _Reader:
         """Numbers of the identities or nodes that a selector means; a warning if there are none."""
         found = index.matching(labels, expressions)
         if not found:
-            self._hinted += 1
-            near = index.nearest(labels) if self._hinted <= _HINTS else None
-            hint = f"; the nearest label is {near}" if near else ""
-            wanted = selector_text(labels, expressions)
-            self.warnings.append(f"{self._document.key}, {path}: no {noun} has {wanted}{hint}")
+            text = f"{self._document.key}, {path}: no {noun} has {selector_text(labels, expressions)}"
+            self.warnings.append(Unmatched(text, tuple(sorted(labels.items())), noun == "node"))
         return found
 
     def rule(self, direction: str, path: str, rule: Mapping[str, Any]) -> Rule:

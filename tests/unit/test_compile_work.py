@@ -10,7 +10,9 @@ import pytest
 
 from bpfleet.compile.compiler import Compiler
 from bpfleet.compile.intervals import PortSet
+from bpfleet.compile.selector import LabelIndex
 from bpfleet.model.document import Document, DocumentSet
+from bpfleet.observe.explain import explain
 from tests import fleet
 
 NODES = 20
@@ -76,6 +78,28 @@ def test_nested_port_ranges_name_each_interval_once() -> None:
         for number, (first, last) in enumerate(intervals)
         if any(one[0] == protocol and one[1] <= first and last <= one[2] for one in ranges[-6:] + ranges[:1])
     }
+
+
+def test_a_fleet_whose_identities_are_yet_to_come_is_not_searched_for_labels_like_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That takes milliseconds a selector; and explain, which has no warnings, looks for none."""
+    asked: List[Any] = []
+    real = LabelIndex.nearest
+
+    def nearest(index: LabelIndex, labels: Any) -> Any:
+        asked.append(labels)
+        return real(index, labels)
+
+    monkeypatch.setattr(LabelIndex, "nearest", nearest)
+    policies = [fleet.policy(f"p{number:03}", {"app": f"wed{number}"}, ingress=[]) for number in range(300)]
+    held, compiler = documents().changed(policies), Compiler()
+    told = compiler.compile(held, fleet.facts(1)).warnings
+    assert len(told) == 300 and sum("the nearest label is app=web" in text for text in told) == len(asked) == 50
+    held = held.changed([fleet.policy("q", {"app": "web"}, ingress=[])])
+    assert compiler.compile(held, fleet.facts(1)).warnings == told
+    explain(held, "web", "h2", "tcp", 80)
+    assert len(asked) == 50
 
 
 def test_what_compilations_keep_does_not_grow_with_their_number() -> None:
