@@ -6,6 +6,7 @@ What is made of them for the kernel is in entries.py.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from dataclasses import dataclass
 from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
@@ -16,7 +17,7 @@ from bpfleet.compile.selector import Expressions, LabelIndex, selector_text
 from bpfleet.model import identity
 from bpfleet.model.document import Document, DocumentSet, canonical_json
 from bpfleet.model.meaning import PORT_PROTOCOLS
-from bpfleet.model.policy_checks import icmp_of_no_family, nobodys
+from bpfleet.model.policy_checks import icmp_of_no_family, nobodys, version_of
 from bpfleet.model.resources import PROTOCOL_NUMBERS
 
 DIRECTIONS = ("ingress", "egress")
@@ -74,26 +75,25 @@ class Unmatched:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """A CIDR group: its networks as they are written, and as peers. Parsed once, however many rules name it. Equal only
-    to itself.
+    """A CIDR group as peers, and which versions of IP it has. Looked at once, however many rules name it. Equal only to
+    itself.
 
     nobodys: by direction, and whether nodes are selected, why nobody is meant by it as a peer, if that is so.
     """
 
-    cidrs: Tuple[str, ...]
     networks: Tuple[Network, ...]
+    versions: FrozenSet[int]
     nobodys: Mapping[Tuple[str, bool], str]
 
     @staticmethod
     def of(document: Document) -> Group:
         """What a group's document says."""
-        cidrs = tuple(document.spec["cidrs"])
-        parsed = [ipaddress.ip_network(cidr) for cidr in cidrs]
+        parsed = [ipaddress.ip_network(cidr) for cidr in document.spec["cidrs"]]
         sides = [(direction, of_nodes) for direction in DIRECTIONS for of_nodes in (False, True)]
         of_nobody = [side for side in sides if parsed and all(nobodys(network, *side) for network in parsed)]
         return Group(
-            cidrs=cidrs,
             networks=tuple((prefix_of_network(network), ()) for network in parsed),
+            versions=frozenset(network.version for network in parsed),
             nobodys={side: nobodys(parsed[0], *side) for side in of_nobody},
         )
 
@@ -216,7 +216,7 @@ class _Reader:
         if "peers" not in rule:
             return (ANY,), ()
         numbers: Set[int] = set()
-        networks: List[Network] = []
+        networks: List[Tuple[Network, ...]] = []
         for position, peer in enumerate(rule["peers"]):
             where = f"{path}.peers[{position}]"
             if "labels" in peer:
@@ -226,14 +226,16 @@ class _Reader:
             elif "entity" in peer:
                 numbers.update(_entity(peer["entity"], self._index))
             elif "cidr" in peer:
-                networks.append((prefix_of(peer["cidr"]), tuple(prefix_of(part) for part in peer.get("except", ()))))
+                network = prefix_of(peer["cidr"]), tuple(prefix_of(part) for part in peer.get("except", ()))
+                networks.append((network,))
             elif peer["cidr_group"] in self._groups:
-                networks.extend(self._groups[peer["cidr_group"]].networks)
+                networks.append(self._groups[peer["cidr_group"]].networks)
             else:
                 numbers.update(self._unknown_group(where, peer["cidr_group"], rule["action"]))
         if ANY in numbers:
             return (ANY,), ()
-        return tuple(sorted(numbers)), tuple(networks)
+        # Not copied where there is one group: thousands of rules may name one of thousands of networks.
+        return tuple(sorted(numbers)), networks[0] if len(networks) == 1 else tuple(itertools.chain(*networks))
 
     def _warn_of_families(self, path: str, rule: Mapping[str, Any]) -> None:
         """With CIDR groups, whose networks come and go, ICMP of a family that no peer has is no mistake for ever."""
@@ -242,10 +244,9 @@ class _Reader:
         is_of_networks = all("cidr" in peer or "cidr_group" in peer for peer in peers)
         if not (named and is_of_networks and all(name in self._groups for name in named)):
             return
-        cidrs = [peer["cidr"] for peer in peers if "cidr" in peer]
-        for name in named:
-            cidrs += self._groups[name].cidrs
-        for problem in icmp_of_no_family(rule.get("ports"), cidrs):
+        versions = {version_of(peer["cidr"]) for peer in peers if "cidr" in peer}
+        versions = versions.union(*(self._groups[name].versions for name in named))
+        for problem in icmp_of_no_family(rule.get("ports"), versions):
             where = f"{self._document.key}, {path}.{problem.path}"
             self.warnings.append(f"{where}: {problem.what}; remove it, or add a network of its family")
 

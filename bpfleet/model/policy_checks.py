@@ -7,7 +7,7 @@ written rather than enforced as it stands.
 from __future__ import annotations
 
 import ipaddress
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set
+from typing import AbstractSet, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set
 
 from bpfleet.model import meaning
 from bpfleet.model.address_checks import NETWORKS
@@ -110,15 +110,19 @@ def families(spec: Mapping[str, Any]) -> Iterator[Problem]:
     peers, ports = spec.get("peers"), spec.get("ports")
     if not peers or contains_unknown(peers) or contains_unknown(ports) or any("cidr" not in peer for peer in peers):
         return
-    yield from icmp_of_no_family(ports, [peer["cidr"] for peer in peers])
+    yield from icmp_of_no_family(ports, {version_of(peer["cidr"]) for peer in peers})
 
 
-def icmp_of_no_family(ports: Optional[Sequence[Mapping[str, Any]]], cidrs: Sequence[str]) -> Iterator[Problem]:
-    """The first of a rule's ports that is ICMP of the family which none of its networks has."""
-    versions = {6 if ":" in cidr else 4 for cidr in cidrs}
+def version_of(cidr: str) -> int:
+    """Of IP."""
+    return 6 if ":" in cidr else 4
+
+
+def icmp_of_no_family(ports: Optional[Sequence[Mapping[str, Any]]], versions: AbstractSet[int]) -> Iterator[Problem]:
+    """The first of a rule's ports that is ICMP of the family which none of its networks, of these versions, has."""
     if len(versions) != 1:
         return
-    version = versions.pop()
+    (version,) = versions
     for index, port in enumerate(ports or ()):
         protocol = port["protocol"]
         wanted = _FAMILY_OF.get(protocol)

@@ -80,6 +80,21 @@ def test_nested_port_ranges_name_each_interval_once() -> None:
     }
 
 
+def test_a_cidr_group_is_held_once_for_all_rules() -> None:
+    group = fleet.document(
+        "cidr_group", "feed", cidrs=[f"60.{index >> 8}.{index & 255}.0/24" for index in range(20000)]
+    )
+    rules = [{"peers": [{"cidr_group": "feed"}], "ports": [{"port": port}]} for port in range(1, 1001)]
+    held = documents().changed([group, fleet.policy("p", {"app": "nobody"}, egress=rules)])
+    compiler = Compiler()
+    tracemalloc.start()
+    try:
+        compiler.compile(held, fleet.facts(1))
+        assert tracemalloc.get_traced_memory()[1] < 40e6
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_fleet_whose_identities_are_yet_to_come_is_not_searched_for_labels_like_theirs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
