@@ -274,10 +274,9 @@ def remove(root):
     there = os.path.isdir(agents)
     take_out_of_place(root)
     shutil.rmtree(agents, True)
-    for name in ("agent.log", "agent.log.1", "lock"):
-        path = os.path.join(root, name)
-        if os.path.exists(path):
-            os.unlink(path)
+    for name in os.listdir(root) if os.path.isdir(root) else ():
+        if name in ("agent.log", "agent.log.1", "lock") or name.startswith("boot.new."):  # of a dead installer
+            os.unlink(os.path.join(root, name))
     if os.path.isdir(root) and not os.listdir(root):
         os.rmdir(root)
     return {"removed": there}

@@ -298,6 +298,14 @@ def test_remove_leaves_nothing(host: Host, made: artefact.Artefact) -> None:
     assert not host.root.exists()
 
 
+def test_remove_takes_what_dead_installers_left(host: Host, made: artefact.Artefact) -> None:
+    command = install_command(made.digest, root=str(host.root))
+    host.run(command.replace("os.rename(draft, target)", "os.kill(os.getpid(), 9)"), made.data)
+    assert list(host.root.glob("boot.new.*"))
+    assert host.run(remove_command(root=str(host.root)))[0] == 0
+    assert not host.root.exists()
+
+
 def test_remove_keeps_documents(host: Host, made: artefact.Artefact) -> None:
     host.install(made)
     (host.root / "journal.json").write_text("{}")
