@@ -388,7 +388,8 @@ class Agent:
             error.remedy = f"{error.remedy} The last confirmed generation was put back.".strip()
             try:
                 self.put_back(journal, why)
-            except BpfleetError as worse:
+            except Exception as failure:  # noqa: BLE001 - what failed first must be told
+                worse = failure if isinstance(failure, BpfleetError) else unexpected(failure)
                 error.details.update({"rolled_back": False, "put_back_error": worse.to_wire()})
                 error.remedy = (
                     f"Putting the last confirmed generation back failed too ({worse.what}); it is tried again at the "

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import Any, Callable, List, Optional
+from unittest.mock import Mock
+
+import pytest
 
 from bpfleet.agent.journal import Head
+from bpfleet.agent.node import Agent
 from bpfleet.agent.restore import _realise
 from bpfleet.compile.compiler import Compiler
 from bpfleet.errors import HostFailed
@@ -29,16 +36,24 @@ DOCUMENTS = DocumentSet(
 
 
 class Kernel(FakeKernel):
-    """Notes what it is asked to do; makes no tap if told so."""
+    """Notes what it is asked to do; makes no tap, or nothing for want of memory, if told so."""
 
     no_taps = False
+    out_of_memory = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.asked: List[Step] = []
 
+    def read(self, want: NodeState) -> NodeState:
+        if self.out_of_memory and self.asked:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return super().read(want)
+
     def do(self, step: Step) -> None:
         self.asked.append(step)
+        if self.out_of_memory:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         if self.no_taps and isinstance(step, EnsureDevice) and isinstance(step.device, Tap):
             raise HostFailed("the host has no user qemu, who shall open tap vm0")
         super().do(step)
@@ -94,3 +109,18 @@ def test_a_tap_that_cannot_be_made_holds_nothing_up() -> None:
     node.kernel.asked.clear()
     assert restored(node) == []
     assert ("vm0", "ingress") in node.kernel.links
+
+
+def test_what_failed_first_is_told_where_putting_back_fails_in_a_way_nobody_thought_of(tmp_path: Path) -> None:
+    """A host out of memory fails whatever comes next as well."""
+    kernel = Kernel(dict(fleet.facts(1).devices), ("w1", "w2"))
+    agent = Agent(tmp_path, lambda: kernel, local=True, arm=Mock())
+    puts = [{"document": one.to_json(), "owner": "o", "metadata": {}} for one in DOCUMENTS]
+    transaction = agent.stage({"node": "h1", "owner": "o", "puts": puts})["transaction"]  # type: ignore[typeddict-item]
+    kernel.out_of_memory = True
+    with pytest.raises(HostFailed, match="Cannot allocate memory") as raised:
+        agent.apply(str(transaction))
+    assert "Putting the last confirmed generation back failed too" in raised.value.remedy
+    assert raised.value.details["rolled_back"] is False
+    kernel.out_of_memory = False
+    assert "was rolled back" in str(agent.resolve())
