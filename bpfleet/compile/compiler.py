@@ -332,6 +332,8 @@ def _state(
     # With several devices a packet may come by one that it must not, which only the stack knows (rp_filter).
     if cluster.spec["routing"]["direct_datagrams"] and facts.kernel_contexts and len(modes) == 1:
         received["direct_datagrams"] = 1
+        if balanced.summaries:
+            received["services_at_tc"] = 1  # it goes by the copies of those that balance
     programs["from_underlay"] = Program("from_underlay", received)
     if balanced.summaries:
         programs.update({name: Program(name, {**constants, "services_at_tc": 1}) for name in BALANCING_OBJECTS})

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bpfleet.loader.real import shows_contexts
 from tests.packet import frames as f
 from tests.packet import world
+from tests.packet.cases_services import FRONTENDS
 from tests.packet.kernel import Datapath, Result
 from tests.packet.test_copies import TICK_NS, arrive, send, within_a_tick
 from tests.packet.test_tunnel import Wire, wire
@@ -205,6 +206,23 @@ def test_a_change_sends_it_the_long_way(direct: Datapath, change: str) -> None:
         else:
             endpoints.update({"ifindex": DEVICES["a"]}, {**world.endpoint_record("a"), "flags": 0})
         assert way(receive(direct, tunnelled(datagram()))) == LONG
+
+    within_a_tick(work)
+
+
+def test_what_goes_to_a_frontend_from_now_on_is_answered_the_long_way(direct: Datapath) -> None:
+    """Where its answers get the frontend back; and the copies of others are made anew."""
+
+    def work() -> None:
+        opened(direct)
+        world.apply(direct, world.Frontend(FRONTENDS[4], 53, f.UDP, ((X["c"], 53),)))
+        assert receive(direct, tunnelled(datagram())).action == "redirect"
+        send(direct, f.udp(X["a"], FRONTENDS[4], PORTS))
+        assert way(receive(direct, tunnelled(datagram()))) == LONG
+        other = f.udp(X["c"], X["a"], (53, 40001))
+        send(direct, f.udp(X["a"], X["c"], (40001, 53)))
+        assert arrive(direct, other).action == "pass"
+        assert receive(direct, tunnelled(other)).action == "redirect"
 
     within_a_tick(work)
 

@@ -35,3 +35,14 @@ def test_where_they_do(devices: Sequence[str], shows: bool, routing: Any, direct
     programs = {name: program.constants.get("direct_datagrams", 0) for name, program in state.programs.items()}
     assert programs.pop("from_underlay") == int(direct)
     assert not any(programs.values())
+
+
+def test_where_there_are_services_they_know_which_copies_count() -> None:
+    """As those who made them do: a flow that goes to a frontend from now on has none (connection_copy.h)."""
+    facts = replace(fleet.facts(1), kernel_contexts=True)
+    for services in ([], [fleet.service("s", ["10.96.0.1:53/udp"], [])]):
+        programs = Compiler().compile(DocumentSet([*fleet.quickstart(), *services]), facts).state.programs
+        assert programs["from_underlay"].constants["direct_datagrams"]
+        with_copies = ("from_endpoint", "to_endpoint", "from_tunnel", "from_underlay")
+        found = {programs[name].constants.get("services_at_tc", 0) for name in with_copies}
+        assert found == {len(services)}
