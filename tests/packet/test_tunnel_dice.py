@@ -98,10 +98,16 @@ class Wire:
         until = time.monotonic() + PATIENCE_SECONDS
         while not set(seen[0].counters) - {"audited"} and time.monotonic() < until:
             seen = [_and_then(self.datapath, seen[0])]  # the kernel has put it off
-        got = b""
+        return seen[0]._replace(frame=self._got())
+
+    def _got(self) -> bytes:
+        """The next frame that came to t. Its kernel's own reports of groups, soon after it is up, go the other way."""
         with contextlib.suppress(BlockingIOError):
-            got = self._machine.recv(65536)
-        return seen[0]._replace(frame=got)
+            while True:
+                frame, origin = self._machine.recvfrom(65536)
+                if origin[2] != socket.PACKET_OUTGOING:
+                    return bytes(frame)
+        return b""
 
 
 def _and_then(datapath: Datapath, result: Result) -> Result:
