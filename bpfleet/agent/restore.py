@@ -46,6 +46,8 @@ def restore(agent: Agent) -> Tuple[Optional[str], List[BpfleetError]]:
         journal = agent.journal()
         why = unfinished(journal.transaction)
         head = in_force(journal) if why is None else journal.confirmed
+        if head.generation and not agent.store.path(head.generation).exists():
+            head = journal.confirmed  # it is being put back, which a full disk did not let be noted
         steps, failures = _realise(agent, head)
         words = []
         if journal.transaction is not None and why is not None:

@@ -12,7 +12,8 @@ import pytest
 
 from bpfleet.agent.journal import Head
 from bpfleet.agent.node import Agent
-from bpfleet.agent.restore import _realise
+from bpfleet.agent.restore import _realise, restore
+from bpfleet.agent.session import boot_ticks
 from bpfleet.compile.compiler import Compiler
 from bpfleet.errors import HostFailed
 from bpfleet.loader.fake import FakeKernel
@@ -124,3 +125,19 @@ def test_what_failed_first_is_told_where_putting_back_fails_in_a_way_nobody_thou
     assert raised.value.details["rolled_back"] is False
     kernel.out_of_memory = False
     assert "was rolled back" in str(agent.resolve())
+
+
+def test_what_could_not_be_noted_as_being_put_back_is_not_brought_back(tmp_path: Path) -> None:
+    """On a full disk its generation's file is gone, and the journal still says that it is applied."""
+    kernel = Kernel(dict(fleet.facts(1).devices), ("w1", "w2"))
+    agent = Agent(tmp_path, lambda: kernel, local=True, arm=Mock())
+    puts = [{"document": one.to_json(), "owner": "o", "metadata": {}} for one in DOCUMENTS]
+    for change in ({"puts": puts}, {"deletes": ["endpoint/e1"]}):
+        staged = agent.stage({"node": "h1", "owner": "o", **change})  # type: ignore[typeddict-item]
+        agent.apply(str(staged["transaction"]))
+        if "puts" in change:
+            agent.session_started = boot_ticks()  # as over a new connection
+            agent.confirm(str(staged["transaction"]))
+    agent.store.path(2).unlink()
+    words, failures = restore(Agent(tmp_path, lambda: kernel, local=True))
+    assert not failures and str(words).startswith("generation 1 was restored")
