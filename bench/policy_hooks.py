@@ -10,6 +10,7 @@ given its tunnel key by a program in front, whose own cost is measured beside it
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import struct
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from bench import timing
 from bench.report import Measurement, table
 from bpfleet.loader import layout
 from bpfleet.loader.generated.layouts import ENUMS
-from bpfleet.loader.real import jiffy_ns
+from bpfleet.loader.real import jiffy_ns, shows_contexts
 from tests.packet import frames, kernel
 
 ROUNDS, WARM, CALLS = 21, 500, 4_000
@@ -31,17 +32,25 @@ HERE, THERE, NEXT_DOOR = "10.0.0.1", "10.1.0.1", "10.0.0.2"
 IDENTITY, OTHER = 70_000, timing.TUNNEL_IDENTITY
 PORT, HIGH_PORT, FIRST_PORT = 80, 50_000, 40_000
 
-_PORTS_AT = 14 + 20
+_PORTS_AT, _INNER_PORTS_AT = 14 + 20, 14 + 50 + 20
+_LOOPBACK_MAC = "00:00:00:00:00:00"
+_REDIRECT = 7  # TC_ACT_REDIRECT
 _MAC = "02:00:00:00:00:01"
 
 
-def populate(host_policy: bool) -> kernel.Datapath:
-    """Programs and maps of a node on which every direction is selected and all that is sent here is allowed."""
+def populate(host_policy: bool, direct: bool) -> kernel.Datapath:
+    """Programs and maps of a node on which every direction is selected and all that is sent here is allowed.
+
+    Only what comes by the tunnel's device renews what lets datagrams go directly. So where those are timed alone, a tick
+    takes weeks.
+    """
     constants = {
         "node_address": NODE,
         "events_slots_mask": kernel.SLOTS - 1,
         "host_policy": int(host_policy),
-        "jiffy_ns": jiffy_ns(),
+        "jiffy_ns": 1 if direct else jiffy_ns(),
+        "kernel_contexts": int(shows_contexts()),
+        "direct_datagrams": int(direct),
     }
     datapath = kernel.Datapath(constants)
     maps = datapath.maps
@@ -68,8 +77,8 @@ def populate(host_policy: bool) -> kernel.Datapath:
         nothing = {"rule_id": 0, "action": 0, "shapes": 0, "denies": 0, "flags": 0}
         header = {"peer": ENUMS["policy_peer"]["header"], "direction": direction, "protocol": 0, "port": 0}
         entries.append((header, {**nothing, "shapes": ENUMS["policy_shape"]["any_port"]}))
-        for port in (PORT, HIGH_PORT):
-            key = {"peer": 0, "direction": direction, "protocol": frames.TCP, "port": port}
+        for protocol, port in ((frames.TCP, PORT), (frames.TCP, HIGH_PORT), (frames.UDP, PORT)):
+            key = {"peer": 0, "direction": direction, "protocol": protocol, "port": port}
             entries.append((key, {**nothing, "rule_id": 1, "action": ENUMS["policy_action"]["allow"]}))
     for identity in (IDENTITY, ENUMS["identity"]["host"]):
         datapath.set_policy(identity, entries)
@@ -88,6 +97,7 @@ class Flow:
     is_reply: bool = False
     host_policy: bool = False
     tunnelled: bool = False  # it comes with a tunnel key
+    direct: bool = False  # datagrams in the tunnel packets that bring them, which go straight to the endpoint
     protocol: int = frames.TCP
     port: int = PORT
     goal: bool = True
@@ -108,6 +118,7 @@ FLOWS: Dict[str, Flow] = {
     "to_tunnel": Flow("to_tunnel", NODE, THERE, None),
     "from_underlay": Flow("from_underlay", HOST_PEER, NODE, None),
     "from_underlay_tunnel": Flow("from_underlay", MEMBER, NODE, None, protocol=frames.UDP),
+    "from_underlay_direct": Flow("from_underlay", THERE, HERE, "from_tunnel", protocol=frames.UDP, direct=True),
     "from_underlay_host": Flow("from_underlay", HOST_PEER, NODE, "from_underlay", host_policy=True),
     "to_underlay_host": Flow("to_underlay", NODE, HOST_PEER, "to_underlay", host_policy=True),
     "to_underlay_host_tunnel": Flow("to_underlay", NODE, MEMBER, None, host_policy=True, protocol=frames.UDP),
@@ -119,8 +130,8 @@ hooks in one, and a service whose port is higher than its client's, whose packet
 class Bed:
     """A node's programs and maps, and a tunnel in front of those that want one."""
 
-    def __init__(self, host_policy: bool) -> None:
-        self.datapath = populate(host_policy)
+    def __init__(self, host_policy: bool, direct: bool) -> None:
+        self.datapath = populate(host_policy, direct)
         self._tunnels: Dict[str, timing.Programs] = {}
 
     def close(self) -> None:
@@ -145,9 +156,13 @@ class Bed:
         source, destination = (flow.destination, flow.source) if flow.is_reply else (flow.source, flow.destination)
         name = f"opener of {flow.hook}"
         self.datapath.programs[name] = self.program(flow.opened_by, flow.opened_by == "from_tunnel")
+        make = frames.udp if flow.direct else frames.tcp
         for number in range(CONNECTIONS):
-            frame = frames.ether(frames.tcp(source, destination, (FIRST_PORT + number, flow.port)))
+            frame = frames.ether(make(source, destination, (FIRST_PORT + number, flow.port)))
             self.datapath.run_raw(name, frame, bytes(192))
+        if flow.direct:
+            self._renew(name, flow)
+            return
         connections = self.datapath.maps["connections"]
         keys = connections.keys()
         for key in keys:
@@ -155,9 +170,28 @@ class Bed:
             state = ENUMS["connection_state"]["replied"]
             connections.update_raw(key, layout.encode("connections", "value", {**record, "state": state}))
 
+    def _renew(self, opener: str, flow: Flow) -> None:
+        """What comes by the tunnel's device, on the CPU that will be timed. Raises RuntimeError if a datagram of the flow
+        then takes the long way."""
+        home = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {max(home)})
+        try:
+            for number in range(CONNECTIONS):
+                datagram = frames.udp(flow.source, flow.destination, (FIRST_PORT + number, flow.port))
+                self.datapath.run_raw(opener, frames.ether(datagram), bytes(192))
+                direct = tunnel_packet(flow, FIRST_PORT + number)
+                if self.datapath.run_raw(flow.hook, direct, bytes(192))[0] != _REDIRECT:
+                    raise RuntimeError("a datagram that should go directly does not")
+        finally:
+            os.sched_setaffinity(0, home)
+
     def variant(self, flow: Flow, dice: random.Random) -> timing.Variant:
         """The flow's packets."""
         drawn = [FIRST_PORT + dice.randrange(CONNECTIONS) for _ in range(CALLS)]
+        if flow.direct:
+            inner = [struct.pack("!HH", port, flow.port) for port in drawn]
+            program = self.program(flow.hook, False)
+            return timing.Variant(program, tunnel_packet(flow, FIRST_PORT), _INNER_PORTS_AT, inner)
         if flow.protocol == frames.UDP:
             frame = frames.ether(frames.udp(flow.source, flow.destination, (frames.TUNNEL_SOURCE, TUNNEL_PORT)))
             ports = [(frames.TUNNEL_SOURCE + port - FIRST_PORT, TUNNEL_PORT) for port in drawn]
@@ -168,18 +202,24 @@ class Bed:
         return timing.Variant(program, frame, _PORTS_AT, [struct.pack("!HH", *pair) for pair in ports])
 
 
+def tunnel_packet(flow: Flow, port: int) -> bytes:
+    """A datagram of the flow as it arrives from its node."""
+    datagram = frames.ether(frames.udp(flow.source, flow.destination, (port, flow.port)))
+    return frames.ether(frames.vxlan(MEMBER, NODE, TUNNEL_PORT, OTHER, datagram), destination=_LOOPBACK_MAC)
+
+
 def time_hooks() -> Tuple[timing.Timed, Dict[str, float]]:
     """What the harness measured, and each flow's nanoseconds without what stands in front of it. Needs root.
 
     Raises RuntimeError if a packet was dropped or judged anew.
     """
     dice = random.Random(1)  # the same packets in every run
-    beds = {host_policy: Bed(host_policy) for host_policy in (False, True)}
+    beds = {kind: Bed(*kind) for kind in ((False, False), (True, False), (False, True))}
     try:
         for flow in FLOWS.values():
-            beds[flow.host_policy].open(flow)
-        variants = {name: beds[flow.host_policy].variant(flow, dice) for name, flow in FLOWS.items()}
-        variants["key"] = replace(variants["from_tunnel"], program=beds[False].program("empty", True))
+            beds[flow.host_policy, flow.direct].open(flow)
+        variants = {name: beds[flow.host_policy, flow.direct].variant(flow, dice) for name, flow in FLOWS.items()}
+        variants["key"] = replace(variants["from_tunnel"], program=beds[False, False].program("empty", True))
         for bed in beds.values():
             bed.datapath.maps["counters"].clear()
         with contextlib.ExitStack() as watches:

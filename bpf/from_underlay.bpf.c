@@ -30,13 +30,11 @@ struct tunnel_headers {
 	struct udphdr udp;
 } __attribute__((packed));
 
-/* Whether this is a tunnel packet of a member, by a look at its outer headers alone: they are most of what arrives. Where
- * the host has no policy nothing else is asked of them, whatever else the headers say. */
-static __always_inline bool is_members_tunnel_packet(struct __sk_buff *skb)
+/* Whether this is a tunnel packet, by a look at its outer headers alone: they are most of what arrives. Where the host has
+ * no policy nothing else is asked of a member's, whatever else the headers say. `source`: where it says that it comes from. */
+static __always_inline bool is_tunnel_packet(struct __sk_buff *skb, struct address *source)
 {
 	const struct tunnel_headers *headers = (void *)(long)skb->data;
-	const struct address_record *source;
-	struct address address;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(headers + 1) > (void *)(long)skb->data_end)
 		return false;
@@ -44,17 +42,15 @@ static __always_inline bool is_members_tunnel_packet(struct __sk_buff *skb)
 	    (headers->ip.frag_off & bpf_htons(FRAGMENT_OFFSET_V4 | FRAGMENT_MORE_V4)) ||
 	    headers->udp.dest != bpf_htons(tunnel_port) || !is_tunnel_source(headers->udp.source))
 		return false;
-	address_from_v4(&address, headers->ip.saddr);
-	source = address_find(&address);
-	return source && source->identity == IDENTITY_REMOTE_NODE;
+	address_from_v4(source, headers->ip.saddr);
+	return true;
 }
 
-/* On to the tunnel's device, or where that would have sent it. */
-static __always_inline int members_tunnel_packet(struct __sk_buff *skb)
+/* Deliver what may go directly. Returns what to do with it, or -1. Who sent it need not be asked: its copy names the
+ * member, and is out of date as soon as any address changes. */
+static __always_inline int tunnel_packet_directly(struct __sk_buff *skb)
 {
-	int action = direct_datagrams && kernel_contexts ? deliver_directly(skb) : -1;
-
-	return action < 0 ? pass(skb, REASON_UNDERLAY) : action;
+	return direct_datagrams && kernel_contexts ? deliver_directly(skb) : -1;
 }
 
 /* The stack takes a priority tag (VLAN 0) for none: neither must it be a way around what is asked here. Two are the most
@@ -97,15 +93,24 @@ static __always_inline int host_receives(struct __sk_buff *skb, struct packet *p
 SEC("tc")
 int bpfl_from_under(struct __sk_buff *skb)
 {
-	const struct address_record *source = NULL;
+	const struct address_record *source;
+	struct address tunnel_source;
 	struct packet *packet;
 	bool has_source;
-	int reason;
+	int reason, action;
 
 	if (skb->pkt_type == PACKET_LOOPBACK)
 		return pass(skb, REASON_UNDERLAY);
-	if (!host_policy && !blocked_at_tc && !skb->vlan_present && !frame_is_bare(skb) && is_members_tunnel_packet(skb))
-		return members_tunnel_packet(skb);
+	if (!host_policy && !blocked_at_tc && !skb->vlan_present && !frame_is_bare(skb) &&
+	    is_tunnel_packet(skb, &tunnel_source)) {
+		action = tunnel_packet_directly(skb);
+		if (action >= 0)
+			return action;
+		source = address_find(&tunnel_source);
+		if (source && source->identity == IDENTITY_REMOTE_NODE)
+			return pass(skb, REASON_UNDERLAY);
+	}
+	source = NULL;
 	packet = packet_begin(HOOK_FROM_UNDERLAY, DIRECTION_INGRESS);
 	if (!packet)
 		return TC_ACT_SHOT;
@@ -129,8 +134,10 @@ int bpfl_from_under(struct __sk_buff *skb)
 			return drop(skb, packet, REASON_UNDERLAY_TUNNEL);
 		if (!is_tunnel_source(packet->flow.source_port))
 			return drop(skb, packet, REASON_TUNNEL_SOURCE_PORT);
-		if (!reason)
-			return packet->link ? members_tunnel_packet(skb) : pass(skb, REASON_UNDERLAY);
+		if (!reason) {
+			action = packet->link ? tunnel_packet_directly(skb) : -1;
+			return action >= 0 ? action : pass(skb, REASON_UNDERLAY);
+		}
 	} else if (packet->source_identity >= IDENTITY_LOWEST || packet->source_identity == IDENTITY_WAITING) {
 		return drop(skb, packet, REASON_UNDERLAY_WORKLOAD);
 	}

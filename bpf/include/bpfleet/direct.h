@@ -61,8 +61,8 @@ static __always_inline bool direct_is_plain(const struct direct_headers *headers
 	       (!congestion || congestion == (headers->inner_tos & CONGESTION_BITS));
 }
 
-/* Deliver a member's tunnel packet, whose source port has been looked at. Returns what to do with it, or -1: it has to go
- * the long way, and is as it was. */
+/* Deliver a tunnel packet whose source port has been looked at. Returns what to do with it, or -1: it has to go the long way,
+ * and is as it was. */
 static __noinline int deliver_directly(struct __sk_buff *skb)
 {
 	const struct direct_headers *headers = (void *)(long)skb->data + ETH_HLEN;
