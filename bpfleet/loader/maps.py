@@ -24,6 +24,7 @@ _TYPES = {
     "lru_hash": syscall.MAP_LRU_HASH,
     "hash_of_maps": syscall.MAP_HASH_OF_MAPS,
 }
+BACKENDS = "backends"
 _CHUNK = 8192  # elements a batch: the kernel copies a batch piece by piece, and the buffers stay small
 _INNER_CHUNK = 256  # inner maps a batch: each is an open descriptor until it is in its place
 
@@ -146,7 +147,10 @@ class Maps:
                         os.close(inner)
 
     def remove_inner(self, name: str, keys: Sequence[int]) -> None:
-        """Remove inner maps; those that are not there are no error."""
+        """Remove inner maps; those that are not there are no error. What names sets has been waited for (staging.py); a
+        program that has read an old row of `services` may still look for its list."""
+        if name == BACKENDS:
+            self.let_programs_end()
         outer = codec_for(name, None)
         with closing(self._required(name)) as fd:
             self._delete(fd, [outer.encode_key((number,)) for number in keys])

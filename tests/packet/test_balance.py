@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import fleet
 from tests.packet import frames as f
 from tests.packet import world
 from tests.packet.cases_services import BACKEND, CLIENT, FRONTENDS, PORT
 from tests.packet.kernel import Datapath
+from tests.packet.place import Place, state_of, two_ends
 from tests.packet.world import ADDRESSES, DEVICES, Frontend
 
 pytestmark = pytest.mark.root
@@ -66,6 +68,26 @@ def test_a_backend_that_is_listed_is_kept_wherever_it_lies(datapath: Datapath, f
         assert chosen(datapath, query(family, CLIENT + number)) == one
     put(datapath, family, listed)
     assert [chosen(datapath, query(family, CLIENT + number)) for number in range(count)] == listed
+
+
+def test_a_list_of_backends_goes_once_no_program_knows_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who found the frontend as it was is about to look for the list, and would refuse the client without it."""
+    old, new = (
+        state_of([*two_ends(), fleet.service("s", [f"{FRONTENDS[4]}:80"], [{"address": one}])]) for one in OTHERS[4][:2]
+    )
+    place.bring(old)
+    maps, seen = place.kernel._maps, []
+    wait = maps.let_programs_end
+
+    def waiting() -> None:
+        there = place.kernel.read(new)
+        seen.append((there.tables["services"], set(there.nested["backends"])))
+        wait()
+
+    monkeypatch.setattr(maps, "let_programs_end", waiting)
+    place.bring(new)
+    assert seen == [(new.tables["services"], {*old.nested["backends"], *new.nested["backends"]})]
+    assert set(place.kernel.read(new).nested["backends"]) == set(new.nested["backends"])
 
 
 PROTOCOLS = st.sampled_from([f.TCP, f.UDP])
