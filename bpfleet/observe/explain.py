@@ -27,7 +27,7 @@ from bpfleet.observe.names import rule_names
 from bpfleet.observe.places import End, Places, parsed_address
 from bpfleet.observe.way import Packet, Way
 
-_TO_ITSELF = "the client itself, which its sockets reach unjudged; packets that passed no hooked socket go to another"
+_TO_ITSELF = "the client itself, which its sockets reach unjudged; packets that passed no hooked socket {}"
 _NODE_TO_ITSELF = "what a node says to itself is not judged"
 ECHO_REQUESTS = {"icmp": 8, "icmpv6": 128}
 """Type of the message that is meant where none is named (RFC 792, RFC 4443)."""
@@ -214,11 +214,14 @@ def _through(
     index = LabelIndex((one.spec["number"], one.spec["labels"]) for one in documents.of_kind("identity").values())
     backends: List[Dict[str, Any]] = []
     undeclared: Dict[str, None] = {}
-    for address, at in Backends(documents, index).of_frontend(service, frontend):
-        _, end = places.ends(source, address)
+    chosen = Backends(documents, index).of_frontend(service, frontend)
+    found_ends = [places.ends(source, address)[1] for address, _ in chosen]
+    is_alone = all(end.endpoint == client.endpoint for end in found_ends)
+    to_itself = _TO_ITSELF.format("are refused" if is_alone else "go to another")
+    for (address, at), end in zip(chosen, found_ends):
         if (end.endpoint, end.node) == (client.endpoint, client.node):
             judged = {"direction": "egress", "node": client.node, "subject": client.identity_name}
-            judged.update(verdict="allowed", rule=_TO_ITSELF if client.endpoint else _NODE_TO_ITSELF)
+            judged.update(verdict="allowed", rule=to_itself if client.endpoint else _NODE_TO_ITSELF)
             entry: Dict[str, Any] = {"verdict": "allowed", "judged": [judged]}
         else:
             entry = _decide(book, places, source, address, frontend["protocol"], {"port": at})

@@ -191,6 +191,15 @@ def test_explain_to_a_frontend_with_the_client_among_the_backends() -> None:
         assert [one["verdict"] for one in backends if said in one["judged"][0]["rule"]] == ["allowed"]
 
 
+@pytest.mark.parametrize(("others", "said"), [([], "are refused"), ([{"address": "192.0.2.9"}], "go to another")])
+def test_explain_to_a_frontend_says_where_a_clients_packets_go_that_are_not_given_itself(
+    others: List[Any], said: str
+) -> None:
+    documents = held(fleet.service("s", ["10.96.0.1:80"], [{"address": "10.77.1.2"}, *others]))
+    itself = explain(documents, "api-1", "10.96.0.1", "tcp", 80)["backends"][0]
+    assert itself["judged"][0]["rule"].endswith(f"packets that passed no hooked socket {said}")
+
+
 def test_status_shows_services() -> None:
     frontends = [{"frontend": "10.96.0.1:80/tcp", "backends": 2}, {"frontend": "[fd96::1]:80/tcp", "backends": 0}]
     node = {
