@@ -41,8 +41,8 @@ _MAC = "02:00:00:00:00:01"
 def populate(host_policy: bool, direct: bool) -> kernel.Datapath:
     """Programs and maps of a node on which every direction is selected and all that is sent here is allowed.
 
-    Only what comes by the tunnel's device renews what lets datagrams go directly. So where those are timed alone, a tick
-    takes weeks.
+    Only what comes by the tunnel's device renews what lets datagrams go directly. So where those are timed alone, a
+    tick takes weeks.
     """
     constants = {
         "node_address": NODE,
@@ -171,8 +171,8 @@ class Bed:
             connections.update_raw(key, layout.encode("connections", "value", {**record, "state": state}))
 
     def _renew(self, opener: str, flow: Flow) -> None:
-        """What comes by the tunnel's device, on the CPU that will be timed. Raises RuntimeError if a datagram of the flow
-        then takes the long way."""
+        """What comes by the tunnel's device, on the CPU that will be timed. Raises RuntimeError if a datagram of the
+        flow then takes the long way."""
         home = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {max(home)})
         try:
