@@ -237,7 +237,7 @@ def pinned_link(path: Path) -> Optional[syscall.LinkInfo]:
 def evict(one: Occupant, detach_program: Callable[[int], None]) -> bool:
     """Take a program of ours off its hook; `detach_program` does it by descriptor where no link holds it.
 
-    False if it was gone since it was found: a link ends a moment after its last name.
+    False if it was gone since it was found: a link ends a moment after its last name, and everything with its device.
     """
     fd = -1
     try:
@@ -248,7 +248,7 @@ def evict(one: Occupant, detach_program: Callable[[int], None]) -> bool:
             fd = syscall.program_by_id(one.program_id)
             detach_program(fd)
     except OSError as error:
-        if error.errno != errno.ENOENT:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
             raise
         return False
     finally:

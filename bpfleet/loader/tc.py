@@ -70,10 +70,10 @@ class TrafficControl(Requests):
         return found
 
     def qdisc(self, index: int) -> Optional[str]:
-        """As `qdiscs`, of one device; costs the same however many there are."""
+        """As `qdiscs`, of one device, which may be gone; costs the same however many there are."""
         body = _MESSAGE.pack(0, index, _HANDLE, _QDISC_PARENT, 0)
         bodies, (code,) = self.exchange(Message(_GETQDISC, NLM_F_ECHO, body))
-        if code in (errno.ENOENT, errno.EINVAL):  # never had one; had one
+        if code in (errno.ENOENT, errno.EINVAL, errno.ENODEV):  # never had one; had one; is gone
             return None
         check(code)
         return next((_text(rtnl.attributes(body, _MESSAGE.size).get(_KIND)) for body in bodies), None)

@@ -184,3 +184,9 @@ def test_from_one_way_to_the_other_and_back(host: RealRig, first: bool) -> None:
     bring(kernels[not first], EMPTY)
     assert host.left() == set()
     assert "clsact" not in qdiscs(host)
+
+
+def test_a_device_that_is_gone_has_nothing_to_be_taken_off(real_rig: RealRig) -> None:
+    """It may go between the look for it and the question what is there, with the namespace of its other end."""
+    with tc.TrafficControl() as control:
+        assert control.qdisc(999_999) is None
