@@ -50,7 +50,7 @@ def populate(host_policy: bool, direct: bool) -> kernel.Datapath:
         "host_policy": int(host_policy),
         "jiffy_ns": 1 if direct else jiffy_ns(),
         "kernel_contexts": int(shows_contexts()),
-        "direct_datagrams": int(direct),
+        "direct_delivery": int(direct),
     }
     datapath = kernel.Datapath(constants)
     maps = datapath.maps

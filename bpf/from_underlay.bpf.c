@@ -12,7 +12,7 @@
  *     Nothing from the network looks so, as only the stack says PACKET_LOOPBACK;
  *   - where a policy selects this node, its ingress policy judges what is for the host itself (host.h), and IP for the
  *     host that is not understood is dropped;
- *   - an established datagram in a tunnel packet may go straight to its workload (direct.h);
+ *   - a packet of an established connection in a tunnel packet may go straight to its workload (direct.h);
  *   - all else passes: what is for others is checked again by bpfl_from_tun and bpfl_to_ep where it reaches a workload.
  */
 #include <linux/if_packet.h>
@@ -50,7 +50,7 @@ static __always_inline bool is_tunnel_packet(struct __sk_buff *skb, struct addre
  * member, and is out of date as soon as any address changes. */
 static __always_inline int tunnel_packet_directly(struct __sk_buff *skb)
 {
-	return direct_datagrams && kernel_contexts ? deliver_directly(skb) : -1;
+	return direct_delivery && kernel_contexts ? deliver_directly(skb) : -1;
 }
 
 /* The stack takes a priority tag (VLAN 0) for none: neither must it be a way around what is asked here. Two are the most

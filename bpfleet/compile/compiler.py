@@ -330,8 +330,8 @@ def _state(
     if blocked.rows and "off" in modes.values():
         received["blocked_at_tc"] = 1
     # With several devices a packet may come by one that it must not, which only the stack knows (rp_filter).
-    if cluster.spec["routing"]["direct_datagrams"] and facts.kernel_contexts and len(modes) == 1:
-        received["direct_datagrams"] = 1
+    if cluster.spec["routing"]["direct_delivery"] and facts.kernel_contexts and len(modes) == 1:
+        received["direct_delivery"] = 1
         if balanced.summaries:
             received["services_at_tc"] = 1  # it goes by the copies of those that balance
     programs["from_underlay"] = Program("from_underlay", received)

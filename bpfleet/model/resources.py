@@ -66,10 +66,10 @@ ROUTING = Object(
             "(50 bytes over IPv4, 70 over IPv6).",
         ),
         Field(
-            "direct_datagrams",
+            "direct_delivery",
             Boolean(),
-            "Whether received UDP over IPv4 goes from a node's device straight to its workload while the flow is "
-            "established, but for one packet a second. What goes so is seen by no filter and no capture of the host "
+            "Whether IPv4 packets of an established flow go from the device of the node that receives them straight to "
+            "their workload, but for one a second. What goes so is seen by no filter and no capture of the host "
             "between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.",
             default=True,
         ),

@@ -102,7 +102,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
 @pytest.mark.parametrize("direct", [True, False])
 def test_established_datagrams_pass_the_tunnel_device_by(ground: Ground, direct: bool) -> None:
     """All arrive whole; the host's stack sees one a second and direction, unless the cluster says otherwise."""
-    ground.declare(*ground.base(direct_datagrams=direct))
+    ground.declare(*ground.base(direct_delivery=direct))
     host, client, count = ground.lab.host("h1"), ground.workloads["web-1"], 1500
 
     def by_the_device() -> int:

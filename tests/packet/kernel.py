@@ -37,6 +37,7 @@ _LINK_CREATE, _LINK_DETACH, _TCX_INGRESS, _TCX_EGRESS = 28, 34, 46, 47
 _INNER_TYPES = {"hash": 1, "array": 2, "lpm_trie": 11}
 _SYSCALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 _SK_BUFF_SIZE, _INGRESS_IFINDEX, _IFINDEX = 192, 36, 40
+_GSO_SIZE = 176
 _CLONE_NEWNET = 0x40000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -313,11 +314,15 @@ class Datapath:
         code, out = self.run_raw("xdp_underlay", frame, b"")
         return Result(XDP_ACTIONS.get(code, str(code)), out, self._moved(counters), self._events_since(written))
 
-    def run(self, program: str, frame: bytes, ifindex: int = 0, ingress_ifindex: int = 0) -> Result:
-        """Feed one frame to a program, as if at that device."""
+    def run(
+        self, program: str, frame: bytes, ifindex: int = 0, ingress_ifindex: int = 0, *, segment: int = 0
+    ) -> Result:
+        """Feed one frame to a program, as if at that device. segment: put together by the kernel from ones with so many
+        bytes."""
         counters, written = self.counters(), self._written()
         context = bytearray(_SK_BUFF_SIZE)
         struct.pack_into("<II", context, _INGRESS_IFINDEX, ingress_ifindex, ifindex)
+        struct.pack_into("<I", context, _GSO_SIZE, segment)
         code, out = self.run_raw(program, frame, bytes(context))
         return Result(ACTIONS.get(code, str(code)), out, self._moved(counters), self._events_since(written))
 

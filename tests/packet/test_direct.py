@@ -1,4 +1,4 @@
-"""Datagrams that go straight from the underlay device to their workload: which do, and that others go the long way."""
+"""Packets that go straight from the underlay device to their workload: which do, and that others go the long way."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ANOTHER = "192.0.2.3"
 @pytest.fixture(scope="module", params=["looks", "parses"])
 def loaded_direct(request: pytest.FixtureRequest, devices: None) -> Iterator[Datapath]:
     """Datagrams may go directly; with nothing and with something to ask first of what arrives."""
-    datapath = Datapath({**CONSTANTS, "direct_datagrams": 1, "blocked_at_tc": int(request.param == "parses")})
+    datapath = Datapath({**CONSTANTS, "direct_delivery": 1, "blocked_at_tc": int(request.param == "parses")})
     yield datapath
     datapath.close()
 
@@ -113,6 +113,40 @@ def test_an_established_datagram_goes_straight_to_its_workload(direct: Datapath)
         }
 
     within_a_tick(work)
+
+
+def test_a_segment_of_an_established_connection_goes_straight_to_its_workload(direct: Datapath) -> None:
+    def work() -> None:
+        send(direct, f.tcp(X["a"], X["c"], PORTS))
+        arrive(direct, f.tcp(X["c"], X["a"], BACK, f.SYN | f.ACK))
+        arrive(direct, f.tcp(X["c"], X["a"], BACK, f.ACK))
+        result = receive(direct, tunnelled(f.tcp(X["c"], X["a"], BACK, f.ACK)))
+        assert (result.action, result.frame[14:]) == ("redirect", f.tcp(X["c"], X["a"], BACK, f.ACK))
+        for flags in (f.SYN | f.ACK, f.FIN | f.ACK, f.RST):
+            assert way(receive(direct, tunnelled(f.tcp(X["c"], X["a"], BACK, flags)))) == LONG
+
+    within_a_tick(work)
+
+
+def test_nothing_overtakes_what_was_put_together(direct: Datapath) -> None:
+    """That has to go the long way; and so has what comes behind it, until a packet of the long way says anew."""
+    frame = tunnelled(datagram())
+
+    def work() -> None:
+        opened(direct)
+        assert receive(direct, frame).action == "redirect"
+        together = direct.run("from_underlay", frame, DEVICES["eth0"], segment=8)
+        assert (way(together), together.frame) == (LONG, frame)
+        assert way(receive(direct, frame)) == LONG
+
+    within_a_tick(work)
+    time.sleep(1.2 * TICK_NS / 1e9)
+
+    def later() -> None:
+        opened(direct)
+        assert receive(direct, frame).action == "redirect"
+
+    within_a_tick(later)
 
 
 def test_the_long_way_comes_first_and_once_a_tick(direct: Datapath) -> None:

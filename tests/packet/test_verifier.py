@@ -34,7 +34,7 @@ EXTREMES: Dict[str, Tuple[Any, Any]] = {
     "gateway_v6": ("", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
     "host_policy": (0, 1),
     "blocked_at_tc": (0, 1),
-    "direct_datagrams": (0, 1),
+    "direct_delivery": (0, 1),
     "services_at_tc": (0, 1),
     "jiffy_ns": (0, 10_000_000),
     "kernel_contexts": (0, int(shows_contexts())),

@@ -24,7 +24,7 @@ def test_equal_content_has_one_hash_however_it_is_written() -> None:
 
 
 def test_defaults_are_part_of_the_document() -> None:
-    assert fleet.cluster(["h1"]).spec["routing"] == {"mode": "vxlan", "port": 8472, "direct_datagrams": True}
+    assert fleet.cluster(["h1"]).spec["routing"] == {"mode": "vxlan", "port": 8472, "direct_delivery": True}
 
 
 def test_absent_and_empty_rules_differ() -> None:

@@ -35,7 +35,7 @@ def test_defaults_are_filled_in_and_values_normalised() -> None:
     assert inputs["name"] == "one" and inputs["onDeleteUnreachable"] == "fail"
     assert inputs["ssh"] == {"port": 22, "user": "root"}
     assert inputs["workloadCidrs"] == ["10.0.1.0/24", "fd00:1::/64"] and inputs["address"] == "2001:db8::1"
-    assert checked("Cluster", CLUSTER)["routing"] == {"mode": "vxlan", "port": 8472, "directDatagrams": True}
+    assert checked("Cluster", CLUSTER)["routing"] == {"mode": "vxlan", "port": 8472, "directDelivery": True}
 
 
 def test_a_given_name_wins() -> None:

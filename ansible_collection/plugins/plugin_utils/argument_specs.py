@@ -35,7 +35,7 @@ ARGUMENT_SPECS: dict[str, dict[str, Any]] = {
                     "mtu": {
                         "type": "int",
                     },
-                    "direct_datagrams": {
+                    "direct_delivery": {
                         "type": "bool",
                         "default": True,
                     },

@@ -31,7 +31,8 @@ struct connection_copy {
 	__u32 peer : 24;
 	__u32 route : 2;
 	__u32 is_reply : 1;
-	__u32 zero : 5;
+	__u32 is_long : 1; /* goes by the tunnel's device until the tick is over, see direct.h */
+	__u32 zero : 4;
 	__u32 flow : 24;
 	__u32 tick_upper : 8; /* 24 bits of the tick come round in 208 days */
 };
@@ -164,10 +165,10 @@ static __always_inline bool copy_is_fresh(const struct connection_copy *copy, co
 }
 
 /* The packet's copy, if there is one that counts. */
-static __always_inline const struct connection_copy *copy_look_up(struct copy_place *place, const struct packet *packet,
+static __always_inline struct connection_copy *copy_look_up(struct copy_place *place, const struct packet *packet,
 								  __u64 revisions)
 {
-	const struct connection_copy *copy, *other;
+	struct connection_copy *copy, *other;
 
 	if (!place->set)
 		return NULL;
@@ -202,6 +203,7 @@ static __always_inline void copy_write(const struct copy_place *place, const str
 	copy->peer = record->peer;
 	copy->route = record->route;
 	copy->is_reply = is_reply;
+	copy->is_long = 0;
 	copy->zero = 0;
 	copy->flow = record->flow;
 	copy->tick_upper = place->tick >> 16;

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Datagrams that go from the underlay device straight to their workload, without the host's IP stack, its UDP and the
- * tunnel's device. That is a fifth of what a received packet costs.
+/* Packets that go from the underlay device straight to their workload, without the host's IP stack, its UDP and the
+ * tunnel's device. That is a fifth of what a packet costs from end to end.
  *
  * The long way comes first: only what a copy of the connection (connection_copy.h) lets pass goes directly, and a copy
  * counts for a tick, after which the next packet is carried by the stack again. So whatever the stack has against a member's
  * packets, a filter or a device that is down, ends the flow within a tick. What it decides by packet is looked at here:
  *   - IPsec: nothing goes directly while the host has policies for what it receives;
- *   - reverse paths: the agent sets direct_datagrams only on nodes with one underlay device;
+ *   - reverse paths: the agent sets direct_delivery only on nodes with one underlay device;
  *   - all that the headers say, and what the tunnel's device says of them (RFC 7348, and RFC 6040 of congestion). What is
  *     in any way unusual goes the long way.
  *
- * UDP alone: what the kernel has put together from several packets (gso_size) must go the long way, which is taken apart
- * and put in its own queue there, and TCP would see its segments overtake each other. Packets of UDP are put together by
- * no network card's receive path unless it is asked to.
+ * No packet overtakes another one of its flow. What the kernel has put together from several (gso_size) has to go the long
+ * way, as nothing here could tell the kernel that it is in no tunnel any more; all that comes behind it on this CPU does so
+ * until the tick is over. What is on the long way when a tick begins is in one queue with the packet that makes the copy.
  */
 #pragma once
 
@@ -66,7 +66,7 @@ static __always_inline bool direct_is_plain(const struct direct_headers *headers
 static __noinline int deliver_directly(struct __sk_buff *skb)
 {
 	const struct direct_headers *headers = (void *)(long)skb->data + ETH_HLEN;
-	const struct connection_copy *copy;
+	struct connection_copy *copy;
 	const struct endpoint *receiver;
 	const struct node *this_node;
 	struct address member;
@@ -75,7 +75,7 @@ static __noinline int deliver_directly(struct __sk_buff *skb)
 	struct side side = {};
 	__u32 length = skb->len, vni;
 
-	if (skb->gso_size || skb->pkt_type != 0 /* PACKET_HOST */ || skb->protocol != bpf_htons(ETH_P_IP) ||
+	if (skb->pkt_type != 0 /* PACKET_HOST */ || skb->protocol != bpf_htons(ETH_P_IP) ||
 	    (void *)(headers + 1) > (void *)(long)skb->data_end || !direct_is_plain(headers, length - ETH_HLEN) ||
 	    host_has_ipsec(skb))
 		return -1;
@@ -86,13 +86,17 @@ static __noinline int deliver_directly(struct __sk_buff *skb)
 	if (!packet || !this_node)
 		return -1;
 	packet->link = DIRECT_LINK;
-	if (packet_parse(skb, packet) || packet->protocol != IPPROTO_UDP)
+	if (packet_parse(skb, packet))
 		return -1;
 	copy_approach(packet, DIRECTION_INGRESS, &found);
 	side_begin(&side, this_node);
 	copy = copy_look_up(&found.copy, packet, revisions_pack(side.policy_revision, side.addresses_revision));
-	if (!copy || copy->peer != vni || !copy_is_from(copy, &member))
+	if (!copy || copy->peer != vni || copy->is_long || !copy_is_from(copy, &member))
 		return -1;
+	if (skb->gso_size) {
+		copy->is_long = 1;
+		return -1;
+	}
 	receiver = endpoint_find(copy->ifindex);
 	if (!receiver || !(receiver->flags & ENDPOINT_PEER))
 		return -1;

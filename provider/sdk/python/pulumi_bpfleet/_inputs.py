@@ -1161,9 +1161,9 @@ class RoutingArgsDict(TypedDict):
     """
     How packets travel between nodes.
     """
-    direct_datagrams: NotRequired[pulumi.Input[Optional[_builtins.bool]]]
+    direct_delivery: NotRequired[pulumi.Input[Optional[_builtins.bool]]]
     """
-    Whether received UDP over IPv4 goes from a node's device straight to its workload while the flow is established, but for one packet a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
+    Whether IPv4 packets of an established flow go from the device of the node that receives them straight to their workload, but for one a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
     """
     mode: NotRequired[pulumi.Input[Optional['RoutingMode']]]
     """
@@ -1181,22 +1181,22 @@ class RoutingArgsDict(TypedDict):
 @pulumi.input_type
 class RoutingArgs:
     def __init__(__self__, *,
-                 direct_datagrams: pulumi.Input[Optional[_builtins.bool]] = None,
+                 direct_delivery: pulumi.Input[Optional[_builtins.bool]] = None,
                  mode: pulumi.Input[Optional['RoutingMode']] = None,
                  mtu: pulumi.Input[Optional[_builtins.int]] = None,
                  port: pulumi.Input[Optional[_builtins.int]] = None):
         """
         How packets travel between nodes.
 
-        :param pulumi.Input[_builtins.bool] direct_datagrams: Whether received UDP over IPv4 goes from a node's device straight to its workload while the flow is established, but for one packet a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
+        :param pulumi.Input[_builtins.bool] direct_delivery: Whether IPv4 packets of an established flow go from the device of the node that receives them straight to their workload, but for one a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
         :param pulumi.Input['RoutingMode'] mode: Encapsulation between nodes.
         :param pulumi.Input[_builtins.int] mtu: MTU of workloads, in bytes. Default: the smallest MTU of the node's devices less the tunnel's overhead (50 bytes over IPv4, 70 over IPv6).
         :param pulumi.Input[_builtins.int] port: UDP port of the tunnel on every node; none of DHCP's, whose answers would be taken for tunnel packets.
         """
-        if direct_datagrams is None:
-            direct_datagrams = True
-        if direct_datagrams is not None:
-            pulumi.set(__self__, "direct_datagrams", direct_datagrams)
+        if direct_delivery is None:
+            direct_delivery = True
+        if direct_delivery is not None:
+            pulumi.set(__self__, "direct_delivery", direct_delivery)
         if mode is None:
             mode = 'vxlan'
         if mode is not None:
@@ -1209,16 +1209,16 @@ class RoutingArgs:
             pulumi.set(__self__, "port", port)
 
     @_builtins.property
-    @pulumi.getter(name="directDatagrams")
-    def direct_datagrams(self) -> pulumi.Input[Optional[_builtins.bool]]:
+    @pulumi.getter(name="directDelivery")
+    def direct_delivery(self) -> pulumi.Input[Optional[_builtins.bool]]:
         """
-        Whether received UDP over IPv4 goes from a node's device straight to its workload while the flow is established, but for one packet a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
+        Whether IPv4 packets of an established flow go from the device of the node that receives them straight to their workload, but for one a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
         """
-        return pulumi.get(self, "direct_datagrams")
+        return pulumi.get(self, "direct_delivery")
 
-    @direct_datagrams.setter
-    def direct_datagrams(self, value: pulumi.Input[Optional[_builtins.bool]]):
-        pulumi.set(self, "direct_datagrams", value)
+    @direct_delivery.setter
+    def direct_delivery(self, value: pulumi.Input[Optional[_builtins.bool]]):
+        pulumi.set(self, "direct_delivery", value)
 
     @_builtins.property
     @pulumi.getter

@@ -822,8 +822,8 @@ class Routing(dict):
     @staticmethod
     def __key_warning(key: str):
         suggest = None
-        if key == "directDatagrams":
-            suggest = "direct_datagrams"
+        if key == "directDelivery":
+            suggest = "direct_delivery"
 
         if suggest:
             pulumi.log.warn(f"Key '{key}' not found in Routing. Access the value via the '{suggest}' property getter instead.")
@@ -837,22 +837,22 @@ class Routing(dict):
         return super().get(key, default)
 
     def __init__(__self__, *,
-                 direct_datagrams: Optional[_builtins.bool] = None,
+                 direct_delivery: Optional[_builtins.bool] = None,
                  mode: Optional['RoutingMode'] = None,
                  mtu: Optional[_builtins.int] = None,
                  port: Optional[_builtins.int] = None):
         """
         How packets travel between nodes.
 
-        :param _builtins.bool direct_datagrams: Whether received UDP over IPv4 goes from a node's device straight to its workload while the flow is established, but for one packet a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
+        :param _builtins.bool direct_delivery: Whether IPv4 packets of an established flow go from the device of the node that receives them straight to their workload, but for one a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
         :param 'RoutingMode' mode: Encapsulation between nodes.
         :param _builtins.int mtu: MTU of workloads, in bytes. Default: the smallest MTU of the node's devices less the tunnel's overhead (50 bytes over IPv4, 70 over IPv6).
         :param _builtins.int port: UDP port of the tunnel on every node; none of DHCP's, whose answers would be taken for tunnel packets.
         """
-        if direct_datagrams is None:
-            direct_datagrams = True
-        if direct_datagrams is not None:
-            pulumi.set(__self__, "direct_datagrams", direct_datagrams)
+        if direct_delivery is None:
+            direct_delivery = True
+        if direct_delivery is not None:
+            pulumi.set(__self__, "direct_delivery", direct_delivery)
         if mode is None:
             mode = 'vxlan'
         if mode is not None:
@@ -865,12 +865,12 @@ class Routing(dict):
             pulumi.set(__self__, "port", port)
 
     @_builtins.property
-    @pulumi.getter(name="directDatagrams")
-    def direct_datagrams(self) -> Optional[_builtins.bool]:
+    @pulumi.getter(name="directDelivery")
+    def direct_delivery(self) -> Optional[_builtins.bool]:
         """
-        Whether received UDP over IPv4 goes from a node's device straight to its workload while the flow is established, but for one packet a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
+        Whether IPv4 packets of an established flow go from the device of the node that receives them straight to their workload, but for one a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
         """
-        return pulumi.get(self, "direct_datagrams")
+        return pulumi.get(self, "direct_delivery")
 
     @_builtins.property
     @pulumi.getter

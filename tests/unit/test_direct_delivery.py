@@ -16,7 +16,7 @@ from tests import fleet
     ("devices", "shows", "routing", "direct"),
     [
         (("eth0",), True, {}, True),
-        (("eth0",), True, {"direct_datagrams": False}, False),
+        (("eth0",), True, {"direct_delivery": False}, False),
         (("eth0",), False, {}, False),  # a kernel that does not say whether there is IPsec
         (("eth0", "eth1"), True, {}, False),  # only the stack knows by which of them a member's packets may come
     ],
@@ -32,7 +32,7 @@ def test_where_they_do(devices: Sequence[str], shows: bool, routing: Any, direct
     cluster = fleet.document("cluster", "fleet", id=1, members=["h1"], routing=routing)
     facts = replace(fleet.facts(1), kernel_contexts=shows)
     state = Compiler().compile(DocumentSet([cluster, node]), facts).state
-    programs = {name: program.constants.get("direct_datagrams", 0) for name, program in state.programs.items()}
+    programs = {name: program.constants.get("direct_delivery", 0) for name, program in state.programs.items()}
     assert programs.pop("from_underlay") == int(direct)
     assert not any(programs.values())
 
@@ -42,7 +42,7 @@ def test_where_there_are_services_they_know_which_copies_count() -> None:
     facts = replace(fleet.facts(1), kernel_contexts=True)
     for services in ([], [fleet.service("s", ["10.96.0.1:53/udp"], [])]):
         programs = Compiler().compile(DocumentSet([*fleet.quickstart(), *services]), facts).state.programs
-        assert programs["from_underlay"].constants["direct_datagrams"]
+        assert programs["from_underlay"].constants["direct_delivery"]
         with_copies = ("from_endpoint", "to_endpoint", "from_tunnel", "from_underlay")
         found = {programs[name].constants.get("services_at_tc", 0) for name in with_copies}
         assert found == {len(services)}
