@@ -128,15 +128,19 @@ def test_a_segment_of_an_established_connection_goes_straight_to_its_workload(di
     within_a_tick(work)
 
 
-def test_nothing_overtakes_what_was_put_together(direct: Datapath) -> None:
-    """That has to go the long way; and so has what comes behind it, until a packet of the long way says anew."""
+@pytest.mark.parametrize("what", ["put together", "congestion", "capable of congestion"])
+def test_nothing_overtakes_what_has_to_go_the_long_way(direct: Datapath, what: str) -> None:
+    """What the kernel put together, or has to mark; what comes behind goes after it, until the long way says anew."""
     frame = tunnelled(datagram())
+    before = {"congestion": changed(IP_AT + 1, "B", 3), "capable of congestion": changed(IP_AT + 1, "B", 1)}
 
     def work() -> None:
         opened(direct)
         assert receive(direct, frame).action == "redirect"
-        together = direct.run("from_underlay", frame, DEVICES["eth0"], segment=8)
-        assert (way(together), together.frame) == (LONG, frame)
+        segment = 8 if what == "put together" else 0
+        other = before.get(what, frame)
+        result = direct.run("from_underlay", other, DEVICES["eth0"], segment=segment)
+        assert (way(result), result.frame) == (LONG, other)
         assert way(receive(direct, frame)) == LONG
 
     within_a_tick(work)
@@ -170,8 +174,6 @@ OTHERWISE: Dict[str, Callable[[], bytes]] = {
     "later fragment": lambda: changed(IP_AT + 6, "H", 1),
     "UDP length": lambda: changed(UDP_AT + 4, "H", 50),
     "UDP checksum": lambda: changed(UDP_AT + 6, "H", 0x1234),
-    "congestion": lambda: changed(IP_AT + 1, "B", 3),
-    "capable of congestion": lambda: changed(IP_AT + 1, "B", 1),
     "flags": lambda: changed(VXLAN_AT, "B", 0x0C),
     "group policy": lambda: changed(VXLAN_AT, "B", 0x88),
     "reserved": lambda: changed(VXLAN_AT + 3, "B", 1),

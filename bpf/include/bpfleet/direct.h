@@ -11,8 +11,8 @@
  *     in any way unusual goes the long way.
  *
  * No packet overtakes another one of its flow. What the kernel has put together from several (gso_size) has to go the long
- * way, as nothing here could tell the kernel that it is in no tunnel any more; all that comes behind it on this CPU does so
- * until the tick is over. What is on the long way when a tick begins is in one queue with the packet that makes the copy.
+ * way, as nothing here could tell the kernel that it is in no tunnel any more, and so has what was marked on the way; all
+ * that comes behind it on this CPU does so until the tick is over. What is on the long way when a tick begins is in one queue with the packet that makes the copy.
  */
 #pragma once
 
@@ -41,12 +41,11 @@ struct direct_headers {
 /* Bytes before the inner IP header. */
 #define DIRECT_LINK (ETH_HLEN + offsetof(struct direct_headers, inner_version))
 
-/* Whether the outer headers are such that the stack and the tunnel's device would take the packet, and change nothing
- * inside. `length` is that of the outer IP packet as it arrived. */
+/* Whether the outer headers are such that the stack and the tunnel's device would take the packet. `length` is that of the
+ * outer IP packet as it arrived. */
 static __always_inline bool direct_is_plain(const struct direct_headers *headers, __u32 length)
 {
 	const __u32 *words = (const __u32 *)&headers->ip;
-	__u8 congestion = headers->ip.tos & CONGESTION_BITS;
 	__u64 sum = 0;
 
 	for (int word = 0; word < 5; word++)
@@ -57,8 +56,16 @@ static __always_inline bool direct_is_plain(const struct direct_headers *headers
 	       headers->ip.daddr == node_address.words[3] && headers->udp.dest == bpf_htons(tunnel_port) &&
 	       headers->udp.len == bpf_htons(length - sizeof(headers->ip)) && !headers->udp.check &&
 	       headers->flags == bpf_htonl(VXLAN_HAS_VNI) && !(headers->vni & bpf_htonl(0xff)) &&
-	       headers->ethernet.h_proto == bpf_htons(ETH_P_IP) &&
-	       (!congestion || congestion == (headers->inner_tos & CONGESTION_BITS));
+	       headers->ethernet.h_proto == bpf_htons(ETH_P_IP);
+}
+
+/* Whether the tunnel's device would change nothing inside: what a network on the way has said of congestion it takes over,
+ * or drops the packet for it (RFC 6040 4.2). */
+static __always_inline bool direct_is_unmarked(const struct direct_headers *headers)
+{
+	__u8 congestion = headers->ip.tos & CONGESTION_BITS;
+
+	return !congestion || congestion == (headers->inner_tos & CONGESTION_BITS);
 }
 
 /* Deliver a tunnel packet whose source port has been looked at. Returns what to do with it, or -1: it has to go the long way,
@@ -74,12 +81,14 @@ static __noinline int deliver_directly(struct __sk_buff *skb)
 	struct found found = {};
 	struct side side = {};
 	__u32 length = skb->len, vni;
+	bool is_unmarked;
 
 	if (skb->pkt_type != 0 /* PACKET_HOST */ || skb->protocol != bpf_htons(ETH_P_IP) ||
 	    (void *)(headers + 1) > (void *)(long)skb->data_end || !direct_is_plain(headers, length - ETH_HLEN) ||
 	    host_has_ipsec(skb))
 		return -1;
 	vni = bpf_ntohl(headers->vni) >> 8;
+	is_unmarked = direct_is_unmarked(headers);
 	address_from_v4(&member, headers->ip.saddr);
 	packet = packet_begin(HOOK_FROM_TUNNEL, DIRECTION_INGRESS);
 	this_node = node_find();
@@ -93,7 +102,7 @@ static __noinline int deliver_directly(struct __sk_buff *skb)
 	copy = copy_look_up(&found.copy, packet, revisions_pack(side.policy_revision, side.addresses_revision));
 	if (!copy || copy->peer != vni || copy->is_long || !copy_is_from(copy, &member))
 		return -1;
-	if (skb->gso_size) {
+	if (skb->gso_size || !is_unmarked) {
 		copy->is_long = 1;
 		return -1;
 	}
