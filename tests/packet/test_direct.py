@@ -47,11 +47,34 @@ def loaded_direct(request: pytest.FixtureRequest, devices: None) -> Iterator[Dat
 @pytest.fixture
 def direct(loaded_direct: Datapath) -> Datapath:
     """With the world in it."""
-    loaded_direct.reset()
-    world.build(loaded_direct)
-    member = {"identity": IDENTITIES["node2"], "ifindex": 0, "tunnel_endpoint": ANOTHER}
-    loaded_direct.maps["addresses"].update({"address": ANOTHER}, member)
+    begin(loaded_direct)
     return loaded_direct
+
+
+def begin(datapath: Datapath) -> None:
+    datapath.reset()
+    world.build(datapath)
+    member = {"identity": IDENTITIES["node2"], "ifindex": 0, "tunnel_endpoint": ANOTHER}
+    datapath.maps["addresses"].update({"address": ANOTHER}, member)
+
+
+def in_one_tick(datapath: Datapath, work: Callable[[], None]) -> None:
+    """As within_a_tick; from a new beginning where the machine kept it waiting until the tick was over."""
+    for _ in range(4):
+        begun: List[int] = []
+
+        def noted(begun: List[int] = begun) -> None:
+            begun.append(time.monotonic_ns() // TICK_NS)
+            work()
+
+        try:
+            within_a_tick(noted)
+            return
+        except AssertionError:
+            if time.monotonic_ns() // TICK_NS == begun[0]:
+                raise
+            begin(datapath)
+    work()
 
 
 def opened(datapath: Datapath) -> None:
@@ -112,7 +135,7 @@ def test_an_established_datagram_goes_straight_to_its_workload(direct: Datapath)
             "answer_bytes": before["answer_bytes"] + len(inner),
         }
 
-    within_a_tick(work)
+    in_one_tick(direct, work)
 
 
 def test_a_segment_of_an_established_connection_goes_straight_to_its_workload(direct: Datapath) -> None:
@@ -125,7 +148,7 @@ def test_a_segment_of_an_established_connection_goes_straight_to_its_workload(di
         for flags in (f.SYN | f.ACK, f.FIN | f.ACK, f.RST):
             assert way(receive(direct, tunnelled(f.tcp(X["c"], X["a"], BACK, flags)))) == LONG
 
-    within_a_tick(work)
+    in_one_tick(direct, work)
 
 
 @pytest.mark.parametrize("what", ["put together", "congestion", "capable of congestion"])
@@ -143,14 +166,14 @@ def test_nothing_overtakes_what_has_to_go_the_long_way(direct: Datapath, what: s
         assert (way(result), result.frame) == (LONG, other)
         assert way(receive(direct, frame)) == LONG
 
-    within_a_tick(work)
+    in_one_tick(direct, work)
     time.sleep(1.2 * TICK_NS / 1e9)
 
     def later() -> None:
         opened(direct)
         assert receive(direct, frame).action == "redirect"
 
-    within_a_tick(later)
+    in_one_tick(direct, later)
 
 
 def test_the_long_way_comes_first_and_once_a_tick(direct: Datapath) -> None:
@@ -161,7 +184,7 @@ def test_the_long_way_comes_first_and_once_a_tick(direct: Datapath) -> None:
         opened(direct)
         assert receive(direct, frame).action == "redirect"
 
-    within_a_tick(work)
+    in_one_tick(direct, work)
     time.sleep(1.2 * TICK_NS / 1e9)
     assert way(receive(direct, frame)) == LONG
 
@@ -203,7 +226,7 @@ def test_what_is_otherwise_goes_the_long_way(direct: Datapath, other: str) -> No
         assert (result.action, result.frame) == ("pass", frame)
         assert receive(direct, tunnelled(datagram())).action == "redirect"
 
-    within_a_tick(work)
+    in_one_tick(direct, work)
 
 
 THE_SAME: Dict[str, Callable[[], bytes]] = {
@@ -225,7 +248,7 @@ def test_what_says_the_same_goes_directly(direct: Datapath, other: str) -> None:
         result = receive(direct, frame)
         assert (result.action, result.frame[14:]) == ("redirect", frame[INNER_AT:])
 
-    within_a_tick(work)
+    in_one_tick(direct, work)
 
 
 @pytest.mark.parametrize("change", ["policies", "addresses", "endpoint", "delivery"])
@@ -243,7 +266,7 @@ def test_a_change_sends_it_the_long_way(direct: Datapath, change: str) -> None:
             endpoints.update({"ifindex": DEVICES["a"]}, {**world.endpoint_record("a"), "flags": 0})
         assert way(receive(direct, tunnelled(datagram()))) == LONG
 
-    within_a_tick(work)
+    in_one_tick(direct, work)
 
 
 def test_what_goes_to_a_frontend_from_now_on_is_answered_the_long_way(direct: Datapath) -> None:
@@ -260,7 +283,7 @@ def test_what_goes_to_a_frontend_from_now_on_is_answered_the_long_way(direct: Da
         assert arrive(direct, other).action == "pass"
         assert receive(direct, tunnelled(other)).action == "redirect"
 
-    within_a_tick(work)
+    in_one_tick(direct, work)
 
 
 IPSEC = {
@@ -283,7 +306,7 @@ def test_nothing_goes_directly_past_ipsec(direct: Datapath, kind: str) -> None:
             subprocess.run(f"ip xfrm {end}", shell=True, check=True)
         assert receive(direct, tunnelled(datagram())).action == "redirect"
 
-    within_a_tick(work)
+    in_one_tick(direct, work)
 
 
 def test_a_node_that_is_told_not_to_sends_nothing_directly(datapath: Datapath) -> None:
@@ -291,7 +314,7 @@ def test_a_node_that_is_told_not_to_sends_nothing_directly(datapath: Datapath) -
         opened(datapath)
         assert way(receive(datapath, tunnelled(datagram()))) == LONG
 
-    within_a_tick(work)
+    in_one_tick(datapath, work)
 
 
 PLACES = st.tuples(st.integers(IP_AT, INNER_AT + 27), st.integers(0, 255))
