@@ -31,7 +31,7 @@ struct tunnel_headers {
 } __attribute__((packed));
 
 /* Whether this is a tunnel packet, by a look at its outer headers alone: they are most of what arrives. Where the host has
- * no policy nothing else is asked of a member's, whatever else the headers say. `source`: where it says that it comes from. */
+ * no policy nothing else is asked of a member's, whatever else the headers say. `source`: where it says it is from. */
 static __always_inline bool is_tunnel_packet(struct __sk_buff *skb, struct address *source)
 {
 	const struct tunnel_headers *headers = (void *)(long)skb->data;
@@ -46,8 +46,7 @@ static __always_inline bool is_tunnel_packet(struct __sk_buff *skb, struct addre
 	return true;
 }
 
-/* Deliver what may go directly. Returns what to do with it, or -1. Who sent it need not be asked: its copy names the
- * member, and is out of date as soon as any address changes. */
+/* As deliver_directly, where the agent and the kernel allow it. */
 static __always_inline int tunnel_packet_directly(struct __sk_buff *skb)
 {
 	return direct_delivery && kernel_contexts ? deliver_directly(skb) : -1;

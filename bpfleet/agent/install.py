@@ -16,7 +16,7 @@ import hashlib
 import shlex
 from pathlib import Path
 
-from bpfleet.agent import wire
+from bpfleet.agent import bootstrap, wire
 
 BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 """The script that `install_command` runs; its syntax is that of any Python 3, so that an old one can be told."""
@@ -36,7 +36,7 @@ def launch_command(digest: str, *, root: str = wire.STATE_ROOT, local: bool = Fa
     directory = f"{root}/agent/{digest}"
     options = " --local" if local else ""
     script = (
-        f'd={shlex.quote(directory)}; [ -f "$d/__main__.py" ] && [ ! -e "$d/unfinished" ] || '
+        f'd={shlex.quote(directory)}; [ -f "$d/__main__.py" ] && [ ! -e "$d/{bootstrap.UNFINISHED}" ] || '
         f"exit {wire.EXIT_NOT_INSTALLED}; {_PYTHON}"
         f' exec python3 -I -S -B "$d" serve --root {shlex.quote(root)}{options}'
     )

@@ -166,7 +166,7 @@ static __always_inline bool copy_is_fresh(const struct connection_copy *copy, co
 
 /* The packet's copy, if there is one that counts. */
 static __always_inline struct connection_copy *copy_look_up(struct copy_place *place, const struct packet *packet,
-								  __u64 revisions)
+							    __u64 revisions)
 {
 	struct connection_copy *copy, *other;
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Packets that go from the underlay device straight to their workload, without the host's IP stack, its UDP and the
- * tunnel's device. That is a fifth of what a packet costs from end to end.
+ * tunnel's device.
  *
  * The long way comes first: only what a copy of the connection (connection_copy.h) lets pass goes directly, and a copy
  * counts for a tick, after which the next packet is carried by the stack again. So whatever the stack has against a member's
@@ -12,7 +12,8 @@
  *
  * No packet overtakes another one of its flow. What the kernel has put together from several (gso_size) has to go the long
  * way, as nothing here could tell the kernel that it is in no tunnel any more, and so has what was marked on the way; all
- * that comes behind it on this CPU does so until the tick is over. What is on the long way when a tick begins is in one queue with the packet that makes the copy.
+ * that comes behind it on this CPU does so until the tick is over. What is on the long way when a tick begins is in one
+ * queue with the packet that makes the copy.
  */
 #pragma once
 
@@ -68,8 +69,9 @@ static __always_inline bool direct_is_unmarked(const struct direct_headers *head
 	return !congestion || congestion == (headers->inner_tos & CONGESTION_BITS);
 }
 
-/* Deliver a tunnel packet whose source port has been looked at. Returns what to do with it, or -1: it has to go the long way,
- * and is as it was. */
+/* Deliver a tunnel packet whose source port has been looked at. Who sent it need not be: its copy names the member, and is
+ * out of date as soon as any address changes. Returns what to do with the packet, or -1: it has to go the long way, and is
+ * as it was. */
 static __noinline int deliver_directly(struct __sk_buff *skb)
 {
 	const struct direct_headers *headers = (void *)(long)skb->data + ETH_HLEN;
