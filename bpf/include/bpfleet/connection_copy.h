@@ -127,16 +127,20 @@ static __always_inline __u64 copy_revisions(__u64 revisions, const struct copy_p
 	return revisions ^ (__u64)place->epoch << 32;
 }
 
-/* The packet's flow is as its endpoint sees it (packet_face). What lies at the place is on its way from here on: the
- * less is asked of it at once, the more is done meanwhile. */
-static __always_inline void copy_locate(const struct packet *packet, __u32 now, struct copy_place *place)
+/* Whether a packet may go by a copy. */
+static __always_inline bool copy_may_serve(const struct packet *packet)
+{
+	return packet->kind == PACKET_ANY && packet->part == PART_WHOLE && !(packet->tcp_flags & (TCP_FIN | TCP_RST));
+}
+
+/* Where the copy of a packet's flow would lie, whether or not the packet may go by it. The flow is as its endpoint sees it
+ * (packet_face). What lies at the place is on its way from here on: the less is asked of it at once, the more is done
+ * meanwhile. */
+static __always_inline void copy_locate_flow(const struct packet *packet, __u32 now, struct copy_place *place)
 {
 	const struct copy_epoch *epoch = services_at_tc ? copy_epoch_find() : NULL;
 	__u32 hash, index;
 
-	place->set = NULL;
-	if (packet->kind != PACKET_ANY || packet->part != PART_WHOLE || (packet->tcp_flags & (TCP_FIN | TCP_RST)))
-		return;
 	hash = copy_mix(copy_fold(&packet->flow.source), copy_fold(&packet->flow.destination), packet->flow.rest);
 	index = copy_index(hash);
 	place->set = bpf_map_lookup_elem(&connection_copies, &index);
@@ -145,6 +149,14 @@ static __always_inline void copy_locate(const struct packet *packet, __u32 now, 
 	place->way = hash >> 31;
 	if (place->set)
 		(void)*(const volatile __u64 *)&place->set->copies[place->way].rest;
+}
+
+/* As copy_locate_flow, for packets that may go by a copy. */
+static __always_inline void copy_locate(const struct packet *packet, __u32 now, struct copy_place *place)
+{
+	place->set = NULL;
+	if (copy_may_serve(packet))
+		copy_locate_flow(packet, now, place);
 }
 
 /* Whether a copy is the packet's and counts. */

@@ -11,9 +11,10 @@
  *     in any way unusual goes the long way.
  *
  * No packet overtakes another one of its flow. What the kernel has put together from several (gso_size) has to go the long
- * way, as nothing here could tell the kernel that it is in no tunnel any more, and so has what was marked on the way; all
- * that comes behind it on this CPU does so until the tick is over. What is on the long way when a tick begins is in one
- * queue with the packet that makes the copy.
+ * way, as nothing here could tell the kernel that it is in no tunnel any more, and so has what was marked on the way, and
+ * what the sender has taken apart; all that comes behind it on this CPU does so until the tick is over. Behind a FIN or
+ * a reset only acknowledgements come. What is on the long way when a tick begins is in one queue with the packet that
+ * makes the copy.
  */
 #pragma once
 
@@ -99,15 +100,16 @@ static __noinline int deliver_directly(struct __sk_buff *skb)
 	packet->link = DIRECT_LINK;
 	if (packet_parse(skb, packet))
 		return -1;
-	copy_approach(packet, DIRECTION_INGRESS, &found);
+	packet_face(packet, DIRECTION_INGRESS);
+	copy_locate_flow(packet, connection_now(), &found.copy);
 	side_begin(&side, this_node);
 	copy = copy_look_up(&found.copy, packet, revisions_pack(side.policy_revision, side.addresses_revision));
-	if (!copy || copy->peer != vni || copy->is_long || !copy_is_from(copy, &member))
+	if (!copy || copy->peer != vni || !copy_is_from(copy, &member))
 		return -1;
-	if (skb->gso_size || !is_unmarked) {
+	if (skb->gso_size || !is_unmarked || packet->part != PART_WHOLE)
 		copy->is_long = 1;
+	if (copy->is_long || !copy_may_serve(packet))
 		return -1;
-	}
 	receiver = endpoint_find(copy->ifindex);
 	if (!receiver || !(receiver->flags & ENDPOINT_PEER))
 		return -1;
