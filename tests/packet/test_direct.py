@@ -153,8 +153,8 @@ def test_a_segment_of_an_established_connection_goes_straight_to_its_workload(di
 
 @pytest.mark.parametrize("what", ["put together", "congestion", "capable of congestion", "taken apart"])
 def test_nothing_overtakes_what_has_to_go_the_long_way(direct: Datapath, what: str) -> None:
-    """What the kernel put together, or has to mark, or the sender has taken apart; what comes behind goes after it, until
-    the long way says anew."""
+    """What the kernel put together, or has to mark, or the sender has taken apart; what comes behind goes after it,
+    until the long way says anew."""
     frame = tunnelled(datagram())
     before = {
         "congestion": changed(IP_AT + 1, "B", 3),

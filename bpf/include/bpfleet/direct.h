@@ -14,7 +14,8 @@
  * way, as nothing here could tell the kernel that it is in no tunnel any more, and so has what was marked on the way, and
  * what the sender has taken apart; all that comes behind it on this CPU does so until the tick is over. Behind a FIN or
  * a reset only acknowledgements come. What is on the long way when a tick begins is in one queue with the packet that
- * makes the copy.
+ * makes the copy, which the CPU serves in turn with the underlay's: it is overtaken only where that queue grows longer than
+ * what is served at once, on a CPU that is given more by several queues of the device than it can take.
  */
 #pragma once
 
@@ -70,6 +71,21 @@ static __always_inline bool direct_is_unmarked(const struct direct_headers *head
 	return !congestion || congestion == (headers->inner_tos & CONGESTION_BITS);
 }
 
+/* Take off all that is in front of the inner IP header but one Ethernet header. Where a device, or the kernel as it put
+ * packets together, has found checksums right, these are the outer one, which is none, and perhaps the inner one: the helper
+ * by itself would forget both. */
+static __always_inline bool direct_uncover(struct __sk_buff *skb)
+{
+	const struct sk_buff *inside = bpf_cast_to_kern_ctx(skb);
+	bool is_right = BPF_CORE_READ_BITFIELD(inside, ip_summed) == CHECKSUM_UNNECESSARY;
+
+	if (bpf_skb_adjust_room(skb, ETH_HLEN - (__s32)DIRECT_LINK, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET))
+		return false;
+	if (is_right)
+		bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	return true;
+}
+
 /* Deliver a tunnel packet whose source port has been looked at. Who sent it need not be: its copy names the member, and is
  * out of date as soon as any address changes. Returns what to do with the packet, or -1: it has to go the long way, and is
  * as it was. */
@@ -113,7 +129,7 @@ static __noinline int deliver_directly(struct __sk_buff *skb)
 	receiver = endpoint_find(copy->ifindex);
 	if (!receiver || !(receiver->flags & ENDPOINT_PEER))
 		return -1;
-	if (bpf_skb_adjust_room(skb, ETH_HLEN - (__s32)DIRECT_LINK, BPF_ADJ_ROOM_MAC, 0))
+	if (!direct_uncover(skb))
 		return -1;
 	counter_add(REASON_UNDERLAY, length);
 	admit_copied(skb, copy, &found);

@@ -1,0 +1,141 @@
+"""What a workload gets directly, by real frames. Its end of the device is in another namespace, as it has to be."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+from pathlib import Path
+from typing import Iterator, NamedTuple
+
+import pytest
+
+from tests.packet import frames as f
+from tests.packet import world
+from tests.packet.kernel import Datapath, detach
+from tests.packet.test_direct import (
+    BACK,
+    PORTS,
+    X,
+    direct,
+    in_one_tick,
+    loaded_direct,
+    pytestmark,
+    tunnelled,
+)
+from tests.packet.world import DEVICES
+
+__all__ = ["direct", "loaded_direct", "pytestmark"]
+
+AWAY = 31
+"""The index of a's device here."""
+_IPV4, _SOL_PACKET, _PACKET_AUXDATA, _CHECKSUM_VALID = 0x0800, 263, 8, 1 << 7
+_SIOCETHTOOL, _SET_GRO, _SET_TSO = 0x8946, 0x2C, 0x1F
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Arrived(NamedTuple):
+    """A frame as a workload's stack is given it."""
+
+    frame: bytes
+    is_summed: bool
+    """Whether the kernel knows that the transport's checksum is right."""
+
+
+class Far(NamedTuple):
+    """The far ends of the real devices."""
+
+    datapath: Datapath
+    network: socket.socket
+    workload: socket.socket
+
+    def open(self) -> None:
+        """A connection that a has begun; its answers have a copy once some have come."""
+        maps = self.datapath.maps
+        maps["addresses"].update({"address": X["a"]}, {**world.address_record("a"), "ifindex": AWAY})
+        maps["endpoints"].update({"ifindex": AWAY}, world.endpoint_record("a"))
+        self.datapath.run("from_endpoint", f.ether(f.tcp(X["a"], X["c"], PORTS)), AWAY)
+        self.datapath.run("from_endpoint", f.ether(f.udp(X["a"], X["c"], PORTS)), AWAY)
+
+    def get(self, inner: bytes, *, directly: bool) -> Arrived:
+        """What comes of an inner packet, which must come by that way."""
+        before = _by_the_tunnel()
+        self.network.send(tunnelled(inner))
+        frame, ancillary, _, _ = self.workload.recvmsg(65536, 256)
+        assert _by_the_tunnel() == before + (not directly)
+        return Arrived(frame, bool(struct.unpack_from("I", ancillary[0][2])[0] & _CHECKSUM_VALID))
+
+
+def _by_the_tunnel() -> int:
+    lines = (line.split() for line in Path("/proc/thread-self/net/dev").read_text().splitlines())
+    return next(int(words[2]) for words in lines if words[0] == "dev-vxlan:")
+
+
+@pytest.fixture
+def far(direct: Datapath) -> Iterator[Far]:
+    """The programs of what is received, at a device that puts packets together."""
+    away = f"bpfleet-direct-{os.getpid()}"
+    with contextlib.ExitStack() as stack:
+        _ip(f"netns add {away}")
+        stack.callback(_ip, f"netns del {away}")
+        _ip(f"link add dev-away index {AWAY} type veth peer name away netns {away}")
+        stack.callback(_ip, "link del dev-away")
+        _ip("link set dev-away addrgenmode none up")
+        _ip(f"-n {away} link set away addrgenmode none up")
+        workload = stack.enter_context(_socket_in(away))
+        network = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+        network.bind(("wire", 0))
+        for device, feature, on in (("dev-eth0", _SET_GRO, 1), ("wire", _SET_TSO, 0)):
+            stack.callback(_switch, device, feature, 1 - on)
+            _switch(device, feature, on)
+        for program, device in (("from_underlay", "eth0"), ("from_tunnel", "vxlan")):
+            stack.callback(detach, direct.attach(program, DEVICES[device]))
+        yield Far(direct, network, workload)
+
+
+def _ip(arguments: str) -> None:
+    subprocess.run(["ip", *arguments.split()], check=True)
+
+
+def _socket_in(name: str) -> socket.socket:
+    """Of all IPv4 that comes to `away` there."""
+    with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{name}").open() as there:
+        assert not _libc.setns(there.fileno(), 0)
+        try:
+            found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_IPV4))
+            found.bind(("away", _IPV4))
+        finally:
+            assert not _libc.setns(home.fileno(), 0)
+    found.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+    found.settimeout(5)
+    return found
+
+
+def _switch(device: str, feature: int, on: int) -> None:
+    """As `ethtool -K`."""
+    words = array.array("I", [feature, on])
+    request = struct.pack("16sP", device.encode(), words.buffer_info()[0]).ljust(40, b"\0")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
+
+
+def test_what_is_known_of_a_checksum_stays_known(far: Far) -> None:
+    """Where it was found right on the way, by a device or as packets are put together, nobody adds up all bytes again;
+    and one that is wrong is not taken for right."""
+
+    def work() -> None:
+        far.open()
+        far.get(f.tcp(X["c"], X["a"], BACK, f.SYN | f.ACK), directly=False)
+        segment = f.tcp(X["c"], X["a"], BACK, f.ACK)
+        assert far.get(f.summed(segment), directly=False).is_summed
+        arrived = far.get(f.summed(segment), directly=True)
+        assert arrived == (f.ether(f.summed(segment), source=world.MACS["a"][1], destination=world.MACS["a"][0]), True)
+        assert not far.get(segment, directly=True).is_summed
+
+    in_one_tick(far.datapath, work)
