@@ -237,7 +237,7 @@ class EventsParams(TypedDict, total=False):
 class FlowEnd(TypedDict, total=False):
     """One end of a flow: its address and, as far as known, port and names."""
 
-    address: str
+    address: str  # "" where the packet has none that can be read
     port: int
     identity: int
     identity_name: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterable, Mapping
+from typing import Any, Callable, Dict, Iterable, Mapping, Tuple
 
 from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.model.state import RuleName
@@ -60,14 +60,22 @@ def event_of(
     if protocol in _ICMP:
         event["icmp"] = {"type": source_port, "code": destination_port}
         source_port = destination_port = 0
-    event["source"] = names.end(record["source"], source_port, record["source_identity"], time_ns)
-    event["destination"] = names.end(record["destination"], destination_port, record["destination_identity"], time_ns)
+    source, destination = _addresses(record)
+    event["source"] = names.end(source, source_port, record["source_identity"], time_ns)
+    event["destination"] = names.end(destination, destination_port, record["destination_identity"], time_ns)
     if record["rule_id"]:
         event["rule_id"] = record["rule_id"]
         event.update(names.rule(record["rule_id"], time_ns, older))
     elif verdict == "allow":
         event["rule"] = _unjudged(event)
     return event
+
+
+def _addresses(record: Mapping[str, Any]) -> Tuple[str, str]:
+    """Both ends' addresses, empty where the packet has none that can be read. One that is zero beside another is the
+    unspecified address, of who has none yet (RFC 4291 2.5.2)."""
+    source, destination = record["source"], record["destination"]
+    return (source or "::", destination or "::") if source or destination else ("", "")
 
 
 def _unjudged(event: Mapping[str, Any]) -> str:

@@ -95,7 +95,7 @@ def rule_names(rule: RuleName) -> Dict[str, Any]:
 
 
 def short_end(end: Mapping[str, Any]) -> str:
-    """One end in a few characters: "web-1:80", "10.0.0.7:443 (world)"."""
+    """One end in a few characters: "web-1:80", "10.0.0.7:443 (world)"; "?" for an address that could not be read."""
     name = end.get("endpoint")
     if not name and end.get("identity") in (HOST, REMOTE_NODE):
         name = end.get("node") and f"node {end['node']}"
@@ -104,7 +104,7 @@ def short_end(end: Mapping[str, Any]) -> str:
         name = end.get("identity_name", "")
     if name:
         return f"{name}{port}"
-    address = str(end.get("address") or "::")
+    address = str(end.get("address") or "?")
     if port and ":" in address:
         address = f"[{address}]"
     who = end.get("identity_name", "")

@@ -15,6 +15,7 @@ from bpfleet.loader.generated.layouts import ENUMS
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.observe.explain import explain
+from bpfleet.observe.filters import Filter, matcher
 from bpfleet.observe.names import Names, short_end
 from bpfleet.observe.usage import gauge
 from tests import fleet
@@ -86,7 +87,17 @@ def test_strangers_hosts_and_unknown_numbers() -> None:
     found = event(source="fd00::1", source_identity=99999, verdict=77, reason=200, protocol=200)
     assert short_end(found["source"]) == "[fd00::1]:40000 (99999)"
     assert (found["verdict"], found["reason"], found["protocol"]) == ("77", "200", "200")
-    assert short_end(event(source="", source_identity=0, source_port=0)["source"]) == ":: (unknown)"
+
+
+def test_who_has_no_address_yet_is_found_by_the_unspecified_one() -> None:
+    """Neighbour discovery and listener reports come from there. The record of a packet too short for addresses has zeros
+    as well, at both ends."""
+    found = event(source="", source_identity=0, source_port=0, destination="ff02::16", destination_identity=0)
+    assert short_end(found["source"]) == ":: (unknown)"
+    assert all(matcher([Filter(key, "::")])(found) for key in ("ip", "from-ip", "from-any"))
+    unread = event(source="", source_identity=0, source_port=0, destination="", destination_identity=0)
+    assert not matcher([Filter("ip", "::/0")])(unread)
+    assert short_end(unread["source"]) == "? (unknown)"
 
 
 def test_why_what_no_rule_allows_passes_is_said_as_explain_says_it() -> None:
