@@ -8,12 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bpfleet.cli.asking import Asked, ask, holding, most_common
 from bpfleet.cli.reach import add_arguments, colour, targets, visible
-from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
+from bpfleet.errors import BpfleetError, HostFailed, InvalidInput, Unreachable
 from bpfleet.observe.addresses import as_address
 from bpfleet.observe.filters import parse_port
 
 if TYPE_CHECKING:
+    from bpfleet.agent.wire import Hello
     from bpfleet.transport.fleet import Fleet
     from bpfleet.transport.target import Target
 
@@ -59,27 +61,28 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def decided(fleet: Fleet, nodes: Sequence[Target], params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """wire.ExplainResult of the first node that answers, as every member holds all documents.
+    """wire.ExplainResult of a node that holds what most hold. Who missed a change, and holds other documents, is said.
 
     Of addresses that no document has each node knows its own only. So where one is asked about, all are asked for
     theirs, and the node decides again with them; who does not answer is said.
     """
     failures: dict[str, BpfleetError] = {}
     addresses = [params[end] for end in ("source", "destination") if as_address(params[end], end) is not None]
-    for target, found in fleet.as_they_answer(nodes, lambda node: fleet.call(node, "explain", params)):
+    for target in _members(fleet, nodes, failures):
         answer: Mapping[str, Any] = {}
-        if isinstance(found, InvalidInput):
+        try:
+            answer = fleet.call(target, "explain", params)
+            asked = answer.get("undeclared", [])
+        except InvalidInput:
             if not addresses:
-                raise found
+                raise
             asked = addresses
-        elif isinstance(found, BpfleetError):
-            failures[target.name] = found
+        except BpfleetError as error:
+            failures[target.name] = error
             continue
-        else:
-            answer, asked = found, found.get("undeclared", [])
         if asked:
             others = [node for node in nodes if node != target and node.name not in failures]
-            told = fleet.each(others, lambda other: fleet.call(other, "addresses"))
+            told = fleet.each(others, lambda other: ask(fleet, other, "addresses"))
             failures.update({name: found for name, found in told.items() if isinstance(found, BpfleetError)})
             for name, failure in failures.items():
                 text = f"whether {' or '.join(asked)} is an address of {name} is not known: {failure}"
@@ -88,6 +91,25 @@ def decided(fleet: Fleet, nodes: Sequence[Target], params: Mapping[str, Any]) ->
             answer = fleet.call(target, "explain", {**params, "known": known})
         return answer
     raise Unreachable("no node answered: " + "; ".join(str(failure) for failure in failures.values()))
+
+
+def _members(fleet: Fleet, nodes: Sequence[Target], failures: dict[str, BpfleetError]) -> list[Target]:
+    """Those that answer soon, first who holds what most hold; the errors of others go to `failures`."""
+    asked = Asked(nodes, lambda node: holding(fleet, node))
+    hellos: list[tuple[Target, Hello]] = []
+    for node, hello in asked.prompt():
+        if isinstance(hello, BpfleetError):
+            failures[node.name] = hello
+        elif hello["node"] is None:  # it must not be taken for a member that knows what is declared
+            failures[node.name] = HostFailed("the host is no node, so it cannot tell", node=node.name)
+        else:
+            hellos.append((node, hello))
+    common = most_common(hello["documents_digest"] for _, hello in hellos)
+    odd = sorted(node.name for node, hello in hellos if hello["documents_digest"] != common)
+    if odd:
+        text = f"{', '.join(odd)}: holds other documents than most, and judges by them (see bpfleet status)"
+        print(f"bpfleet: {visible(text)}", file=sys.stderr)
+    return [node for node, _ in sorted(hellos, key=lambda one: one[1]["documents_digest"] != common)]
 
 
 def render(answer: Mapping[str, Any]) -> str:

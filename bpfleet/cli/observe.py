@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bpfleet.cli.asking import ask
 from bpfleet.cli.negation import AddFilter, AddNode, Not, refuse_negation
 from bpfleet.cli.observed import OUTPUTS, Printer
 from bpfleet.cli.reach import add_arguments, targets, visible
@@ -261,7 +262,7 @@ def documents_for(fleet: Fleet, nodes: Mapping[str, Target], filters: list[Filte
     if not filters:
         return None
     # Every member holds all documents, an emptied one none; a node that does not answer is told of by its stream.
-    for _, answer in fleet.as_they_answer(nodes.values(), lambda node: fleet.call(node, "documents")):
+    for _, answer in fleet.as_they_answer(nodes.values(), lambda node: ask(fleet, node, "documents")):
         if not isinstance(answer, BpfleetError) and answer["items"]:
             items = [item["document"] for item in answer["items"]]
             return DocumentSet(Document(item["kind"], item["name"], item["spec"]) for item in items)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bpfleet.cli.asking import PROVISIONED, ask
 from bpfleet.errors import BpfleetError, InvalidInput, Unreachable
 from bpfleet.model.schema import CONTROL
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from bpfleet.transport.target import Target
 
 _HOST = re.compile(r"(?:(?P<user>[^@]+)@)?(?P<host>\[[^]]+\]|[^:@]+|[0-9A-Fa-f:]{3,})(?::(?P<port>\d+))?")
-
-_PROVISIONED = "Name a node that was provisioned."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,11 +74,9 @@ def targets(options: argparse.Namespace, fleet: Fleet) -> dict[str, Target]:
 
 def _nodes_of(seed: Target, fleet: Fleet) -> list[Mapping[str, Any]]:
     """The nodes that a seed knows, as their documents."""
-    if fleet.installed(seed) is None:  # whoever was named by mistake gets no agent for it
-        raise InvalidInput("holds nothing of bpfleet", node=seed.name, remedy=_PROVISIONED)
-    items: list[Mapping[str, Any]] = fleet.call(seed, "documents", {"kinds": ["node"]})["items"]
+    items: list[Mapping[str, Any]] = ask(fleet, seed, "documents", {"kinds": ["node"]})["items"]
     if not items:
-        raise InvalidInput("holds no cluster", node=seed.name, remedy=_PROVISIONED)
+        raise InvalidInput("holds no cluster", node=seed.name, remedy=PROVISIONED)
     return items
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bpfleet.cli.asking import most_common
 from bpfleet.cli.reach import add_arguments, colour, table, targets, visible
 from bpfleet.errors import BpfleetError
 from bpfleet.model.resources import RESOURCES
@@ -72,13 +72,11 @@ def status_of(fleet: Fleet, target: Target) -> Mapping[str, Any]:
 
 def summarise(found: Mapping[str, Mapping[str, Any] | BpfleetError]) -> dict[str, Any]:
     """{"nodes": {name: status | {"error"}}, "digest", "healthy"}; `digest` is that of most nodes."""
-    digests = Counter(
+    common = most_common(
         str(answer["documents_digest"])
         for answer in found.values()
         if not isinstance(answer, BpfleetError) and answer.get("generation")
     )
-    # Of two equally common ones the lower text, so that the answer does not depend on who answered first.
-    common = min(digests, key=lambda digest: (-digests[digest], digest)) if digests else None
     nodes: dict[str, Any] = {}
     for name, answer in sorted(found.items()):
         if isinstance(answer, BpfleetError):

@@ -6,15 +6,17 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from bpfleet.cli.asking import Asked, holding
 from bpfleet.cli.merging import Arrived, merge
 from bpfleet.cli.observed import lost
 from bpfleet.cli.recording import newest, when
 from bpfleet.errors import BpfleetError
 
 if TYPE_CHECKING:
+    from bpfleet.agent.wire import Hello
     from bpfleet.transport.fleet import Fleet
     from bpfleet.transport.target import Target
 
@@ -63,15 +65,38 @@ class Streams:
             print(f"bpfleet: {error.at(node=name)}", file=sys.stderr)
 
     def kept(self, params: Mapping[str, Any], last: int) -> Iterator[dict[str, Any]]:
-        """The newest `last` lines of all nodes together (all, if negative), oldest first, and each node's losses."""
+        """The newest `last` lines of all nodes together (all, if negative), oldest first, and each node's losses.
+
+        Who cannot be reached soon is said; if it is reached after all, what it adds to those comes behind.
+        """
+        asked = Asked(self._nodes, lambda node: holding(self._fleet, node))
+        found = self._told_by(asked.prompt(), params)
+        yield from newest(found, last)
+        if asked.waiting:
+            print(f"bpfleet: not answered yet: {', '.join(sorted(asked.waiting))}", file=sys.stderr)
+        for one in asked.late():
+            more = self._told_by([one], params)
+            found = sorted((*found, *more), key=when)
+            added = set(map(id, more))
+            yield from (line for line in newest(found, last) if id(line) in added)
+
+    def _told_by(
+        self, nodes: Iterable[tuple[Target, Hello | BpfleetError]], params: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """All that the nodes which were reached have kept, in order of time."""
+        reached: list[Target] = []
+        for node, hello in nodes:
+            if isinstance(hello, BpfleetError):
+                self._failed(node.name, hello)
+            else:
+                reached.append(node)
         found: list[dict[str, Any]] = []
-        for name, answer in self._fleet.each(self._nodes, lambda node: list(self._stream(node, params))).items():
+        for name, answer in self._fleet.each(reached, lambda node: list(self._stream(node, params))).items():
             if isinstance(answer, BpfleetError):
                 self._failed(name, answer)
             else:
                 found.extend(answer)
-        found.sort(key=when)
-        return iter(newest(found, last))
+        return sorted(found, key=when)
 
     def follow(self, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The newest `last` of what all nodes together have kept, then events as they come, until all streams end."""
@@ -82,6 +107,7 @@ class Streams:
 
     def _feed(self, node: Target, params: Mapping[str, Any], arrived: Arrived) -> None:
         try:
+            holding(self._fleet, node)
             for event in self._told(node, params):
                 arrived.put(event)
         except BpfleetError as error:

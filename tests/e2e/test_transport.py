@@ -166,7 +166,11 @@ def test_a_member_that_is_away_keeps_no_question_waiting(
         lab.hosts["h2"].thaw()
 
 
-def test_who_asks_for_the_status_puts_nothing_on_a_host(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_asks_puts_nothing_on_a_host(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    about = ["--from", "h1", "--to", "world", "--port", "80"]
+    for command in (["observe"], ["observe", "-f"], ["observe", "--history", "--from", "h1"], ["explain", *about]):
+        assert main([*command, "--lab", lab.name]) == 1
+        assert "node h1: holds nothing of bpfleet" in capsys.readouterr().err
     for command in (["status"], ["repair", "--check"]):
         main([*command, "--lab", lab.name, "-o", "json"])
         told = json.loads(capsys.readouterr().out)

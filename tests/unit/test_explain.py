@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Tuple
 
 import pytest
 
@@ -276,7 +276,13 @@ def test_what_is_not_in_force_is_no_end() -> None:
 
 
 class Members:
-    """Two nodes with one store, each with addresses of its own, and one that is away; in place of a Fleet."""
+    """In place of a Fleet: two nodes with one store, each with addresses of its own, one that lags behind, one that is
+    away."""
+
+    def installed(self, target: Target) -> Mapping[str, Any]:
+        if target.name not in (*HELD, "lagging"):
+            raise Unreachable("away", node=target.name)
+        return {"node": target.name, "documents_digest": "0" if target.name == "lagging" else "1"}
 
     def call(self, target: Target, method: str, params: Mapping[str, Any] = MappingProxyType({})) -> Any:
         node = target.name
@@ -289,10 +295,6 @@ class Members:
         held, shared = ({name: one[kind] for name, one in known.items()} for kind in ("held", "shared"))
         ends = params["source"], params["destination"]
         return explain(params["declared"], *ends, params["protocol"], params["port"], held=held, shared=shared)
-
-    def as_they_answer(self, targets: Iterable[Target], work: Callable[[Target], Any]) -> Iterator[Any]:
-        for target in targets:
-            yield target, self.each([target], work)[target.name]
 
     def each(self, targets: Iterable[Target], work: Callable[[Target], Any]) -> Dict[str, Any]:
         found: Dict[str, Any] = {}
@@ -370,6 +372,11 @@ def test_an_address_of_a_node_that_no_document_has_is_an_end_for_the_world_and_s
         assert [entry["rule"] for entry in backend["judged"]] == ["what a node says to itself is not judged"]
     with pytest.raises(InvalidInput, match="neither 2001:db8::7 nor 2001:db8::8 is an endpoint or a node"):
         asked("2001:db8::7", "2001:db8::8", nodes=nodes)
+
+
+def test_a_member_that_lags_behind_is_named_and_not_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert asked("web-1", "10.77.2.1", nodes="lagging h1 h2")["verdict"] == "allowed"
+    assert capsys.readouterr().err.startswith("bpfleet: lagging: holds other documents than most")
 
 
 def test_who_does_not_say_which_addresses_it_has_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,8 +90,7 @@ def test_strangers_hosts_and_unknown_numbers() -> None:
 
 
 def test_who_has_no_address_yet_is_found_by_the_unspecified_one() -> None:
-    """Neighbour discovery and listener reports come from there. The record of a packet too short for addresses has zeros
-    as well, at both ends."""
+    """Listener reports come from there. What is too short to have addresses has zeros as well, at both ends."""
     found = event(source="", source_identity=0, source_port=0, destination="ff02::16", destination_identity=0)
     assert short_end(found["source"]) == ":: (unknown)"
     assert all(matcher([Filter(key, "::")])(found) for key in ("ip", "from-ip", "from-any"))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from typing import Any, Dict
+from typing import Any, Callable, Dict, Iterable, Iterator
 
 import pytest
 
 from bpfleet.cli import observe, observed, streams
 from bpfleet.cli.main import main
 from bpfleet.observe.filters import KEYS
+from bpfleet.transport.target import Target
 from tests.unit.observe_support import event, flow
 
 OF_SEEDS = ("jump", "identity-file", "known-hosts")
@@ -123,6 +125,39 @@ def test_losses_clocks_and_what_is_not_kept_are_said() -> None:
     assert said[3].startswith("h2: 3 packets (160 bytes) that were passed are in no flow above")
     assert said[4] == "h2: 5 idle flows that were dropped gave their place to new ones"
     assert len(found.said(since=None)) == 4
+
+
+class Slow:
+    """In place of a Fleet: h1 and h2 answer, h3 once it is let, and the host h4 holds nothing of bpfleet."""
+
+    def __init__(self) -> None:
+        self.let = threading.Event()
+
+    def installed(self, node: Target) -> Any:
+        if node.name == "h3":
+            self.let.wait()
+        return None if node.name == "h4" else {"node": node.name}
+
+    def each(self, nodes: Iterable[Target], work: Callable[[Target], Any]) -> Dict[str, Any]:
+        return {node.name: work(node) for node in nodes}
+
+    def stream(self, node: Target, method: str, params: Any) -> Iterator[Dict[str, Any]]:
+        for number in (1, 2):
+            yield {"verdict": "allowed", "time": number + int(node.name[1]) / 10}
+        yield {"clock": time.time(), "time": 5.0}
+
+
+def test_a_node_that_does_not_answer_keeps_nobody_waiting(capsys: pytest.CaptureFixture[str]) -> None:
+    fleet: Any = Slow()
+    found = streams.Streams(fleet, [Target(name, name) for name in ("h1", "h2", "h3", "h4")])
+    lines = found.kept({}, 3)
+    assert [next(lines)["time"] for _ in range(3)] == [1.2, 2.1, 2.2]
+    fleet.let.set()
+    # Of all the newest three are 2.1, 2.2 and 2.3: what comes late adds one.
+    assert [line["time"] for line in lines] == [2.3]
+    said = capsys.readouterr().err
+    assert "not answered yet: h3\n" in said and "node h4: holds nothing of bpfleet" in said
+    assert set(found.failures) == {"h4"}
 
 
 def test_events_for_people() -> None:
