@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import ipaddress
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Tuple
 
 from bpfleet.compile.policy import Resolved
 from bpfleet.model.document import Document
@@ -26,16 +26,26 @@ class OwnNetworks:
                 found.append((network.version, *_ends(network), name))
         self._networks = sorted(found)
 
-    def owners(self, cidr: str) -> List[str]:
-        """The nodes whose networks and addresses the CIDR lies in, or is made up of; none if it holds anything else."""
+    def owners(self, cidr: str, parts: Iterable[str] = ()) -> List[str]:
+        """The nodes in whose networks and addresses a CIDR without some parts lies, or of whose it is made up; none if
+        it holds anything else."""
         network = ipaddress.ip_network(cidr)
-        first, last = _ends(network)
+        owners: Dict[str, None] = {}
+        for ends in _left(network, parts):
+            found = self._owners(network.version, *ends)
+            if not found:
+                return []
+            owners.update(dict.fromkeys(found))
+        return list(owners)
+
+    def _owners(self, of_ip: int, first: int, last: int) -> List[str]:
+        """The same of all from one address to another."""
         # Of what begins no later than the CIDR, only the last can reach into it.
-        place = max(0, bisect.bisect_right(self._networks, (network.version, first, _NO_ADDRESS)) - 1)
+        place = max(0, bisect.bisect_right(self._networks, (of_ip, first, _NO_ADDRESS)) - 1)
         owners: Dict[str, None] = {}
         for at in range(place, len(self._networks)):
             version, start, end, name = self._networks[at]
-            if version != network.version or start > first or end < first:
+            if version != of_ip or start > first or end < first:
                 return []
             owners[name] = None
             first = end + 1
@@ -46,10 +56,13 @@ class OwnNetworks:
 
 def policy_warnings(item: Resolved, own: OwnNetworks) -> Tuple[str, ...]:
     """What to say of a policy's CIDR peers."""
-    owned = ((path, cidr, own.owners(cidr)) for path, cidr in item.cidrs)
-    return tuple(
-        f"policy/{item.name}, {path}: {cidr} is {_whose(names)}, {_NEVER}" for path, cidr, names in owned if names
-    )
+    found: List[str] = []
+    for path, cidr, parts in item.cidrs:
+        names = own.owners(cidr, parts)
+        if names:
+            what = f"what is left of {cidr}" if parts else cidr
+            found.append(f"policy/{item.name}, {path}: {what} is {_whose(names)}, {_NEVER}")
+    return tuple(found)
 
 
 def group_warnings(group: Document, own: OwnNetworks) -> Tuple[str, ...]:
@@ -73,6 +86,17 @@ def _whose(names: List[str]) -> str:
 
 def _listed(names: List[str]) -> str:
     return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+
+
+def _left(network: Any, parts: Iterable[str]) -> Iterator[Tuple[int, int]]:
+    """The first and last address of each run of addresses that parts of a network leave of it."""
+    first, last = _ends(network)
+    for start, end in sorted(_ends(ipaddress.ip_network(part)) for part in parts):
+        if start > first:
+            yield first, start - 1
+        first = max(first, end + 1)
+    if first <= last:
+        yield first, last
 
 
 def _ends(network: Any) -> Tuple[int, int]:

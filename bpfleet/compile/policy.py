@@ -116,8 +116,8 @@ class Resolved:
     rules: Tuple[Rule, ...]
     waiting: Tuple[str, ...]
     warnings: Tuple[Union[str, Unmatched], ...]
-    cidrs: Tuple[Tuple[str, str], ...] = ()
-    """Its CIDR peers: path and network."""
+    cidrs: Tuple[Tuple[str, str, Tuple[str, ...]], ...] = ()
+    """Its CIDR peers: path, network, and what is excepted from it."""
 
     def rules_of(self, direction: str) -> List[Rule]:
         """Its rules for one direction."""
@@ -166,12 +166,13 @@ def resolve(document: Document, index: LabelIndex, nodes: Nodes, groups: Mapping
     )
 
 
-def _cidrs(document: Document) -> Iterator[Tuple[str, str]]:
+def _cidrs(document: Document) -> Iterator[Tuple[str, str, Tuple[str, ...]]]:
     for direction in DIRECTIONS:
         for number, rule in enumerate(document.spec.get(direction, ())):
             for index, peer in enumerate(rule.get("peers") or ()):
                 if "cidr" in peer:
-                    yield f"{direction}[{number}].peers[{index}].cidr", peer["cidr"]
+                    where = f"{direction}[{number}].peers[{index}].cidr"
+                    yield where, peer["cidr"], tuple(peer.get("except", ()))
 
 
 class _Reader:

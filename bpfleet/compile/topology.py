@@ -9,6 +9,7 @@ from typing import Any, Collection, Dict, FrozenSet, List, Mapping, Optional, Se
 from bpfleet.compile.rules import hash32_of_text
 from bpfleet.compile.validate import workload_mtu
 from bpfleet.model import identity
+from bpfleet.model.address_checks import GATEWAYS
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.state import (
     DEVICE_PREFIX,
@@ -25,9 +26,7 @@ from bpfleet.model.state import (
 )
 
 WORKLOAD_DEVICE = "eth0"
-GATEWAY_IPV4 = "169.254.1.1"
-GATEWAY_IPV6 = "fe80::1"
-"""Next hops inside a workload's namespace: link-local, the same everywhere, with a fixed neighbour entry."""
+GATEWAY_IPV4, GATEWAY_IPV6 = GATEWAYS
 
 HOST_PLACE = "/"
 """Stands for a device where a hook is one of the host itself: its root cgroup."""

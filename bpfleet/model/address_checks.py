@@ -17,6 +17,8 @@ _KINDS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
 )
 """RFC 6890 for the first two and the unspecified ones, RFC 5771, RFC 4291 2.7, RFC 919."""
 NETWORKS = tuple((kind, ipaddress.ip_network(text)) for kind, texts in _KINDS for text in texts)
+GATEWAYS = ("169.254.1.1", "fe80::1")
+"""Next hops inside a workload's namespace: its node, link-local, the same everywhere, with a fixed neighbour entry."""
 TO_DHCP_SERVER, TO_DHCP_CLIENT = {4: 67, 6: 547}, {4: 68, 6: 546}
 """UDP ports by IP version: RFC 2131 4.1, RFC 8415 7.2."""
 _REMEDY = "Give an address by which the other nodes can reach it."

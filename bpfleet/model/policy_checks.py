@@ -7,10 +7,10 @@ written rather than enforced as it stands.
 from __future__ import annotations
 
 import ipaddress
-from typing import AbstractSet, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set
+from typing import AbstractSet, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from bpfleet.model import meaning
-from bpfleet.model.address_checks import NETWORKS
+from bpfleet.model.address_checks import GATEWAYS, NETWORKS
 from bpfleet.model.schema import Check, Problem, contains_unknown
 
 IN, NOT_IN, EXISTS, DOES_NOT_EXIST = OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
@@ -23,6 +23,8 @@ _NOT_FOR_ENDPOINTS = tuple(map(ipaddress.ip_network, ("224.0.0.0/3", "ff00::/8")
 """What the programs take for it (address_is_multicast in bpf/include/bpfleet/address.h): no endpoint may send there."""
 _LOOPBACK = tuple(network for kind, network in NETWORKS if kind == "loopback")
 _UNSPECIFIED = tuple(network for kind, network in NETWORKS if kind == "unspecified")
+_GATEWAY = (ipaddress.ip_network(GATEWAYS[0]),)
+"""IPv6's may be another node's beyond an endpoint's link."""
 _LINK = (ipaddress.ip_network("fe80::/10"),)
 """Never routed (RFC 4291 2.5.6). IPv4's 169.254.0.0/16 is by Linux, to where clouds have their metadata."""
 
@@ -196,26 +198,49 @@ def host_of_nodes(spec: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def networks_of_somebody(spec: Mapping[str, Any]) -> Iterator[Problem]:
-    """No CIDR peer is a network that means nobody."""
+    """No CIDR peer is a network that means nobody, nor is what its exceptions leave."""
     for direction in _DIRECTIONS:
         rules = spec.get(direction) or ()
         for number, rule in enumerate(rules if not contains_unknown(rules) else ()):
             for index, peer in enumerate(rule.get("peers") or ()):
                 if "cidr" not in peer:
                     continue
-                why = nobodys(ipaddress.ip_network(peer["cidr"]), direction, "node_selector" in spec)
+                where = f"{direction}[{number}].peers[{index}]"
+                network, side = ipaddress.ip_network(peer["cidr"]), (direction, "node_selector" in spec)
+                why = nobodys(network, *side)
                 if why:
-                    yield Problem(f"{direction}[{number}].peers[{index}].cidr", why, "Remove the peer.")
+                    yield Problem(f"{where}.cidr", why, "Remove the peer.")
+                elif "except" in peer and _leaves_nobody(network, peer["except"], *side):
+                    what = f"leaves of {network} only addresses that mean nobody, such as loopback or multicast"
+                    yield Problem(f"{where}.except", what, "Remove the peer, or except less of it.")
 
 
 def nobodys(network: Any, direction: str, of_nodes: bool) -> str:
-    """Why a parsed network means nobody as a peer of nodes or endpoints, whatever policy says; "" if it may not be so.
+    """Why a parsed network as a peer of nodes or endpoints means nobody, whatever policy says; "" if it may not."""
+    for networks, what in _nobodys(direction, of_nodes):
+        if any(network.version == one.version and network.subnet_of(one) for one in networks):
+            return f"{network} {what}, whatever policy says"
+    return ""
+
+
+def _leaves_nobody(network: Any, parts: Sequence[str], direction: str, of_nodes: bool) -> bool:
+    """Whether the exceptions and what means nobody anyway make up the network."""
+    nobody = [one for networks, _ in _nobodys(direction, of_nodes) for one in networks]
+    covered = [one for one in (*map(ipaddress.ip_network, parts), *nobody) if one.version == network.version]
+    return any(network.subnet_of(one) for one in ipaddress.collapse_addresses(covered))
+
+
+def _nobodys(direction: str, of_nodes: bool) -> List[Tuple[Sequence[Any], str]]:
+    """Networks that mean nobody as peers of nodes or endpoints, and why.
 
     Nothing comes from multicast and broadcast addresses, and to them only nodes may send. What has a loopback address,
     or none yet, is on no network; but who asks a node for an address (DHCP, RFC 2131 4.1) has none yet. An endpoint
     shares its link with its node alone.
     """
-    kinds = [(_LOOPBACK, "is loopback, and no packet of a network is from or to such an address")]
+    kinds: List[Tuple[Sequence[Any], str]] = [
+        (_LOOPBACK, "is loopback, and no packet of a network is from or to such an address"),
+        (_GATEWAY, "is the gateway of endpoints, their own node, which is the entity host"),
+    ]
     if direction == "ingress":
         kinds.append((_GROUPS, "is multicast or broadcast, and nothing comes from such addresses"))
     elif not of_nodes:
@@ -224,7 +249,4 @@ def nobodys(network: Any, direction: str, of_nodes: bool) -> str:
         kinds.append((_LINK, "is link-local, and on an endpoint's link is only its node, which is the entity host"))
     if direction == "egress" or not of_nodes:
         kinds.append((_UNSPECIFIED, "is the address of who has none yet, and no packet gets there or comes from there"))
-    for networks, what in kinds:
-        if any(network.version == one.version and network.subnet_of(one) for one in networks):
-            return f"{network} {what}, whatever policy says"
-    return ""
+    return kinds

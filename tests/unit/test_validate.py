@@ -203,6 +203,25 @@ def test_a_cidr_that_is_made_up_of_several_nodes_networks_is_warned_of() -> None
     ]
 
 
+def test_a_cidr_of_which_exceptions_leave_only_nodes_networks_is_warned_of() -> None:
+    left = [
+        ("10.77.0.0/22", ["10.77.0.0/24", "10.77.3.0/24"]),
+        ("10.77.0.0/22", ["10.77.0.0/24", "10.77.2.0/23"]),
+        ("10.77.0.0/22", ["10.77.0.0/24"]),  # 10.77.3.0/24 is the world's
+        ("192.168.77.0/31", ["192.168.77.0/32"]),
+        ("10.77.1.0/24", ["10.77.1.0/25"]),
+    ]
+    peers = [{"cidr": cidr, "except": parts} for cidr, parts in left]
+    documents = DocumentSet([*fleet.quickstart(), fleet.policy("p", {"app": "web"}, egress=[{"peers": peers}])])
+    told = _said_of(documents, Compiler(), "policy/p")
+    assert [text.partition("peers")[2].partition(", which")[0] for text in told] == [
+        "[0].cidr: what is left of 10.77.0.0/22 is of nodes h1, h2 and their endpoints",
+        "[1].cidr: what is left of 10.77.0.0/22 is of node h1 and its endpoints",
+        "[3].cidr: what is left of 192.168.77.0/31 is of node h1 and its endpoints",
+        "[4].cidr: what is left of 10.77.1.0/24 is of node h1 and its endpoints",
+    ]
+
+
 def test_a_cidr_of_a_node_outside_the_cluster_means_what_it_says() -> None:
     """Its addresses are the world's."""
     peers = [{"cidr": "10.77.2.0/25"}, {"cidr": "10.77.9.0/25"}]
