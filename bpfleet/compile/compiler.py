@@ -7,13 +7,13 @@ new one, but pays only for what changed (see memo.py).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, Iterable, List, Mapping, Sequence, Tuple, Union
 
 from bpfleet.compile import blocklist, entries, host, inner_cidrs, limits, lookup, policy, services, topology
 from bpfleet.compile.entries import Settings, Side, Subject
 from bpfleet.compile.inner_cidrs import OwnNetworks
 from bpfleet.compile.memo import Memo
-from bpfleet.compile.policy import Nodes, Resolved
+from bpfleet.compile.policy import Nodes, Resolved, Unmatched
 from bpfleet.compile.rules import Content
 from bpfleet.compile.selector import LabelIndex
 from bpfleet.compile.services import Services
@@ -147,9 +147,9 @@ class Compiler:
             (cluster.hash, own.name, subjects[HOST]),
             lambda: host.failsafe_warnings(own.name, cluster, _maps(subjects[HOST], sets), names),
         )
-        warnings = self._policy_warnings(resolved, index, nodes)
+        of_policies = [warning for item in resolved for warning in item.warnings]
+        warnings = self._worded((*of_policies, *balanced.warnings), index, nodes)
         warnings += self._cidr_warnings(resolved, documents, cluster)
-        warnings += balanced.warnings
         if balanced.summaries and not facts.cgroup:
             warnings.append(NO_CGROUP)
         return Compiled(
@@ -192,10 +192,11 @@ class Compiler:
             )
         return resolved
 
-    def _policy_warnings(self, resolved: Sequence[Resolved], index: LabelIndex, nodes: Nodes) -> List[str]:
+    def _worded(self, warnings: Iterable[Union[str, Unmatched]], index: LabelIndex, nodes: Nodes) -> List[str]:
+        """Warnings in words; the first of those of a selector without a match with the label most like theirs."""
         found: List[str] = []
         hinted = 0
-        for warning in (warning for item in resolved for warning in item.warnings):
+        for warning in warnings:
             if isinstance(warning, str):
                 found.append(warning)
                 continue

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Set, Tuple, Union
 
+from bpfleet.compile.policy import Unmatched
 from bpfleet.compile.rules import Content, assign_ids
-from bpfleet.compile.selector import LabelIndex
+from bpfleet.compile.selector import LabelIndex, selector_text
 from bpfleet.model.document import Document, DocumentSet
 from bpfleet.model.resources import PROTOCOL_NUMBERS
 from bpfleet.model.state import Row, ServiceSummary, Table
@@ -33,7 +34,7 @@ class Services:
     frontends: Table
     backends: Mapping[int, Table]
     summaries: Tuple[ServiceSummary, ...]
-    warnings: Tuple[str, ...]
+    warnings: Tuple[Union[str, Unmatched], ...]
 
 
 class Backends:
@@ -49,6 +50,13 @@ class Backends:
             known = identities.get(document.spec["identity"])
             if known is not None and document.spec["node"] in members:
                 self._by_number.setdefault(known.spec["number"], []).extend(document.spec["addresses"])
+
+    def unmatched(self, service: Document) -> Iterator[Unmatched]:
+        """Said of each of a service's backends by labels that no endpoint has."""
+        for backend in service.spec["backends"]:
+            if "labels" in backend and not self.addresses(backend):
+                text = f"{service.key}, backends: no endpoint has {selector_text(backend['labels'])}"
+                yield Unmatched(text, tuple(sorted(backend["labels"].items())), of_nodes=False)
 
     def addresses(self, backend: Mapping[str, Any]) -> List[str]:
         """Of both families, in no particular order."""
@@ -74,9 +82,10 @@ def build(documents: DocumentSet, index: LabelIndex) -> Services:
     backends = Backends(documents, index)
     chosen: Dict[Row, Tuple[AddressAndPort, ...]] = {}
     summaries: List[ServiceSummary] = []
-    warnings: List[str] = []
+    warnings: List[Union[str, Unmatched]] = []
     for name, service in sorted(documents.of_kind("service").items()):
         shown = []
+        warnings.extend(backends.unmatched(service))
         for frontend in service.spec["frontends"]:
             found = backends.of_frontend(service, frontend)
             chosen[frontend_key(frontend)] = found

@@ -83,6 +83,17 @@ def test_a_family_that_no_backend_has_is_said() -> None:
     assert Compiler().compile(held(fleet.service("s", ["[fd96::1]:80"], [])), fleet.facts(1)).warnings == ()
 
 
+def test_backends_by_labels_that_no_endpoint_has_are_said_with_the_change() -> None:
+    """As a policy's selector is that nobody has: nothing else tells a misspelt label before a client is refused."""
+    idle = fleet.identity("idle", {"app": "idle"})
+    backends = [{"labels": {"app": "apj"}}, {"labels": {"app": "idle"}}, *API, {"address": "192.0.2.1"}]
+    documents = held(fleet.service("s", ["10.96.0.1:80"], backends)).changed([idle])
+    assert sorted(Compiler().compile(documents, fleet.facts(1)).warnings) == [
+        "service/s, backends: no endpoint has app=apj; the nearest label is app=api",
+        "service/s, backends: no endpoint has app=idle",
+    ]
+
+
 def test_an_address_that_only_the_node_knows() -> None:
     facts = Facts("h1", {"eth0": (1500, ("192.168.77.1", "203.0.113.1"))}, ("w1", "w2"))
     service = fleet.service("b", ["203.0.113.1:80"], API)
