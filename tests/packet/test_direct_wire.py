@@ -34,7 +34,8 @@ __all__ = ["direct", "loaded_direct", "pytestmark"]
 
 AWAY = 31
 """The index of a's device here."""
-_IPV4, _SOL_PACKET, _PACKET_AUXDATA, _CHECKSUM_VALID = 0x0800, 263, 8, 1 << 7
+_IPV4, _ALL = 0x0800, 3
+_SOL_PACKET, _PACKET_AUXDATA, _CHECKSUM_VALID = 263, 8, 1 << 7
 _SIOCETHTOOL, _SET_GRO, _SET_TSO = 0x8946, 0x2C, 0x1F
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -137,5 +138,37 @@ def test_what_is_known_of_a_checksum_stays_known(far: Far) -> None:
         arrived = far.get(f.summed(segment), directly=True)
         assert arrived == (f.ether(f.summed(segment), source=world.MACS["a"][1], destination=world.MACS["a"][0]), True)
         assert not far.get(segment, directly=True).is_summed
+
+    in_one_tick(far.datapath, work)
+
+
+def test_a_capture_at_the_underlay_device_shows_what_came(far: Far) -> None:
+    """And not what was made of it: the two share their bytes until one of them is written to."""
+
+    def work() -> None:
+        far.open()
+        inner = f.udp(X["c"], X["a"], BACK)
+        far.get(inner, directly=False)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL)) as capture:
+            capture.bind(("dev-eth0", _ALL))
+            capture.settimeout(5)
+            got = far.get(inner, directly=True)
+            assert capture.recv(65536) == tunnelled(inner)
+        assert got.frame[14:] == inner
+
+    in_one_tick(far.datapath, work)
+
+
+def test_a_priority_tag_is_no_hindrance(far: Far) -> None:
+    def work() -> None:
+        far.open()
+        inner = f.udp(X["c"], X["a"], BACK)
+        far.get(inner, directly=False)
+        plain = tunnelled(inner)
+        before = _by_the_tunnel()
+        for tag in (b"", b"\x81\x00\x60\x00"):
+            far.network.send(plain[:12] + tag + plain[12:])
+            assert far.workload.recv(65536)[14:] == inner
+        assert _by_the_tunnel() == before
 
     in_one_tick(far.datapath, work)
