@@ -41,7 +41,8 @@ kills: objects ## agent, watchdog and both killed at every step of a change, eac
 	@BPFLEET_KILLS=all .venv/bin/pytest -q tests/e2e/test_kills.py
 
 test-vm: objects ## tests on virtual machines, kernels 6.1 and 6.12; the first run builds their images
-	@.venv/bin/pytest -q tests/vm
+	@$(PYTHON) -m tools.vm ensure
+	@.venv/bin/pytest -q -n 2 --dist loadgroup tests/vm
 
 molecule: objects ## the Ansible role and playbooks on lab hosts, by molecule
 	@for scenario in default removal; do PATH="$(CURDIR)/.venv/bin:$$PATH" molecule test -s $$scenario || exit 1; done

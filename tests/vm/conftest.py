@@ -1,16 +1,21 @@
-"""Virtual machines for the tests: one of each Debian release that they want, booted once for the whole run, together.
+"""Virtual machines for the tests: one of each Debian release, booted when a test first wants it, for the whole run.
 
-A test leaves its machine as it found it. Everything is gone when the test process ends, killed or not.
+A test leaves its machine as it found it. Everything is gone when the test process ends, killed or not. The tests of one
+release are one group: with `-n 2 --dist loadgroup` each machine, which has one CPU, is tested beside the other.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
+from bpfleet.errors import HostFailed
 from bpfleet.transport.artefact import Artefact, current
 from bpfleet.transport.dial import Schedule
 from bpfleet.transport.fleet import Fleet
@@ -21,7 +26,6 @@ from tools.vm.machine import Machine
 from tools.vm.network import Network
 from tools.vm.recipe import RECIPES
 
-Machines = Mapping[str, Machine]
 SNAPSHOT = Path(__file__).with_name("snapshot.py")
 
 
@@ -31,50 +35,64 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.vm)
 
 
-def _wants(item: pytest.Item, release: str) -> bool:
-    callspec = getattr(item, "callspec", None)
-    return release in getattr(item, "fixturenames", ()) or (
-        callspec is not None and release in callspec.params.values()
-    )
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadgroup`, the tests of one release go to one worker. (xdist 3.8 sees no marks of pytest 9.2.)"""
+    return ByRelease(config, log) if config.getoption("dist") == "loadgroup" else None
+
+
+class ByRelease(LoadScopeScheduling):
+    """A test's parameters name its release; what is about none goes with the first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        parameters = nodeid.partition("[")[2]
+        return next((release for release in RECIPES if release in parameters), next(iter(RECIPES)))
+
+
+class Machines:
+    """By release, each booted when it is first asked for."""
+
+    def __init__(self, network: Network, say: Callable[[str], None]) -> None:
+        self._network = network
+        self._say = say
+        self._booted: dict[str, Machine | HostFailed] = {}
+
+    def __getitem__(self, release: str) -> Machine:
+        if release not in self._booted:
+            machine = Machine(ensure_image(RECIPES[release], self._say), self._network, release)
+            try:
+                machine.wait()
+                self._booted[release] = machine
+            except HostFailed as failure:
+                machine.close()
+                self._booted[release] = failure
+        found = self._booted[release]
+        if isinstance(found, HostFailed):
+            raise found
+        return found
+
+    def close(self) -> None:
+        for machine in self._booted.values():
+            if isinstance(machine, Machine):
+                machine.close()
 
 
 @pytest.fixture(scope="session")
 def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
-    """The machines by release: those that some test of this run wants. Images that are missing are built first."""
+    """The machines by release. Images that are missing are built."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def say(text: str) -> None:
         with capture.global_and_fixture_disabled():
-            print(f"vm: {text}", flush=True)
+            print(f"vm: {text}", file=sys.stderr, flush=True)
 
     ensure_packages(say)
-    wanted = [
-        recipe for recipe in RECIPES.values() if any(_wants(item, recipe.release) for item in request.session.items)
-    ]
-    images = [ensure_image(recipe, say) for recipe in wanted]
     with Network() as network:
-        started: dict[str, Machine] = {}
+        machines = Machines(network, say)
         try:
-            for image in images:
-                started[image.recipe.release] = Machine(image, network, image.recipe.release)
-            for machine in started.values():
-                machine.wait()
-            yield started
+            yield machines
         finally:
-            for machine in started.values():
-                machine.close()
-
-
-@pytest.fixture
-def bookworm(machines: Machines) -> Machine:
-    """Debian 12: kernel 6.1, Python 3.11, libbpf 1.1."""
-    return machines["bookworm"]
-
-
-@pytest.fixture
-def trixie(machines: Machines) -> Machine:
-    """Debian 13: kernel 6.12, Python 3.13, libbpf 1.5."""
-    return machines["trixie"]
+            machines.close()
 
 
 def patient_fleet() -> Fleet:

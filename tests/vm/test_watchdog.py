@@ -11,23 +11,24 @@ import pytest
 
 from bpfleet.transport.fleet import Fleet
 from bpfleet.transport.target import Target
-from tests.vm.conftest import changes, snapshot, target
+from tests.vm.conftest import Machines, changes, snapshot, target
 from tests.vm.test_transaction import NODE, documents, puts, stop_forwarding
 from tools.vm.machine import Machine
 
 LONGEST_SECONDS = 180.0
 
 
-@pytest.fixture
-def host(trixie: Machine, fleet: Fleet) -> Iterator[Machine]:
-    trixie.run("ip netns add w1 && ip netns add w2")
-    yield trixie
-    one = target(trixie, NODE)
+@pytest.fixture(params=["trixie"])
+def host(request: pytest.FixtureRequest, machines: Machines, fleet: Fleet) -> Iterator[Machine]:
+    machine = machines[request.param]
+    machine.run("ip netns add w1 && ip netns add w2")
+    yield machine
+    one = target(machine, NODE)
     if fleet.installed(one):
         fleet.call(one, "wipe")
         fleet.remove_agent(one)
-    trixie.run("ip netns delete w1; ip netns delete w2")
-    stop_forwarding(trixie)
+    machine.run("ip netns delete w1; ip netns delete w2")
+    stop_forwarding(machine)
 
 
 def staged(fleet: Fleet, one: Target, machine: Machine) -> str:
