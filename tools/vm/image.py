@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +105,7 @@ def _build(recipe: Recipe, work: Path) -> None:
     packages = cache() / "packages" / recipe.release
     packages.mkdir(parents=True, exist_ok=True)
     out.mkdir()
+    _write(root, recipe.early)
     # In namespaces of its own: what debootstrap mounts and starts is gone with it, killed or not.
     apart = ["nice", "-n", "3", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--"]
     run(
@@ -122,17 +123,12 @@ def _build(recipe: Recipe, work: Path) -> None:
         seconds=BUILD_SECONDS,
         remedy=f"See whether {recipe.mirror} answers, then run the same again",
     )
-    for name, text in recipe.files.items():
-        path = root / name.lstrip("/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755 if text.startswith("#!") else 0o644)
+    _write(root, recipe.files)
     for name, target in recipe.links.items():
         path = root / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.symlink_to(target)
-    run([*apart, "chroot", str(root), "update-initramfs", "-u"], seconds=BUILD_SECONDS)
     for pattern in recipe.removed:
         for path in root.glob(pattern.lstrip("/")):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -145,3 +141,12 @@ def _build(recipe: Recipe, work: Path) -> None:
         file.truncate(recipe.disk_bytes)
     run(["nice", "mkfs.ext4", "-q", "-d", str(root), "-L", "root", str(disk)], seconds=BUILD_SECONDS)
     out.rename(cache() / recipe.digest)
+
+
+def _write(root: Path, files: Mapping[str, str]) -> None:
+    """Files by absolute path below a root; scripts are executable."""
+    for name, text in files.items():
+        path = root / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755 if text.startswith("#!") else 0o644)
