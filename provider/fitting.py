@@ -92,7 +92,7 @@ def _overfull(compiler: Compiler, documents: DocumentSet, node: Document, key: s
         compiled = compiler.compile(documents, declared_facts(documents, node))
     except InvalidInput as error:  # one identity's entries, of which the compiler stops making more
         return error
-    full = overfull(compiled.state)
+    full = overfull(compiled.state, identities=compiled.identities)
     return blame(full[0], compiled, {key}) if full else None
 
 

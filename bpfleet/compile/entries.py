@@ -50,6 +50,9 @@ LOCAL_HOST = "allow_local_host"
 
 _LOCAL_HOST_RULE = Rule((LOCAL_HOST,), "ingress", LOCAL_HOST, "allow", (identity.HOST,), (), ((ANY, ANY),), ())
 
+_COUNTED = 4
+"""How many times what a map holds is counted, to say how much is wanted; what is farther beyond is not even built."""
+
 Key = Tuple[int, int, int, bool]  # peer, protocol, port, whether the port is an interval's number
 Rank = Tuple[int, int]  # 0 for deny or 1 for allow, rule id
 
@@ -202,7 +205,8 @@ def subject_table(
     limit: int = DEFAULT_LIMITS["policy_entries"],
     name: str = "",
 ) -> Subject:
-    """The policy map of one identity, by `name` for people. Raises InvalidInput if it would be too large."""
+    """The policy map of one identity, by `name` for people, which may be larger than the limit (capacity.py refuses it
+    then). Raises InvalidInput if it would be larger by far."""
     rows: Dict[Row, Row] = {}
     audited = {side.direction for side in sides if side.audit}
     for side in sides:
@@ -244,10 +248,11 @@ def _entries(name: str, side: Side, ids: Mapping[Content, int], limit: int) -> D
                 known = entries.get(key)
                 if known is None or candidate < known:
                     entries[key] = candidate
-            if len(entries) > limit:
+            if len(entries) > _COUNTED * limit:
                 raise InvalidInput(
-                    f"the policies of identity {name} need more than {limit} entries for {side.direction}, "
-                    f"counted up to policy {rule.content[0]}, {rule.path}",
+                    f"the map policy_entries of identity {name} has room for {limit} entries, more than "
+                    f"{_COUNTED * limit} are needed for {side.direction} alone, counted up to policy "
+                    f"{rule.content[0]}, {rule.path}",
                     resource=f"policy/{rule.content[0]}",
                     field=rule.path,
                     remedy="Name fewer peers and ports in one rule, or larger networks; or raise "

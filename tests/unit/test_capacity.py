@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Dict, List, Sequence
 
 import pytest
@@ -166,11 +167,21 @@ def test_an_overfull_plan_names_map_document_and_way_out(name: str) -> None:
         plan(after.state, before)
 
 
+def test_what_one_direction_wants_is_counted() -> None:
+    """Also where it alone is more than the map holds."""
+    wide = fleet.policy("wide", {"app": "web"}, ingress=rules(1000))
+    (error,) = overfull(compiled([*fleet.quickstart(), wide], policy_entries=300).state)
+    assert re.fullmatch(r"the map policy_entries of identity \S+ has room for 300 entries, 1001 are needed", error.what)
+
+
 def test_one_rule_without_end_is_refused_while_it_is_counted() -> None:
     """The compiler gives up on it rather than build what no map will hold."""
-    says = "the policies of identity web need more than 300 entries for ingress, counted up to policy wide"
+    says = (
+        "the map policy_entries of identity web has room for 300 entries, more than 1200 are needed for ingress alone, "
+        "counted up to policy wide"
+    )
     with pytest.raises(InvalidInput, match=says) as caught:
-        compiled([*fleet.quickstart(), fleet.policy("wide", {"app": "web"}, ingress=rules(301))], policy_entries=300)
+        compiled([*fleet.quickstart(), fleet.policy("wide", {"app": "web"}, ingress=rules(1201))], policy_entries=300)
     assert caught.value.resource == "policy/wide" and "limits.policy_entries" in caught.value.remedy
 
 
