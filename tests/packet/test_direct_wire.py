@@ -18,6 +18,7 @@ import pytest
 from tests.packet import frames as f
 from tests.packet import world
 from tests.packet.kernel import Datapath, detach
+from tests.packet.test_copies import TICK_NS, programs_ns
 from tests.packet.test_direct import (
     BACK,
     PORTS,
@@ -172,3 +173,50 @@ def test_a_priority_tag_is_no_hindrance(far: Far) -> None:
         assert _by_the_tunnel() == before
 
     in_one_tick(far.datapath, work)
+
+
+AGAINST = {
+    "filter": (
+        "nft 'add table ip t { chain c { type filter hook input priority 0; udp dport 8472 drop; }; }'",
+        "nft delete table ip t",
+    ),
+    "early filter": (
+        "nft 'add table ip t { chain c { type filter hook prerouting priority -300; ip saddr 192.0.2.2 drop; }; }'",
+        "nft delete table ip t",
+    ),
+    "reverse path": (
+        "echo 1 > $RP_FILTER; ip link set dev-b up; ip route add 192.0.2.2/32 dev dev-b",
+        "echo 0 > $RP_FILTER; ip route del 192.0.2.2/32 dev dev-b; ip link set dev-b down",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", AGAINST)
+def test_what_the_host_has_against_a_packet_ends_its_flow_with_the_tick(far: Far, what: str) -> None:
+    """Though packets keep coming all the time."""
+    begin, end = (f"RP_FILTER=/proc/sys/net/ipv4/conf/dev-eth0/rp_filter; {command}" for command in AGAINST[what])
+    inner = f.udp(X["c"], X["a"], BACK)
+
+    def passes() -> bool:
+        far.network.send(tunnelled(inner))
+        with contextlib.suppress(TimeoutError):
+            return far.workload.recv(65536)[14:] == inner
+        return False
+
+    def work() -> None:
+        far.open()
+        far.get(inner, directly=False)
+        far.get(inner, directly=True)
+
+    in_one_tick(far.datapath, work)
+    far.workload.settimeout(0.02)
+    subprocess.run(begin, shell=True, check=True)
+    try:
+        over = programs_ns() // TICK_NS + 1
+        while programs_ns() // TICK_NS <= over:
+            came = passes()
+        assert not came
+        assert not any(passes() for _ in range(20))
+    finally:
+        subprocess.run(end, shell=True, check=True)
+    assert passes()
