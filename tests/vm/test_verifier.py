@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,11 @@ def programs(has_contexts: bool) -> list[tuple[str, dict[str, object]]]:
     """Every program of a node that uses everything, and of nodes that use less: without constants (as the object has
     them) and with all that occur. Each feature that is on or off is other code to the verifier."""
     found: dict[str, tuple[str, dict[str, object]]] = {}
-    for host, services, xdp in itertools.product((True, False), (True, False), ("native", "off")):
-        state = Compiler().compile(DocumentSet(documents(host, services, xdp)), fleet.facts(1)).state
+    facts = [replace(fleet.facts(1), kernel_contexts=shows) for shows in {False, has_contexts}]
+    for host, services, xdp, of in itertools.product((True, False), (True, False), ("native", "off"), facts):
+        state = Compiler().compile(DocumentSet(documents(host, services, xdp)), of).state
         for _, program in sorted(state.programs.items()):
-            for constants in ({}, dict(program.constants), {**program.constants, "kernel_contexts": int(has_contexts)}):
+            for constants in ({}, dict(program.constants)):
                 found.setdefault(json.dumps([program.object, constants], sort_keys=True), (program.object, constants))
     built = Path(__file__).parents[2] / "build/bpf"
     assert {f"{name}.bpf.o" for name, _ in found.values()} == {path.name for path in built.glob("*.bpf.o")}
