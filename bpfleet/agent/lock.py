@@ -70,11 +70,11 @@ class NodeLock:
         return True
 
     def _busy(self, handle: int, waited: float) -> TransactionFailed:
-        try:
-            holder = json.loads(os.pread(handle, 4096, 0))
-            who = f"process {holder['pid']} ({holder['purpose']})"
-        except (ValueError, KeyError, TypeError):
-            holder, who = {}, "another process"
+        holder, who = {}, "another process"
+        if not self._try(handle, fcntl.LOCK_SH):  # or those that hold it read, and the note is of one that died
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                noted = json.loads(os.pread(handle, 4096, 0))
+                holder, who = noted, f"process {noted['pid']} ({noted['purpose']})"
         return TransactionFailed(
             f"the node is locked by {who}; waited {waited:g} s",
             remedy="Try again when it is done; if it hangs, end that process: what it began is put back then.",

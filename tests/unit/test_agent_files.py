@@ -149,3 +149,16 @@ def test_who_reads_is_not_taken_for_who_changed_the_node_before(tmp_path: Path) 
         pass
     with NodeLock(tmp_path / "lock").shared(0), pytest.raises(TransactionFailed, match="locked by another process"):
         NodeLock(tmp_path / "lock").exclusive("another", 0.05).__enter__()
+
+
+def test_who_reads_is_not_taken_for_who_died_while_changing_the_node(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        holder.kill()
+    with NodeLock(path).shared(0), pytest.raises(TransactionFailed, match="locked by another process") as raised:
+        NodeLock(path).exclusive("another", 0.05).__enter__()
+    assert raised.value.details["holder"] == {}
