@@ -138,18 +138,24 @@ def events(
     emit: Emit,
     interrupted: Callable[[float], bool],
 ) -> Dict[str, Any]:
-    """Stream wire.VerdictEvent: the last of those that are kept, then, if following, new ones as they come."""
+    """Stream wire.VerdictEvent: the last of those that are kept, then, if following, new ones as they come, until the
+    time from which on none is wanted."""
     from bpfleet.observe.filters import filters_of, last_of, span_of
     from bpfleet.observe.reader import Reader, open_slots, renewed_slots
     from bpfleet.observe.sifting import Sifter, event_time
 
-    sifter = Sifter(filters_of(params), *span_of(params))
-    last, follow = last_of(params, DEFAULT_LAST), bool(params.get("follow"))
+    since, until = span_of(params)
+    sifter = Sifter(filters_of(params), since, until)
+    last = last_of(params, DEFAULT_LAST)
+
+    def follows() -> bool:
+        return bool(params.get("follow")) and (until is None or time.time() <= until)
+
     totals = {"events": 0, "lost": 0}
     slots = open_slots(agent.pins) if agent.pins is not None else None
     is_awaited = slots is None
     while slots is None:
-        if not follow or interrupted(_POLL_SECONDS):
+        if not follows() or interrupted(_POLL_SECONDS):
             return totals
         slots = open_slots(agent.pins) if agent.pins is not None else None
     try:
@@ -161,7 +167,7 @@ def events(
             kept_from = reader.kept_from(batch)
             notice = _notice(None if kept_from is None else event_time(kept_from, book.boot_offset))
             going = emit([compact_json(notice)]) and going
-        while follow and going and not interrupted(_SOON_SECONDS if reader.crowded(batch) else _POLL_SECONDS):
+        while going and follows() and not interrupted(_SOON_SECONDS if reader.crowded(batch) else _POLL_SECONDS):
             renewed = renewed_slots(agent.pins, slots) if agent.pins is not None else None
             batch = reader.read()
             going = _send(book, book.sift(sifter, batch), batch.lost, emit, totals)

@@ -303,6 +303,16 @@ def test_following_sees_what_happens_and_ends_with_the_next_request(node: Node) 
     assert connection.receive()["result"]["node"] == "h1"
 
 
+def test_following_ends_when_nothing_later_is_wanted(node: Node) -> None:
+    node.commit(**CHANGE)
+    connection = node.connect()
+    for until in (time.time() - 60, time.time() + 0.5):
+        number = connection.send("events", {"follow": True, "until": until})
+        while "result" not in (message := connection.receive()):
+            pass
+        assert message["id"] == number and time.time() > until
+
+
 def test_following_goes_on_where_everything_was_made_anew(node: Node) -> None:
     """What the node's new programs say comes as well, and nothing of it is lost."""
     node.commit(**CHANGE)
