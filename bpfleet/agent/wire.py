@@ -262,7 +262,7 @@ class VerdictEvent(TypedDict, total=False):
     destination: FlowEnd
     rule_id: int
     policy: str
-    rule: str  # "ingress[0]", "default deny" or, where no policy selects the direction, words that say so
+    rule: str  # "ingress[0]", "default deny" or, where no policy closes the direction, words that say so
     description: str
     policy_labels: Dict[str, str]
     gone: str  # "yes": the rule is no longer declared

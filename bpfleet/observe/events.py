@@ -19,7 +19,7 @@ VERDICTS: Dict[str, str] = {
 """The packet path's verdicts in the words of `--verdict`."""
 
 PROTOCOL_NAMES: Dict[int, str] = {number: name for name, number in PROTOCOL_NUMBERS.items()}
-NOT_CLOSED = "no policy selects this direction"
+NOT_CLOSED = "no policy closes this direction"
 FAILSAFE = "a failsafe port, which no policy closes"
 ITSELF = "an endpoint's traffic with itself is not judged"
 """Why what no rule allows passes."""

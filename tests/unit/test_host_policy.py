@@ -193,7 +193,7 @@ def test_of_another_port_than_failsafe_a_deny_is_refused_by_its_rule() -> None:
     assert refused(documents(deny), ("192.168.77.2", 2222)) is None
 
 
-OPEN = "no policy selects this direction"
+OPEN = "no policy closes this direction"
 
 
 @pytest.mark.parametrize(

@@ -62,10 +62,10 @@ def test_a_flow_has_names_for_its_numbers() -> None:
 def test_a_flow_between_endpoints_of_one_identity_may_be_that_of_one_with_itself() -> None:
     """Which passes whether or not policies select it, and the history has no addresses to tell."""
     alike = flow(destination_identity=NUMBER["web"], rule_id=0)
-    assert alike["rule"] == "no policy selects this direction, or an endpoint's traffic with itself is not judged"
-    assert flow(rule_id=0)["rule"] == "no policy selects this direction"
+    assert alike["rule"] == "no policy closes this direction, or an endpoint's traffic with itself is not judged"
+    assert flow(rule_id=0)["rule"] == "no policy closes this direction"
     host = flow(source_identity=1, destination_identity=1, rule_id=0)
-    assert host["rule"] == "no policy selects this direction"
+    assert host["rule"] == "no policy closes this direction"
 
 
 def test_a_flow_and_the_event_that_began_it_say_the_same() -> None:
@@ -100,7 +100,7 @@ def test_who_has_no_address_yet_is_found_by_the_unspecified_one() -> None:
 
 
 def test_why_what_no_rule_allows_passes_is_said_as_explain_says_it() -> None:
-    assert event(rule_id=0)["rule"] == "no policy selects this direction"
+    assert event(rule_id=0)["rule"] == "no policy closes this direction"
     host = {"source": "192.0.2.1", "source_identity": 2, "destination": "192.168.77.1", "destination_identity": 1}
     found = event(**host, destination_port=22, rule_id=0, reason=ENUMS["reason"]["failsafe"])
     assert found["rule"] == "a failsafe port, which no policy closes"
@@ -247,7 +247,7 @@ def test_explain_for_people() -> None:
     text = explain_cli.render(explain(DOCUMENTS, "web-1", "db-1", "tcp", 5432))
     assert text.splitlines() == [
         "web-1 (web, h1) to db-1 (db, h2), tcp/5432: denied",
-        "  egress of web on h1: allowed, no policy selects this direction",
+        "  egress of web on h1: allowed, no policy closes this direction",
         "  ingress of db on h2: denied by policy db, default deny",
     ]
 

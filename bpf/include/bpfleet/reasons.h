@@ -57,7 +57,7 @@ enum reason {
 /* What policy said about a connection, or that the packet never got so far. */
 enum verdict {
 	VERDICT_NONE = 0,
-	VERDICT_ALLOW = 1,	  /* rule_id names the rule; 0: no policy selects this direction */
+	VERDICT_ALLOW = 1,	  /* rule_id names the rule; 0: no policy closes this direction */
 	VERDICT_DENY = 2,	  /* rule_id names the deny rule */
 	VERDICT_DEFAULT_DENY = 3, /* rule_id is the direction's pseudo-rule, which names the selecting policies */
 	VERDICT_DROP = 4,	  /* dropped for a reason other than policy */
