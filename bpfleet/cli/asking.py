@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PROMPT_SECONDS = 2.0
-"""How long the first answer waits for more."""
+"""How long answers wait for another one. Of many nodes only a few are dialled at a time."""
 
 PROVISIONED = "Name a node that was provisioned."
 
@@ -42,7 +42,7 @@ class Asked(Generic[T]):
             self._told.put((node, error))
 
     def prompt(self, seconds: float = PROMPT_SECONDS) -> list[tuple[Target, T | BpfleetError]]:
-        """What comes until that time after the first answer."""
+        """What comes until there was no answer for that time."""
         until: float | None = None
         found: list[tuple[Target, T | BpfleetError]] = []
         while self.waiting:
@@ -51,7 +51,7 @@ class Asked(Generic[T]):
             except queue.Empty:
                 break
             del self.waiting[node.name]
-            if until is None and not isinstance(answer, BpfleetError):
+            if not isinstance(answer, BpfleetError):
                 until = time.monotonic() + seconds
             found.append((node, answer))
         return found

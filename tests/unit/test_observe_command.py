@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator
 import pytest
 
 from bpfleet.cli import observe, observed, streams
+from bpfleet.cli.asking import PROMPT_SECONDS, Asked
 from bpfleet.cli.main import main
 from bpfleet.observe.filters import KEYS
 from bpfleet.transport.target import Target
@@ -158,6 +159,22 @@ def test_a_node_that_does_not_answer_keeps_nobody_waiting(capsys: pytest.Capture
     said = capsys.readouterr().err
     assert "not answered yet: h3\n" in said and "node h4: holds nothing of bpfleet" in said
     assert set(found.failures) == {"h4"}
+
+
+def test_nodes_that_answer_one_after_another_are_all_waited_for() -> None:
+    """Of a large fleet only a few are dialled at a time: the last is heard long after the first."""
+    turns = [threading.Event() for _ in range(5)]
+    turns[0].set()
+
+    def question(node: Target) -> str:
+        number = int(node.name[1])
+        turns[number].wait()
+        time.sleep(PROMPT_SECONDS / 3)
+        turns[number + 1].set()
+        return node.name
+
+    nodes = [Target(f"h{number}", "") for number in range(4)]
+    assert [answer for _, answer in Asked(nodes, question).prompt()] == ["h0", "h1", "h2", "h3"]
 
 
 def test_events_for_people() -> None:
