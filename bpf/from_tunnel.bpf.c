@@ -17,6 +17,7 @@
 #include <bpfleet/balance.h>
 #include <bpfleet/forward.h>
 #include <bpfleet/host.h>
+#include <bpfleet/kernel.h>
 #include <bpfleet/vocabulary.h>
 
 struct outer {
@@ -113,6 +114,7 @@ int bpfl_from_tun(struct __sk_buff *skb)
 	}
 	connection_find(packet, DIRECTION_INGRESS, &found);
 	if (found.record) {
+		found.copy.is_long = kernel_contexts && device_has_packets_wait(skb);
 		side.ifindex = found.record->ifindex;
 		receiver = endpoint_find(side.ifindex);
 		if (receiver && is_established(skb, packet, &found, &outer, revisions))

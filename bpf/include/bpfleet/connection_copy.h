@@ -72,6 +72,7 @@ struct copy_place {
 	__u32 tick;
 	__u32 epoch;
 	__u8 way; /* which of the two: where to look first, and in the end where to write */
+	__u8 is_long; /* of the copy that is written there */
 };
 
 static __always_inline struct copy_epoch *copy_epoch_find(void)
@@ -215,7 +216,7 @@ static __always_inline void copy_write(const struct copy_place *place, const str
 	copy->peer = record->peer;
 	copy->route = record->route;
 	copy->is_reply = is_reply;
-	copy->is_long = 0;
+	copy->is_long = place->is_long;
 	copy->zero = 0;
 	copy->flow = record->flow;
 	copy->tick_upper = place->tick >> 16;

@@ -15,7 +15,9 @@
  * what the sender has taken apart; all that comes behind it on this CPU does so until the tick is over. Behind a FIN or
  * a reset only acknowledgements come. What is on the long way when a tick begins is in one queue with the packet that
  * makes the copy, which the CPU serves in turn with the underlay's: it is overtaken only where that queue grows longer than
- * what is served at once, on a CPU that is given more by several queues of the device than it can take.
+ * what is served at once, on a CPU that has more to do than it can, and takes more in at once than 64 packets (several queues
+ * of the device, or net.core.dev_weight). Where it would wait in one more queue, of a CPU or a thread, nothing goes directly
+ * (device_has_packets_wait).
  */
 #pragma once
 

@@ -30,8 +30,14 @@ typedef struct {
 	struct net *net;
 } __attribute__((preserve_access_index)) possible_net_t;
 
+struct netdev_rx_queue {
+	void *rps_map;
+} __attribute__((preserve_access_index));
+
 struct net_device {
 	possible_net_t nd_net;
+	struct netdev_rx_queue *_rx;
+	__u8 threaded;
 } __attribute__((preserve_access_index));
 
 struct sk_buff {
@@ -56,4 +62,15 @@ static __always_inline bool host_has_ipsec(struct __sk_buff *skb)
 	net = inside->dev->nd_net.net;
 	return net->xfrm.policy_count[XFRM_POLICY_IN] ||
 	       net->xfrm.policy_default[XFRM_POLICY_IN] == XFRM_POLICY_BLOCK;
+}
+
+/* Whether what comes by a packet's device waits there until a CPU, which it is spread to (RPS), or a thread takes it up. */
+static __always_inline bool device_has_packets_wait(struct __sk_buff *skb)
+{
+	const struct sk_buff *inside = bpf_cast_to_kern_ctx(skb);
+	const struct net_device *device = inside->dev;
+
+	if (bpf_core_field_exists(struct netdev_rx_queue, rps_map) && device->_rx->rps_map)
+		return true;
+	return bpf_core_field_exists(struct net_device, threaded) && BPF_CORE_READ_BITFIELD(device, threaded);
 }
