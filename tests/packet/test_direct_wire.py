@@ -11,7 +11,7 @@ import socket
 import struct
 import subprocess
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Callable, Dict, Iterator, NamedTuple
 
 import pytest
 
@@ -37,7 +37,6 @@ AWAY = 31
 """The index of a's device here."""
 _IPV4, _ALL = 0x0800, 3
 _SOL_PACKET, _PACKET_AUXDATA, _CHECKSUM_VALID = 263, 8, 1 << 7
-_IN_SYSFS = "mount -t sysfs sysfs /sys; DEVICE=/sys/class/net/dev-vxlan; "
 _SIOCETHTOOL, _SET_GRO, _SET_TSO = 0x8946, 0x2C, 0x1F
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -223,13 +222,19 @@ def test_what_the_host_has_against_a_packet_ends_its_flow_with_the_tick(far: Far
     assert passes()
 
 
-WAITS = {
-    "for a CPU": ("echo {mask:x} > $DEVICE/queues/rx-0/rps_cpus", "echo 0 > $DEVICE/queues/rx-0/rps_cpus"),
-    "for a thread": (
-        "echo 1 > $DEVICE/threaded; for thread in $(pgrep napi/dev-vxlan); do taskset -p {mask:x} $thread; done",
-        "echo 0 > $DEVICE/threaded",
+WAITS: Dict[str, Callable[[int, bool], None]] = {
+    "for a CPU": lambda mask, on: _in_sysfs(f"echo {mask * on:x} > $DEVICE/queues/rx-0/rps_cpus"),
+    "for a thread": lambda mask, on: _in_sysfs(
+        f"echo {int(on)} > $DEVICE/threaded; for one in $(pgrep napi/dev-vxlan); do taskset -p {mask:x} $one; done"
     ),
+    "with all others'": lambda mask, on: _switch("dev-vxlan", _SET_GRO, not on),
 }
+
+
+def _in_sysfs(command: str) -> None:
+    """With this namespace's devices in it."""
+    prefix = "mount -t sysfs sysfs /sys; DEVICE=/sys/class/net/dev-vxlan; "
+    subprocess.run(["unshare", "--mount", "sh", "-e", "-c", prefix + command], check=True)
 
 
 @pytest.mark.parametrize("what", WAITS)
@@ -237,15 +242,14 @@ def test_nothing_overtakes_what_waits_behind_the_tunnels_device(far: Far, what: 
     """So all goes that way where the host has it wait there."""
     (cpu,) = os.sched_getaffinity(0)
     inner = f.udp(X["c"], X["a"], BACK)
-    begin, end = (_IN_SYSFS + command.format(mask=1 << cpu) for command in WAITS[what])
-    subprocess.run(["unshare", "--mount", "sh", "-e", "-c", begin], check=True)
+
+    def work() -> None:
+        far.open()
+        for _ in range(5):
+            far.get(inner, directly=False)
+
+    WAITS[what](1 << cpu, True)
     try:
-
-        def work() -> None:
-            far.open()
-            for _ in range(5):
-                far.get(inner, directly=False)
-
         in_one_tick(far.datapath, work)
     finally:
-        subprocess.run(["unshare", "--mount", "sh", "-e", "-c", end], check=True)
+        WAITS[what](1 << cpu, False)

@@ -10,6 +10,7 @@
 
 #define CHECKSUM_UNNECESSARY 1
 #define CHECKSUM_PARTIAL 3
+#define NETIF_F_GRO (1 << 14) /* of an enum without a name, and so not to be found by it; since 3.10 */
 
 enum xfrm {
 	XFRM_POLICY_IN = 0,
@@ -36,6 +37,7 @@ struct netdev_rx_queue {
 
 struct net_device {
 	possible_net_t nd_net;
+	__u64 features;
 	struct netdev_rx_queue *_rx;
 	__u8 threaded;
 } __attribute__((preserve_access_index));
@@ -64,7 +66,8 @@ static __always_inline bool host_has_ipsec(struct __sk_buff *skb)
 	       net->xfrm.policy_default[XFRM_POLICY_IN] == XFRM_POLICY_BLOCK;
 }
 
-/* Whether what comes by a packet's device waits there until a CPU, which it is spread to (RPS), or a thread takes it up. */
+/* Whether what comes by a packet's device, a tunnel's, waits there until a CPU, which it is spread to (RPS), or a thread takes
+ * it up; or together with all that this CPU is given by others, as where packets are not put together (gro_cells_receive). */
 static __always_inline bool device_has_packets_wait(struct __sk_buff *skb)
 {
 	const struct sk_buff *inside = bpf_cast_to_kern_ctx(skb);
@@ -72,5 +75,7 @@ static __always_inline bool device_has_packets_wait(struct __sk_buff *skb)
 
 	if (bpf_core_field_exists(struct netdev_rx_queue, rps_map) && device->_rx->rps_map)
 		return true;
-	return bpf_core_field_exists(struct net_device, threaded) && BPF_CORE_READ_BITFIELD(device, threaded);
+	if (bpf_core_field_exists(struct net_device, threaded) && BPF_CORE_READ_BITFIELD(device, threaded))
+		return true;
+	return !(device->features & NETIF_F_GRO);
 }
