@@ -41,8 +41,8 @@ _MAC = "02:00:00:00:00:01"
 def populate(host_policy: bool, direct: bool) -> kernel.Datapath:
     """Programs and maps of a node on which every direction is selected and all that is sent here is allowed.
 
-    Only what comes by the tunnel's device renews what lets datagrams go directly. So where those are timed alone, a
-    tick takes weeks.
+    Only what the long way carries renews what lets datagrams go directly. So where those are timed alone, a tick takes
+    weeks.
     """
     constants = {
         "node_address": NODE,
@@ -97,10 +97,16 @@ class Flow:
     is_reply: bool = False
     host_policy: bool = False
     tunnelled: bool = False  # it comes with a tunnel key
-    direct: bool = False  # datagrams in the tunnel packets that bring them, which go straight to the endpoint
+    direct: bool = False  # datagrams that go straight from or to the endpoint, in tunnel packets beyond it
+    notes: bool = False  # tunnel packets of the stack, which show how others go directly
     protocol: int = frames.TCP
     port: int = PORT
     goal: bool = True
+
+    @property
+    def bed(self) -> Tuple[bool, bool]:
+        """Whether a policy selects the node, and whether packets may go directly there."""
+        return self.host_policy, self.direct or self.notes
 
 
 TUNNEL_PORT = 8472
@@ -119,6 +125,8 @@ FLOWS: Dict[str, Flow] = {
     "from_underlay": Flow("from_underlay", HOST_PEER, NODE, None),
     "from_underlay_tunnel": Flow("from_underlay", MEMBER, NODE, None, protocol=frames.UDP),
     "from_underlay_direct": Flow("from_underlay", THERE, HERE, "from_tunnel", protocol=frames.UDP, direct=True),
+    "from_endpoint_direct": Flow("from_endpoint", HERE, THERE, "from_endpoint", protocol=frames.UDP, direct=True),
+    "to_underlay_tunnel": Flow("to_underlay", NODE, MEMBER, None, protocol=frames.UDP, notes=True),
     "from_underlay_host": Flow("from_underlay", HOST_PEER, NODE, "from_underlay", host_policy=True),
     "to_underlay_host": Flow("to_underlay", NODE, HOST_PEER, "to_underlay", host_policy=True),
     "to_underlay_host_tunnel": Flow("to_underlay", NODE, MEMBER, None, host_policy=True, protocol=frames.UDP),
@@ -171,7 +179,7 @@ class Bed:
             connections.update_raw(key, layout.encode("connections", "value", {**record, "state": state}))
 
     def _renew(self, opener: str, flow: Flow) -> None:
-        """What comes by the tunnel's device, on the CPU that will be timed. Raises RuntimeError if a datagram of the
+        """What the long way brings and sends, on the CPU that will be timed. Raises RuntimeError if a datagram of the
         flow then takes the long way."""
         home = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {max(home)})
@@ -179,8 +187,10 @@ class Bed:
             for number in range(CONNECTIONS):
                 datagram = frames.udp(flow.source, flow.destination, (FIRST_PORT + number, flow.port))
                 self.datapath.run_raw(opener, frames.ether(datagram), bytes(192))
-                direct = tunnel_packet(flow, FIRST_PORT + number)
-                if self.datapath.run_raw(flow.hook, direct, bytes(192))[0] != _REDIRECT:
+                self.datapath.run_raw("to_underlay", stacks_packet(), bytes(192))
+                direct = direct_packet(flow, FIRST_PORT + number)
+                code, frame = self.datapath.run_raw(flow.hook, direct, bytes(192))
+                if code != _REDIRECT or len(frame) == len(direct):
                     raise RuntimeError("a datagram that should go directly does not")
         finally:
             os.sched_setaffinity(0, home)
@@ -189,11 +199,12 @@ class Bed:
         """The flow's packets."""
         drawn = [FIRST_PORT + dice.randrange(CONNECTIONS) for _ in range(CALLS)]
         if flow.direct:
+            ports_at = _INNER_PORTS_AT if flow.hook == "from_underlay" else _PORTS_AT
             inner = [struct.pack("!HH", port, flow.port) for port in drawn]
-            program = self.program(flow.hook, False)
-            return timing.Variant(program, tunnel_packet(flow, FIRST_PORT), _INNER_PORTS_AT, inner)
+            return timing.Variant(self.program(flow.hook, False), direct_packet(flow, FIRST_PORT), ports_at, inner)
         if flow.protocol == frames.UDP:
-            frame = frames.ether(frames.udp(flow.source, flow.destination, (frames.TUNNEL_SOURCE, TUNNEL_PORT)))
+            bare = frames.ether(frames.udp(flow.source, flow.destination, (frames.TUNNEL_SOURCE, TUNNEL_PORT)))
+            frame = stacks_packet() if flow.notes else bare
             ports = [(frames.TUNNEL_SOURCE + port - FIRST_PORT, TUNNEL_PORT) for port in drawn]
         else:
             frame = frames.ether(frames.tcp(flow.source, flow.destination, (FIRST_PORT, flow.port), frames.ACK))
@@ -202,10 +213,18 @@ class Bed:
         return timing.Variant(program, frame, _PORTS_AT, [struct.pack("!HH", *pair) for pair in ports])
 
 
-def tunnel_packet(flow: Flow, port: int) -> bytes:
-    """A datagram of the flow as it arrives from its node."""
+def direct_packet(flow: Flow, port: int) -> bytes:
+    """A datagram of the flow as its workload sends it, or as it arrives from its node."""
     datagram = frames.ether(frames.udp(flow.source, flow.destination, (port, flow.port)))
+    if flow.hook == "from_endpoint":
+        return datagram
     return frames.ether(frames.vxlan(MEMBER, NODE, TUNNEL_PORT, OTHER, datagram), destination=_LOOPBACK_MAC)
+
+
+def stacks_packet() -> bytes:
+    """A tunnel packet that the node's own stack sends to the member."""
+    datagram = frames.ether(frames.udp(HERE, THERE, (1, PORT)))
+    return frames.ether(frames.vxlan(NODE, MEMBER, TUNNEL_PORT, IDENTITY, datagram))
 
 
 def time_hooks() -> Tuple[timing.Timed, Dict[str, float]]:
@@ -217,8 +236,8 @@ def time_hooks() -> Tuple[timing.Timed, Dict[str, float]]:
     beds = {kind: Bed(*kind) for kind in ((False, False), (True, False), (False, True))}
     try:
         for flow in FLOWS.values():
-            beds[flow.host_policy, flow.direct].open(flow)
-        variants = {name: beds[flow.host_policy, flow.direct].variant(flow, dice) for name, flow in FLOWS.items()}
+            beds[flow.bed].open(flow)
+        variants = {name: beds[flow.bed].variant(flow, dice) for name, flow in FLOWS.items()}
         variants["key"] = replace(variants["from_tunnel"], program=beds[False, False].program("empty", True))
         for bed in beds.values():
             bed.datapath.maps["counters"].clear()

@@ -8,7 +8,8 @@
  *   - egress policy judges; for an endpoint of this node its ingress policy judges right here too, and the packet goes
  *     straight to it;
  *   - another node's address is reached through the tunnel, with this endpoint's identity as VNI. That includes that
- *     node's underlay address (remote-node), as its answers come back through the tunnel too;
+ *     node's underlay address (remote-node), as its answers come back through the tunnel too. A packet of an established
+ *     connection may go past the tunnel's device and the host's stack (direct_send.h);
  *   - what has no hop left for that is answered, as by a router;
  *   - everything else, this host and the world, is the stack's. The host is whatever address the stack says it takes in;
  *     where a policy selects this node, the host's ingress policy judges that. Nothing goes there by the tunnel's port.
@@ -17,6 +18,7 @@
  */
 #include <bpfleet/admit.h>
 #include <bpfleet/balance.h>
+#include <bpfleet/direct_send.h>
 #include <bpfleet/expire.h>
 #include <bpfleet/forward.h>
 #include <bpfleet/gateway.h>
@@ -177,7 +179,9 @@ int bpfl_from_ep(struct __sk_buff *skb)
 	packet_of_endpoint(packet);
 	revisions = revisions_pack(side.policy_revision, side.addresses_revision);
 	copy = copy_look_up(&found.copy, packet, revisions);
-	if (copy && copy->ifindex == skb->ifindex) {
+	if (copy && copy->ifindex != skb->ifindex)
+		copy = NULL;
+	if (copy) {
 		admit_copied(skb, copy, &found);
 		copy_peer(copy, &side.peer);
 		packet->destination_identity = copy->peer;
@@ -216,6 +220,12 @@ int bpfl_from_ep(struct __sk_buff *skb)
 			return expire(skb, packet, endpoint);
 		if (reason)
 			return drop(skb, packet, reason);
+		if (copy && direct_delivery && kernel_contexts) {
+			int action = send_directly(skb, packet, copy->next_hop, found.copy.tick);
+
+			if (action >= 0)
+				return action;
+		}
 		return tunnel_send(skb, packet, packet->source_identity, &side.peer.next_hop,
 				   this_node->tunnel_ifindex);
 	}

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* tc egress of each underlay device, where a policy selects this node: what the host sends to the network.
+/* tc egress of each underlay device, where a policy selects this node or packets may go directly: what leaves for the network.
  *
+ * Tunnel packets show how those go that are sent directly (direct_send.h). Where a policy selects the node:
  *   - what is not IP, neighbour discovery, DHCP of the host and tunnel packets to members always pass;
  *   - what the host forwards passes; if it leaves with the host's address its connection is recorded, see host.h;
  *   - everything else is the host's own, whatever its source address: the host's egress policy judges.
  *
  * Fails closed for the host's own IP packets. A VLAN-tagged frame belongs to the VLAN's own device and passes.
  */
+#include <bpfleet/direct_send.h>
 #include <bpfleet/frame.h>
 #include <bpfleet/host.h>
 #include <bpfleet/vocabulary.h>
@@ -21,6 +23,8 @@ int bpfl_to_under(struct __sk_buff *skb)
 	struct side side = {};
 	int reason;
 
+	if (direct_delivery)
+		direct_path_note(skb);
 	if (!host_policy || !this_node)
 		return pass(skb, REASON_UNDERLAY);
 	packet = packet_begin(HOOK_TO_UNDERLAY, DIRECTION_EGRESS);

@@ -281,6 +281,16 @@ def _all_waiting(
     return [Waiting(document.key, reason) for document in documents if document.kind != "node"]
 
 
+def _goes_directly(cluster: Document, own: Document, facts: Facts) -> bool:
+    """Whether packets of a node may pass its stack by (bpf/include/bpfleet/direct.h, direct_send.h).
+
+    With several devices a packet may come by one that it must not, which only the stack knows (rp_filter).
+    """
+    allowed: bool = cluster.spec["routing"]["direct_delivery"]
+    is_simple = len(own.spec["devices"]) == 1 and ":" not in own.spec["address"]
+    return allowed and facts.kernel_contexts and is_simple
+
+
 def _state(
     cluster: Document,
     own: Document,
@@ -299,9 +309,10 @@ def _state(
         (TUNNEL_DEVICE, "egress"): "to_tunnel",
     }
     modes = {device["name"]: device.get("xdp", "off") for device in own.spec["devices"]}
+    direct = _goes_directly(cluster, own, facts)
     for device, mode in modes.items():
         attachments[(device, "ingress")] = "from_underlay"
-        if selected:
+        if selected or direct:
             attachments[(device, "egress")] = "to_underlay"
         if mode != "off":
             attachments[(device, f"xdp-{mode}")] = XDP_OBJECT
@@ -326,15 +337,14 @@ def _state(
         constants["jiffy_ns"] = facts.jiffy_ns
     if facts.kernel_contexts:
         constants["kernel_contexts"] = 1
+    if direct:
+        constants["direct_delivery"] = 1
     received = dict(constants)
-    programs = {name: Program(name, constants) for name in (*OBJECTS, *(HOST_OBJECTS if selected else ()))}
+    programs = {name: Program(name, constants) for name in (*OBJECTS, *(HOST_OBJECTS if selected or direct else ()))}
     if blocked.rows and "off" in modes.values():
         received["blocked_at_tc"] = 1
-    # With several devices a packet may come by one that it must not, which only the stack knows (rp_filter).
-    if cluster.spec["routing"]["direct_delivery"] and facts.kernel_contexts and len(modes) == 1:
-        received["direct_delivery"] = 1
-        if balanced.summaries:
-            received["services_at_tc"] = 1  # it goes by the copies of those that balance
+    if direct and balanced.summaries:
+        received["services_at_tc"] = 1  # it goes by the copies of those that balance
     programs["from_underlay"] = Program("from_underlay", received)
     if balanced.summaries:
         programs.update({name: Program(name, {**constants, "services_at_tc": 1}) for name in BALANCING_OBJECTS})

@@ -10,6 +10,7 @@ from typing import Any, Iterator, Mapping
 import pytest
 
 from bpfleet.loader.apply import apply
+from bpfleet.loader.generated.layouts import ENUMS
 from bpfleet.loader.plan import plan
 from bpfleet.loader.real import RealKernel
 from bpfleet.model.state import NodeState
@@ -63,7 +64,8 @@ def make_devices() -> None:
         f"link add name dev-a index {world.DEVICES['a']} type veth peer name workload",
         f"link add name dev-t index {world.DEVICES['t']} type veth peer name machine",
         f"link add name dev-eth0 index {world.DEVICES['eth0']} type veth peer name wire",
-        f"link add name dev-vxlan index {world.DEVICES['vxlan']} type vxlan external dstport {world.TUNNEL_PORT}",
+        f"link add name dev-vxlan index {world.DEVICES['vxlan']} type vxlan external dstport {world.TUNNEL_PORT} "
+        f"srcport {ENUMS['tunnel_source']['lowest']} {ENUMS['tunnel_source']['highest']}",
         "link set dev-vxlan arp off",
         "link set dev-t multicast off",  # the kernel itself has nothing to say there
     ]

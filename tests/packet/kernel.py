@@ -37,7 +37,7 @@ _LINK_CREATE, _LINK_DETACH, _TCX_INGRESS, _TCX_EGRESS = 28, 34, 46, 47
 _INNER_TYPES = {"hash": 1, "array": 2, "lpm_trie": 11}
 _SYSCALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 _SK_BUFF_SIZE, _INGRESS_IFINDEX, _IFINDEX = 192, 36, 40
-_GSO_SIZE = 176
+_MARK, _PRIORITY, _GSO_SIZE = 8, 32, 176
 _CLONE_NEWNET = 0x40000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -187,6 +187,7 @@ class Datapath:
         self._objects: List[int] = []
         self._flow_slots = flow_slots(constants)
         self._copy_sets = constants.get("copies_mask", COPY_SETS - 1) + 1
+        self._never_written = () if constants.get("direct_delivery") else ("direct_paths",)
         self._lib = libbpf()
         for name, functions in PROGRAMS.items():
             self._load(name, next(iter(functions)), constants)
@@ -274,7 +275,7 @@ class Datapath:
     def reset(self) -> None:
         """Empty every map but the events."""
         for name, one in self.maps.items():
-            if name not in ("events", "event_cursor", *COPIES):
+            if name not in ("events", "event_cursor", *COPIES, *self._never_written):
                 one.clear()
         self.forget_copies()
         self.forget_judgements()
@@ -315,14 +316,23 @@ class Datapath:
         return Result(XDP_ACTIONS.get(code, str(code)), out, self._moved(counters), self._events_since(written))
 
     def run(
-        self, program: str, frame: bytes, ifindex: int = 0, ingress_ifindex: int = 0, *, segment: int = 0
+        self,
+        program: str,
+        frame: bytes,
+        ifindex: int = 0,
+        ingress_ifindex: int = 0,
+        *,
+        segment: int = 0,
+        mark: int = 0,
+        priority: int = 0,
     ) -> Result:
         """Feed one frame to a program, as if at that device. segment: put together by the kernel from ones with so many
-        bytes."""
+        bytes. mark, priority: what somebody else has noted with the packet."""
         counters, written = self.counters(), self._written()
         context = bytearray(_SK_BUFF_SIZE)
         struct.pack_into("<II", context, _INGRESS_IFINDEX, ingress_ifindex, ifindex)
-        struct.pack_into("<I", context, _GSO_SIZE, segment)
+        for offset, value in ((_GSO_SIZE, segment), (_MARK, mark), (_PRIORITY, priority)):
+            struct.pack_into("<I", context, offset, value)
         code, out = self.run_raw(program, frame, bytes(context))
         return Result(ACTIONS.get(code, str(code)), out, self._moved(counters), self._events_since(written))
 

@@ -93,19 +93,19 @@ def wire(datapath: Datapath) -> Iterator[Wire]:
         datapath.attach("from_tunnel", devices["vxlan"]),
         datapath.attach("to_tunnel", devices["vxlan"], egress=True),
     ]
-    with _ends(datapath, links) as one:
+    with ends(datapath, links) as one:
         yield one
 
 
 @pytest.fixture
 def judged_wire(host_datapath: Datapath) -> Iterator[Wire]:
     """A node that a policy selects. What its stack answers meets no program."""
-    with _ends(host_datapath, [host_datapath.attach("from_tunnel", world.DEVICES["vxlan"])]) as one:
+    with ends(host_datapath, [host_datapath.attach("from_tunnel", world.DEVICES["vxlan"])]) as one:
         yield one
 
 
 @contextlib.contextmanager
-def _ends(datapath: Datapath, links: List[int]) -> Iterator[Wire]:
+def ends(datapath: Datapath, links: List[int]) -> Iterator[Wire]:
     """Sockets at the far ends, while programs are attached."""
     every = 3  # ETH_P_ALL
     network, workload = (socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(every)) for _ in range(2))

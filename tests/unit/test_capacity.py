@@ -34,6 +34,7 @@ FIXED = {
     "copy_epoch",
     "judgement_copies",  # from that of connection_copies
     "counters",  # one for each reason
+    "direct_paths",  # members that share a place take it from each other
     "events",  # a ring that overwrites
     "event_cursor",
     "failsafe",

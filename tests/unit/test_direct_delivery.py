@@ -1,4 +1,4 @@
-"""On which nodes established datagrams go straight to their workload."""
+"""On which nodes packets of established flows pass the host's stack by."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from tests import fleet
 
 
 @pytest.mark.parametrize(
-    ("devices", "shows", "routing", "direct"),
+    ("devices", "address", "shows", "routing", "direct"),
     [
-        (("eth0",), True, {}, True),
-        (("eth0",), True, {"direct_delivery": False}, False),
-        (("eth0",), False, {}, False),  # a kernel that does not say whether there is IPsec
-        (("eth0", "eth1"), True, {}, False),  # only the stack knows by which of them a member's packets may come
+        (("eth0",), "192.168.77.1", True, {}, True),
+        (("eth0",), "192.168.77.1", True, {"direct_delivery": False}, False),
+        (("eth0",), "192.168.77.1", False, {}, False),  # a kernel that does not say whether there is IPsec
+        (("eth0",), "2001:db8::1", True, {}, False),
+        # Only the stack knows by which of them a member's packets may come.
+        (("eth0", "eth1"), "192.168.77.1", True, {}, False),
     ],
 )
-def test_where_they_do(devices: Sequence[str], shows: bool, routing: Any, direct: bool) -> None:
+def test_where_they_do(devices: Sequence[str], address: str, shows: bool, routing: Any, direct: bool) -> None:
     node = fleet.document(
         "node",
         "h1",
-        address="192.168.77.1",
+        address=address,
         devices=[{"name": name} for name in devices],
         workload_cidrs=["10.77.1.0/24"],
     )
@@ -33,8 +35,10 @@ def test_where_they_do(devices: Sequence[str], shows: bool, routing: Any, direct
     facts = replace(fleet.facts(1), kernel_contexts=shows)
     state = Compiler().compile(DocumentSet([cluster, node]), facts).state
     programs = {name: program.constants.get("direct_delivery", 0) for name, program in state.programs.items()}
-    assert programs.pop("from_underlay") == int(direct)
-    assert not any(programs.values())
+    assert set(programs.values()) == {int(direct)}
+    assert [hook for hook, name in state.attachments.items() if name == "to_underlay"] == (
+        [("eth0", "egress")] if direct else []
+    ), "which sees how packets leave"
 
 
 def test_where_there_are_services_they_know_which_copies_count() -> None:

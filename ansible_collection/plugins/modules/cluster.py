@@ -55,10 +55,10 @@ options:
         type: int
       direct_delivery:
         description:
-          - Whether IPv4 packets of an established flow go from the device of the node that receives them
-            straight to their workload, but for one a second. What goes so is seen by no filter and no
-            capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no
-            IPsec.
+          - Whether packets of an established flow go straight between their workload and the device of
+            the node, but for one a second; of those received, IPv4. What goes so is seen by no filter
+            and no capture of the host between the two. On nodes with an IPv4 address, one device, Linux
+            6.2 or later, and no IPsec.
         type: bool
         default: true
   members:

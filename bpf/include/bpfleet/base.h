@@ -50,7 +50,7 @@ const volatile __u8 host_policy = 0;
 /* Whether bpfl_from_under looks for blocked sources: there are some, and a device without XDP. */
 const volatile __u8 blocked_at_tc = 0;
 
-/* Whether packets may go from the underlay device straight to their workload (direct.h). */
+/* Whether packets may go straight from the underlay device to their workload (direct.h) and back (direct_send.h). */
 const volatile __u8 direct_delivery = 0;
 
 /* Whether there are services, so that endpoints' packets without a connection are looked up among them (balance.h). */

@@ -21,16 +21,11 @@
  */
 #pragma once
 
-#include <linux/ip.h>
-#include <linux/udp.h>
-
 #include <bpfleet/admit.h>
 #include <bpfleet/forward.h>
 #include <bpfleet/kernel.h>
 #include <bpfleet/sound.h>
-
-#define VXLAN_HAS_VNI 0x08000000
-#define CONGESTION_BITS 3 /* of the byte of IPv4's type of service */
+#include <bpfleet/tunnel_packet.h>
 
 /* What lies between the outer Ethernet header and the inner IPv4 header's third byte, where the outer one has no options. */
 struct direct_headers {
@@ -106,7 +101,7 @@ static __noinline int deliver_directly(struct __sk_buff *skb)
 
 	if (skb->pkt_type != 0 /* PACKET_HOST */ || skb->protocol != bpf_htons(ETH_P_IP) ||
 	    (void *)(headers + 1) > (void *)(long)skb->data_end || !direct_is_plain(headers, length - ETH_HLEN) ||
-	    host_has_ipsec(skb))
+	    host_has_ipsec(skb, XFRM_POLICY_IN))
 		return -1;
 	vni = bpf_ntohl(headers->vni) >> 8;
 	is_unmarked = direct_is_unmarked(headers);

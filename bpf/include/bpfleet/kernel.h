@@ -9,11 +9,13 @@
 #include <bpfleet/base.h>
 
 #define CHECKSUM_UNNECESSARY 1
+#define CHECKSUM_COMPLETE 2
 #define CHECKSUM_PARTIAL 3
 #define NETIF_F_GRO (1 << 14) /* of an enum without a name, and so not to be found by it; since 3.10 */
 
 enum xfrm {
 	XFRM_POLICY_IN = 0,
+	XFRM_POLICY_OUT = 1,
 	XFRM_DIRECTIONS = 3,
 	XFRM_POLICY_BLOCK = 1,
 };
@@ -53,8 +55,8 @@ struct sk_buff {
 
 extern void *bpf_cast_to_kern_ctx(void *context) __ksym __weak;
 
-/* Whether this host takes some packets only by IPsec. */
-static __always_inline bool host_has_ipsec(struct __sk_buff *skb)
+/* Whether this host takes or sends some packets only by IPsec. */
+static __always_inline bool host_has_ipsec(struct __sk_buff *skb, enum xfrm direction)
 {
 	const struct sk_buff *inside = bpf_cast_to_kern_ctx(skb);
 	const struct net *net;
@@ -62,8 +64,16 @@ static __always_inline bool host_has_ipsec(struct __sk_buff *skb)
 	if (!bpf_core_field_exists(struct net, xfrm))
 		return false;
 	net = inside->dev->nd_net.net;
-	return net->xfrm.policy_count[XFRM_POLICY_IN] ||
-	       net->xfrm.policy_default[XFRM_POLICY_IN] == XFRM_POLICY_BLOCK;
+	return net->xfrm.policy_count[direction] ||
+	       net->xfrm.policy_default[direction] == XFRM_POLICY_BLOCK;
+}
+
+/* Whether a device has summed up all of the packet: what is put before it would have to be added. */
+static __always_inline bool checksum_is_complete(struct __sk_buff *skb)
+{
+	const struct sk_buff *inside = bpf_cast_to_kern_ctx(skb);
+
+	return BPF_CORE_READ_BITFIELD(inside, ip_summed) == CHECKSUM_COMPLETE;
 }
 
 /* Whether what comes by a packet's device, a tunnel's, waits there until a CPU, which it is spread to (RPS), or a thread takes

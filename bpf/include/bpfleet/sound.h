@@ -9,6 +9,8 @@
  */
 #pragma once
 
+#include <linux/ip.h>
+
 #include <bpfleet/base.h>
 #include <bpfleet/reasons.h>
 
@@ -21,13 +23,29 @@
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-/* The sum of an IPv4 header's words, its checksum among them, in ones' complement: nothing but ones (RFC 1071). */
-static __always_inline bool header_sum_is_right(__u64 sum)
+/* A sum of 32-bit words as one of 16 bits, in ones' complement (RFC 1071). */
+static __always_inline __u64 header_sum_fold(__u64 sum)
 {
 	sum = (sum >> 32) + (__u32)sum;
 	sum = (sum >> 16) + (sum & 0xffff);
-	sum = (sum >> 16) + (sum & 0xffff);
-	return sum == 0xffff; /* a sum of 0 is that of a header of zeros, which is none */
+	return (sum >> 16) + (sum & 0xffff);
+}
+
+/* The sum of an IPv4 header's words, its checksum among them: nothing but ones. */
+static __always_inline bool header_sum_is_right(__u64 sum)
+{
+	return header_sum_fold(sum) == 0xffff; /* a sum of 0 is that of a header of zeros, which is none */
+}
+
+/* The checksum of an IPv4 header without options, whose own is 0 yet. */
+static __always_inline __u16 header_sum(const struct iphdr *ip)
+{
+	const __u32 *words = (const __u32 *)ip;
+	__u64 sum = 0;
+
+	for (int word = 0; word < 5; word++)
+		sum += words[word];
+	return ~header_sum_fold(header_sum_fold(sum));
 }
 
 /* IPv4 options of RFC 791 3.1: each but the two of one byte has a length, of at least its own two bytes. `sum` is that of

@@ -1163,7 +1163,7 @@ class RoutingArgsDict(TypedDict):
     """
     direct_delivery: NotRequired[pulumi.Input[Optional[_builtins.bool]]]
     """
-    Whether IPv4 packets of an established flow go from the device of the node that receives them straight to their workload, but for one a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
+    Whether packets of an established flow go straight between their workload and the device of the node, but for one a second; of those received, IPv4. What goes so is seen by no filter and no capture of the host between the two. On nodes with an IPv4 address, one device, Linux 6.2 or later, and no IPsec.
     """
     mode: NotRequired[pulumi.Input[Optional['RoutingMode']]]
     """
@@ -1188,7 +1188,7 @@ class RoutingArgs:
         """
         How packets travel between nodes.
 
-        :param pulumi.Input[_builtins.bool] direct_delivery: Whether IPv4 packets of an established flow go from the device of the node that receives them straight to their workload, but for one a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
+        :param pulumi.Input[_builtins.bool] direct_delivery: Whether packets of an established flow go straight between their workload and the device of the node, but for one a second; of those received, IPv4. What goes so is seen by no filter and no capture of the host between the two. On nodes with an IPv4 address, one device, Linux 6.2 or later, and no IPsec.
         :param pulumi.Input['RoutingMode'] mode: Encapsulation between nodes.
         :param pulumi.Input[_builtins.int] mtu: MTU of workloads, in bytes. Default: the smallest MTU of the node's devices less the tunnel's overhead (50 bytes over IPv4, 70 over IPv6).
         :param pulumi.Input[_builtins.int] port: UDP port of the tunnel on every node; none of DHCP's, whose answers would be taken for tunnel packets.
@@ -1212,7 +1212,7 @@ class RoutingArgs:
     @pulumi.getter(name="directDelivery")
     def direct_delivery(self) -> pulumi.Input[Optional[_builtins.bool]]:
         """
-        Whether IPv4 packets of an established flow go from the device of the node that receives them straight to their workload, but for one a second. What goes so is seen by no filter and no capture of the host between the two. On nodes with one device, Linux 6.2 or later, and no IPsec.
+        Whether packets of an established flow go straight between their workload and the device of the node, but for one a second; of those received, IPv4. What goes so is seen by no filter and no capture of the host between the two. On nodes with an IPv4 address, one device, Linux 6.2 or later, and no IPsec.
         """
         return pulumi.get(self, "direct_delivery")
 
