@@ -46,13 +46,12 @@ def conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
         cluster.key: _places((name, nodes[name].spec["address"]) for name in cluster.spec["members"] if name in nodes)
         for cluster in clusters
     }
-    for cluster, index, network in _networks(documents):
-        field = f"blocked_cidrs[{index}]"
+    for cluster, network in _networks(documents):
         if network.prefixlen == 0:
             yield InvalidInput(
                 f"{network} is everybody",
                 resource=cluster.key,
-                field=field,
+                field="blocked_cidrs",
                 remedy="Block the networks that are meant; policies close what is not allowed.",
             )
             continue
@@ -60,21 +59,21 @@ def conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
             yield InvalidInput(
                 f"{network} holds IPv4 addresses in their mapped form",
                 resource=cluster.key,
-                field=field,
+                field="blocked_cidrs",
                 remedy="Write IPv4 networks as such, 192.0.2.0/24.",
             )
         if network.version == 6 and network.overlaps(_LINK_LOCAL):
             yield InvalidInput(
                 f"{network} holds link-local addresses, by which a host finds its neighbours and routers",
                 resource=cluster.key,
-                field=field,
+                field="blocked_cidrs",
                 remedy="Leave fe80::/10 out.",
             )
         for name, address in _touched(members[cluster.key], network):
             yield Conflict(
                 f"{network} holds {address}, the address of member {name}",
                 resource=cluster.key,
-                field=field,
+                field="blocked_cidrs",
                 remedy=f"Block smaller networks that leave {address} out.",
                 details={"other": f"node/{name}"},
             )
@@ -137,20 +136,20 @@ def _touched(places: Sequence[Place], network: Network) -> List[Tuple[str, str]]
 
 
 def _blocked(documents: DocumentSet) -> Iterator[Declared]:
-    for cluster, index, network in _networks(documents):
-        yield cluster, f"blocked_cidrs[{index}]", network, "Block smaller networks that leave {} out."
+    for cluster, network in _networks(documents):
+        yield cluster, "blocked_cidrs", network, "Block smaller networks that leave {} out."
 
 
 def _of_workloads(documents: DocumentSet) -> Iterator[Declared]:
     for _, node in sorted(documents.of_kind("node").items()):
-        for index, cidr in enumerate(node.spec["workload_cidrs"]):
-            yield node, f"workload_cidrs[{index}]", ipaddress.ip_network(cidr), "Give workloads networks without {}."
+        for cidr in node.spec["workload_cidrs"]:
+            yield node, "workload_cidrs", ipaddress.ip_network(cidr), "Give workloads networks without {}."
 
 
-def _networks(documents: DocumentSet) -> Iterator[Tuple[Document, int, Network]]:
+def _networks(documents: DocumentSet) -> Iterator[Tuple[Document, Network]]:
     for _, cluster in sorted(documents.of_kind("cluster").items()):
-        for index, cidr in enumerate(cluster.spec.get("blocked_cidrs", ())):
-            yield cluster, index, ipaddress.ip_network(cidr)
+        for cidr in cluster.spec.get("blocked_cidrs", ()):
+            yield cluster, ipaddress.ip_network(cidr)
 
 
 def _holds(network: Network, address: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import AbstractSet, Dict, Iterator, Mapping, Optional, Sequence, Tuple
+from typing import AbstractSet, Dict, Iterator, Mapping, Optional, Sequence
 
 from bpfleet.compile.host import is_failsafe
 from bpfleet.compile.services import frontend_text
@@ -24,11 +24,10 @@ def service_conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
             spec = document.spec
             owners.update(dict.fromkeys(spec.get("addresses") or [spec["address"]], document))
     services = [service for _, service in sorted(documents.of_kind("service").items())]
-    taken: Dict[str, Tuple[Document, str]] = {}
+    taken: Dict[str, Document] = {}
     frontend_addresses: Dict[str, Document] = {}
     for service in services:
-        for index, frontend in enumerate(service.spec["frontends"]):
-            field = f"frontends[{index}]"
+        for frontend in service.spec["frontends"]:
             text, address = frontend_text(frontend), frontend["address"]
             frontend_addresses.setdefault(address, service)
             unfit = nobody_s(address)
@@ -36,42 +35,41 @@ def service_conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
                 yield InvalidInput(
                     f"{address} is {unfit}: no service can have it",
                     resource=service.key,
-                    field=f"{field}.address",
+                    field="frontends",
                     remedy=_ELSEWHERE,
                 )
-            first, _ = taken.setdefault(text, (service, field))
+            first = taken.setdefault(text, service)
             if first is not service:
                 yield Conflict(
                     f"{text} is already a frontend of {first.key}",
                     resource=service.key,
-                    field=field,
+                    field="frontends",
                     remedy="Give one of the two another address, port or protocol.",
                     details={"other": first.key},
                 )
             owner = owners.get(address)
             if owner is not None:
-                yield _owned(service, field, frontend, owner, cluster)
+                yield _owned(service, frontend, owner, cluster)
             listed = [backend.get("address") for backend in service.spec["backends"]]
             if _are_all_of_the_other(address, listed):
                 yield Conflict(
                     f"{text} is of another address family than every backend ({', '.join(map(str, listed))})",
                     resource=service.key,
-                    field=f"{field}.address",
+                    field="frontends",
                     remedy="List a backend of the frontend's family, or remove the frontend.",
                     details={"backends": listed},
                 )
     for service in services:
-        for index, backend in enumerate(service.spec["backends"]):
+        for backend in service.spec["backends"]:
             address = backend.get("address")
             if address is None:
                 continue
-            field = f"backends[{index}].address"
             unfit = nobody_s(address)
             if unfit:
                 yield InvalidInput(
                     f"{address} is {unfit}: it is no backend",
                     resource=service.key,
-                    field=field,
+                    field="backends",
                     remedy="List addresses that every node can reach.",
                 )
             other = frontend_addresses.get(address)
@@ -79,7 +77,7 @@ def service_conflicts(documents: DocumentSet) -> Iterator[BpfleetError]:
                 yield Conflict(
                     f"{address} is an address of {other.key}: a service is no backend of a service",
                     resource=service.key,
-                    field=field,
+                    field="backends",
                     remedy=f"List the backends of {other.key} here.",
                     details={"other": other.key},
                 )
@@ -92,7 +90,7 @@ def frontends_of_no_family(documents: DocumentSet) -> Iterator[BpfleetError]:
     families = frozenset(_is_v6(cidr) for node in nodes for cidr in node.spec["workload_cidrs"])
     for _, service in sorted(documents.of_kind("service").items()):
         backends = service.spec["backends"]
-        for index, frontend in enumerate(service.spec["frontends"]):
+        for frontend in service.spec["frontends"]:
             address = frontend["address"]
             if _are_all_of_the_other(address, [backend.get("address") for backend in backends]):
                 continue  # said already
@@ -101,7 +99,7 @@ def frontends_of_no_family(documents: DocumentSet) -> Iterator[BpfleetError]:
                     f"{frontend_text(frontend)} is of another address family than backends can have: no node has "
                     "workload CIDRs of it",
                     resource=service.key,
-                    field=f"frontends[{index}].address",
+                    field="frontends",
                     remedy="Give the nodes workload CIDRs of the frontend's family, or remove the frontend.",
                 )
 
@@ -111,21 +109,19 @@ def frontends_on_node(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetE
     held = {address: name for name, (_, addresses) in facts.devices.items() for address in addresses}
     declared = {node.spec["address"] for node in documents.of_kind("node").values()}
     for _, service in sorted(documents.of_kind("service").items()):
-        for index, frontend in enumerate(service.spec["frontends"]):
+        for frontend in service.spec["frontends"]:
             address = frontend["address"]
             if address in held and address not in declared:
                 yield Conflict(
                     f"{address} is an address of node/{facts.node} (device {held[address]})",
                     resource=service.key,
-                    field=f"frontends[{index}]",
+                    field="frontends",
                     remedy=_ELSEWHERE,
                     details={"other": f"node/{facts.node}"},
                 )
 
 
-def _owned(
-    service: Document, field: str, frontend: Mapping[str, object], owner: Document, cluster: Optional[Document]
-) -> Conflict:
+def _owned(service: Document, frontend: Mapping[str, object], owner: Document, cluster: Optional[Document]) -> Conflict:
     protocol, port = str(frontend["protocol"]), int(str(frontend["port"]))
     why = ""
     if owner.kind == "node" and cluster is not None and is_failsafe(cluster, protocol, port):
@@ -133,7 +129,7 @@ def _owned(
     return Conflict(
         f"{frontend['address']} is an address of {owner.key}{why}",
         resource=service.key,
-        field=field,
+        field="frontends",
         remedy=_ELSEWHERE,
         details={"other": owner.key},
     )

@@ -1,6 +1,7 @@
 """What documents must fulfil together. Each conflict names both sides, the field and a way out.
 
 Single documents are checked by the model; here are only rules that need more than one of them, or the node's facts.
+What is said of an item of a set names the item, not its place: documents have sets sorted, not as they were written.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _identities(documents: DocumentSet) -> Iterator[BpfleetError]:
 
 def _nodes(documents: DocumentSet) -> Iterator[BpfleetError]:
     by_address: Dict[str, Document] = {}
-    networks: List[Tuple[Network, Document, int]] = []
+    networks: List[Tuple[Network, Document]] = []
     for document in _sorted(documents, "node"):
         other = by_address.setdefault(document.spec["address"], document)
         if other is not document:
@@ -110,25 +111,24 @@ def _nodes(documents: DocumentSet) -> Iterator[BpfleetError]:
                 remedy="Give each node its own underlay address.",
                 details={"other": other.key},
             )
-        for index, cidr in enumerate(document.spec["workload_cidrs"]):
-            networks.append((ipaddress.ip_network(cidr), document, index))
+        networks += [(ipaddress.ip_network(cidr), document) for cidr in document.spec["workload_cidrs"]]
     networks.sort(key=lambda entry: (entry[0].version, int(entry[0].network_address), entry[0].prefixlen))
     # Sorted by address, a network overlaps an earlier one exactly if it overlaps the one that reaches farthest.
-    farthest: Optional[Tuple[Network, Document, int]] = None
+    farthest: Optional[Tuple[Network, Document]] = None
     for entry in networks:
-        network, document, index = entry
+        network, document = entry
         if farthest is not None and farthest[0].version == network.version and _last(farthest[0]) >= _first(network):
             yield Conflict(
                 f"{network} overlaps {farthest[0]} of {farthest[1].key}",
                 resource=document.key,
-                field=f"workload_cidrs[{index}]",
+                field="workload_cidrs",
                 remedy="Give each node networks of its own.",
                 details={"other": farthest[1].key},
             )
         if farthest is None or farthest[0].version != network.version or _last(network) > _last(farthest[0]):
             farthest = entry
     underlay = sorted((parsed.version, int(parsed), text) for text, parsed in _parsed(by_address))
-    for network, document, index in networks:
+    for network, document in networks:
         start = bisect.bisect_left(underlay, (network.version, _first(network), ""))
         if start < len(underlay):
             version, number, address = underlay[start]
@@ -137,7 +137,7 @@ def _nodes(documents: DocumentSet) -> Iterator[BpfleetError]:
                 yield Conflict(
                     f"{network} holds the underlay address {address} of {owner.key}",
                     resource=document.key,
-                    field=f"workload_cidrs[{index}]",
+                    field="workload_cidrs",
                     remedy="Workload networks must not hold underlay addresses: choose another network.",
                     details={"other": owner.key},
                 )
@@ -164,13 +164,13 @@ def _endpoints(documents: DocumentSet) -> Iterator[BpfleetError]:
     by_attachment: Dict[Tuple[str, str, str], Document] = {}
     for document in _sorted(documents, "endpoint"):
         spec = document.spec
-        for index, address in enumerate(spec["addresses"]):
+        for address in spec["addresses"]:
             other = by_address.setdefault(address, document)
             if other is not document:
                 yield Conflict(
                     f"{address} is already an address of {other.key}",
                     resource=document.key,
-                    field=f"addresses[{index}]",
+                    field="addresses",
                     remedy=f"Give it another address, or remove it from {other.key}.",
                     details={"other": other.key},
                 )
@@ -180,7 +180,7 @@ def _endpoints(documents: DocumentSet) -> Iterator[BpfleetError]:
                     f"{address} is outside the workload CIDRs of node/{spec['node']} "
                     f"({', '.join(str(network) for network in own)})",
                     resource=document.key,
-                    field=f"addresses[{index}]",
+                    field="addresses",
                     remedy="Take an address of the node's networks, or add a network to the node.",
                     details={"other": f"node/{spec['node']}"},
                 )
@@ -265,7 +265,7 @@ def _held_by_node(documents: DocumentSet, facts: Facts) -> Iterator[BpfleetError
         if document.key == f"node/{facts.node}":
             continue
         fields = [("address", document.spec.get("address"))]
-        fields += [(f"addresses[{index}]", one) for index, one in enumerate(document.spec.get("addresses", ()))]
+        fields += [("addresses", one) for one in document.spec.get("addresses", ())]
         for field, address in fields:
             if address in held:
                 yield Conflict(

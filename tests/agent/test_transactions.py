@@ -494,18 +494,18 @@ def blocking(*networks: str) -> Document:
 
 BAD: Dict[str, Tuple[Document, str, List[str]]] = {
     "a frontend on a node's own address": (
-        fleet.service("bad", ["192.168.77.2:8000"], API), "frontends[0]", ["192.168.77.2 is an address of node/h2"]),
+        fleet.service("bad", ["192.168.77.2:8000"], API), "frontends", ["192.168.77.2 is an address of node/h2"]),
     "a frontend on the SSH port of a node": (
-        fleet.service("bad", ["192.168.77.1:22"], API), "frontends[0]", ["tcp port 22 is a failsafe port"]),
+        fleet.service("bad", ["192.168.77.1:22"], API), "frontends", ["tcp port 22 is a failsafe port"]),
     "a frontend that another service has": (
-        fleet.service("bad", ["10.96.0.1:80"], API), "frontends[0]",
+        fleet.service("bad", ["10.96.0.1:80"], API), "frontends",
         ["10.96.0.1:80/tcp is already a frontend of", "service/good", "service/bad"]),
     "a frontend of another family than all backends": (
-        fleet.service("bad", ["[fd96::1]:80"], [{"address": "10.77.1.1"}]), "frontends[0].address",
+        fleet.service("bad", ["[fd96::1]:80"], [{"address": "10.77.1.1"}]), "frontends",
         ["of another address family than every backend"]),
     "a block list that holds a member": (
-        blocking("192.168.77.2/32"), "blocked_cidrs[0]", ["192.168.77.2, the address of member h2"]),
-    "a block list that holds the world": (blocking("0.0.0.0/0"), "blocked_cidrs[0]", ["everybody"]),
+        blocking("192.168.77.2/32"), "blocked_cidrs", ["192.168.77.2, the address of member h2"]),
+    "a block list that holds the world": (blocking("0.0.0.0/0"), "blocked_cidrs", ["everybody"]),
 }  # fmt: skip
 """What both front ends send as it is: the node refuses it, by document and field."""
 

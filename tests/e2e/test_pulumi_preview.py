@@ -57,7 +57,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
 CONTRADICTIONS: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
     "two endpoints of one address": (
         {"twin": endpoint("10.77.1.10", "w2")},
-        [r"endpoint/(twin|web-1), field addresses(\[0\])?: .*10.77.1.10 is already an address of endpoint/"],
+        [r"endpoint/(twin|web-1), field addresses: .*10.77.1.10 is already an address of endpoint/"],
     ),
     "two endpoints in one namespace": (
         {"twin": endpoint("10.77.1.11", "w1")},
@@ -65,23 +65,23 @@ CONTRADICTIONS: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
     ),
     "an address outside the node's networks": (
         {"lost": endpoint("10.77.2.11", "w2")},
-        [r"endpoint/lost, field addresses\[0\]: 10.77.2.11 is outside the workload CIDRs of node/h1"],
+        [r"endpoint/lost, field addresses: 10.77.2.11 is outside the workload CIDRs of node/h1"],
     ),
     "two services of one frontend": (
         {"shop-2": service("10.96.0.1")},
-        [r"service/shop.*, field frontends(\[0\])?: .*10.96.0.1:80/tcp is already a frontend of service/shop"],
+        [r"service/shop.*, field frontends: .*10.96.0.1:80/tcp is already a frontend of service/shop"],
     ),
     "a frontend that is a node's address": (
         {"shop-2": service("192.0.2.2")},
-        [r"service/shop-2, field frontends\[0\]: 192.0.2.2 is an address of node/h2"],
+        [r"service/shop-2, field frontends: 192.0.2.2 is an address of node/h2"],
     ),
     "a frontend that is an endpoint's address": (
         {"shop-2": service("10.77.1.10")},
-        [r"(service/shop-2, field frontends\[0\]|endpoint/web-1): .*10.77.1.10 is an address of endpoint/web-1"],
+        [r"(service/shop-2, field frontends|endpoint/web-1): .*10.77.1.10 is an address of endpoint/web-1"],
     ),
     "a service behind a service": (
         {"shop-2": service("10.96.0.2", backends=[{"address": "10.96.0.1"}])},
-        [r"field backends(\[0\].address)?: .*10.96.0.1 is an address of service/shop: a service is no backend"],
+        [r"field backends: .*10.96.0.1 is an address of service/shop: a service is no backend"],
     ),
     "two identities of the same labels": (
         {"web-twin": inside("Identity", {"labels": {"role": "web"}})},
@@ -89,11 +89,11 @@ CONTRADICTIONS: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
     ),
     "nodes with one network": (
         {"h2": host(2, workloadCidrs=["10.77.1.128/25", "10.77.2.0/24"])},
-        [r"'fleet'|about fleet", r"node/h2, field workloadCidrs\[0\]: 10.77.1.128/25 overlaps 10.77.1.0/24 of node/h1"],
+        [r"'fleet'|about fleet", r"node/h2, field workloadCidrs: 10.77.1.128/25 overlaps 10.77.1.0/24 of node/h1"],
     ),
     "a blocked member": (
         {"fleet": cluster("h1", "h2", blockedCidrs=["192.0.2.2/32"])},
-        [r"cluster/fleet, field blockedCidrs\[0\]: .*192.0.2.2, the address of member h2"],
+        [r"cluster/fleet, field blockedCidrs: .*192.0.2.2, the address of member h2"],
     ),
     "a node of two clusters": (
         {"other": cluster("h2", id=8)},
@@ -121,12 +121,12 @@ SECRETS: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {
     "an address": (
         {"lost": endpoint("10.77.2.11", "w2", addresses=[secret("10.77.2.11")])},
         "10.77.2.11",
-        r"endpoint/lost, field addresses\[0\]: \[secret\] is outside the workload CIDRs of node/h1",
+        r"endpoint/lost, field addresses: \[secret\] is outside the workload CIDRs of node/h1",
     ),
     "a node's network, told of the cluster": (
         {"h2": host(2, workloadCidrs=[secret("10.77.1.128/25"), "10.77.2.0/24"])},
         "10.77.1.128/25",
-        r"property name value .* node/h2, field workloadCidrs\[0\]: \[secret\] overlaps 10.77.1.0/24 of node/h1",
+        r"property name value .* node/h2, field workloadCidrs: \[secret\] overlaps 10.77.1.0/24 of node/h1",
     ),
     "a label, which the engine would print": (
         {"zz-twin": inside("Identity", {"labels": {"role": "web", "hidden": secret("zebra")}}),
@@ -177,7 +177,7 @@ FULL: dict[str, tuple[dict[str, int], dict[str, dict[str, Any]], list[str]]] = {
     "policy entries": (
         {"policyEntries": 256},
         {"wide": inside("Policy", {"selector": {"role": "web"}, "ingress": [{"ports": PORTS}]})},
-        ["policy/wide", "more than 256 entries for ingress", "raise limits.policyEntries"],
+        ["policy/wide", "identity web has room for 256 entries, 303 are needed", "raise limits.policyEntries"],
     ),
     "cidrs": (
         {"cidrs": 16},

@@ -53,8 +53,7 @@ def test_what_may_not_be_blocked(cidr: str, says: str) -> None:
     found = [error for error in validate(DocumentSet(documents(["198.51.100.0/24", cidr])), FACTS) if error.field]
     mine = [error for error in found if says in error.what]
     assert mine, found
-    index = sorted(["198.51.100.0/24", cidr]).index(cidr)
-    assert (mine[0].resource, mine[0].field) == ("cluster/fleet", f"blocked_cidrs[{index}]")
+    assert (mine[0].resource, mine[0].field) == ("cluster/fleet", "blocked_cidrs")
     assert mine[0].remedy
 
 
@@ -66,7 +65,7 @@ def test_no_workloads_are_where_the_controller_or_the_gateway_is(cidr: str) -> N
     )
     given = [one for one in documents([]) if (one.kind, one.name) != ("node", moved.name)] + [moved]
     (error,) = validate(DocumentSet(given), FACTS)
-    assert (error.resource, error.field) == ("node/h1", f"workload_cidrs[{moved.spec['workload_cidrs'].index(cidr)}]")
+    assert (error.resource, error.field) == ("node/h1", "workload_cidrs")
     assert cidr in error.what and error.remedy
     if cidr.startswith("203"):
         controller = fleet.document(
@@ -126,8 +125,8 @@ def test_whom_a_blocked_network_touches(drawn: List[Tuple[str, int]]) -> None:
     blocked = [ipaddress.ip_network(text) for text in given_documents[0].spec["blocked_cidrs"]]
     nodes = given_documents[1:]
     held = [
-        (f"blocked_cidrs[{index}]", node.key)
-        for index, network in enumerate(blocked)
+        ("blocked_cidrs", node.key)
+        for network in blocked
         for node in nodes
         if ipaddress.ip_address(node.spec["address"]) in network
     ]

@@ -27,21 +27,21 @@ def held(*services: Document) -> DocumentSet:
     ("services", "field", "other"),
     [
         ([fleet.service("a", ["10.96.0.1:80"], API), fleet.service("b", ["10.96.0.1:80"], [])],
-         "frontends[0]", "service/a"),
-        ([fleet.service("b", ["192.168.77.2:8000"], API)], "frontends[0]", "node/h2"),
-        ([fleet.service("b", ["192.168.77.1:22"], API)], "frontends[0]", "failsafe port"),
-        ([fleet.service("b", ["10.77.1.1:80"], API)], "frontends[0]", "endpoint/web-1"),
-        ([fleet.service("b", ["[fd77:0:0:1::1]:80"], API)], "frontends[0]", "endpoint/web-1"),
+         "frontends", "service/a"),
+        ([fleet.service("b", ["192.168.77.2:8000"], API)], "frontends", "node/h2"),
+        ([fleet.service("b", ["192.168.77.1:22"], API)], "frontends", "failsafe port"),
+        ([fleet.service("b", ["10.77.1.1:80"], API)], "frontends", "endpoint/web-1"),
+        ([fleet.service("b", ["[fd77:0:0:1::1]:80"], API)], "frontends", "endpoint/web-1"),
         ([fleet.service("b", ["[fd96::1]:80"], [{"address": "192.0.2.1"}, {"address": "192.0.2.2"}])],
-         "frontends[0].address", "192.0.2.1"),
+         "frontends", "192.0.2.1"),
         ([fleet.service("a", ["10.96.0.1:80"], API), fleet.service("b", ["10.96.0.2:80"], [{"address": "10.96.0.1"}])],
-         "backends[0].address", "service/a"),
-        ([fleet.service("b", ["127.0.0.53:53"], API)], "frontends[0].address", "loopback"),
-        ([fleet.service("b", ["169.254.169.254:80"], API)], "frontends[0].address", "link-local"),
-        ([fleet.service("b", ["[fe80::1]:80"], API)], "frontends[0].address", "link-local"),
-        ([fleet.service("b", ["224.0.0.1:80"], API)], "frontends[0].address", "multicast"),
-        ([fleet.service("b", ["0.0.0.0:80"], API)], "frontends[0].address", "unspecified"),
-        ([fleet.service("b", ["10.96.0.1:80"], [{"address": "127.0.0.1"}])], "backends[0].address", "loopback"),
+         "backends", "service/a"),
+        ([fleet.service("b", ["127.0.0.53:53"], API)], "frontends", "loopback"),
+        ([fleet.service("b", ["169.254.169.254:80"], API)], "frontends", "link-local"),
+        ([fleet.service("b", ["[fe80::1]:80"], API)], "frontends", "link-local"),
+        ([fleet.service("b", ["224.0.0.1:80"], API)], "frontends", "multicast"),
+        ([fleet.service("b", ["0.0.0.0:80"], API)], "frontends", "unspecified"),
+        ([fleet.service("b", ["10.96.0.1:80"], [{"address": "127.0.0.1"}])], "backends", "loopback"),
     ],
 )  # fmt: skip
 def test_refused(services: List[Document], field: str, other: str) -> None:
@@ -65,7 +65,7 @@ def only_v4(document: Document) -> Document:
 def test_a_family_that_no_backend_can_have() -> None:
     service = fleet.service("s", ["10.96.0.1:80", "[fd96::1]:80"], API)
     (error,) = validate(DocumentSet([*map(only_v4, fleet.quickstart()), service]))
-    assert (error.resource, error.field) == ("service/s", "frontends[1].address") and error.remedy
+    assert (error.resource, error.field) == ("service/s", "frontends") and error.remedy
     listed = fleet.service("s", ["[fd96::1]:80"], [*API, {"address": "2001:db8::1"}])
     assert validate(DocumentSet([*map(only_v4, fleet.quickstart()), listed])) == []
     assert validate(DocumentSet([service])) == [], "nodes may come later"

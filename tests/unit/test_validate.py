@@ -23,7 +23,7 @@ CASES: List[Tuple[str, List[Document], str, str, str]] = [
     (
         "two endpoints with one address",
         [fleet.endpoint("a", 1, 1, netns="w1"), fleet.endpoint("b", 1, 1, netns="w2")],
-        "endpoint/b", "addresses[0]", "endpoint/a",
+        "endpoint/b", "addresses", "endpoint/a",
     ),
     (
         "two endpoints in one namespace",
@@ -34,23 +34,23 @@ CASES: List[Tuple[str, List[Document], str, str, str]] = [
         "address outside the node's networks",
         [fleet.node(2), fleet.document("endpoint", "a", node="h2", identity="a", addresses=["10.77.1.9"],
                                        attach={"netns": "w1"})],
-        "endpoint/a", "addresses[0]", "node/h2",
+        "endpoint/a", "addresses", "node/h2",
     ),
     (
         "equal workload networks",
         [_node("a", "192.168.0.1", "10.1.0.0/24"), _node("b", "192.168.0.2", "10.1.0.0/24")],
-        "node/b", "workload_cidrs[0]", "node/a",
+        "node/b", "workload_cidrs", "node/a",
     ),
     (
         "a small network inside an earlier wide one",
         [_node("a", "192.168.0.1", "10.0.0.0/8"), _node("b", "192.168.0.2", "10.1.0.0/24"),
          _node("c", "192.168.0.3", "11.0.0.0/24")],
-        "node/b", "workload_cidrs[0]", "node/a",
+        "node/b", "workload_cidrs", "node/a",
     ),
     (
         "IPv6 networks overlap",
         [_node("a", "192.168.0.1", "fd00::/32"), _node("b", "192.168.0.2", "fd00:0:1::/48")],
-        "node/b", "workload_cidrs[0]", "node/a",
+        "node/b", "workload_cidrs", "node/a",
     ),
     (
         "one underlay address for two nodes",
@@ -60,7 +60,7 @@ CASES: List[Tuple[str, List[Document], str, str, str]] = [
     (
         "an underlay address inside a workload network",
         [_node("a", "10.1.0.5", "10.9.0.0/24"), _node("b", "192.168.0.1", "10.1.0.0/24")],
-        "node/b", "workload_cidrs[0]", "node/a",
+        "node/b", "workload_cidrs", "node/a",
     ),
     (
         "two identities with the same labels",
@@ -117,8 +117,8 @@ def test_what_the_node_itself_lacks() -> None:
 @pytest.mark.parametrize(
     ("address", "resource", "field"),
     [
-        ("10.77.1.1", "endpoint/web-1", "addresses[0]"),
-        ("fd77:0:0:2::2", "endpoint/db-1", "addresses[1]"),
+        ("10.77.1.1", "endpoint/web-1", "addresses"),
+        ("fd77:0:0:2::2", "endpoint/db-1", "addresses"),
         ("192.168.77.2", "node/h2", "address"),
     ],
 )
