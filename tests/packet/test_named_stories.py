@@ -213,3 +213,17 @@ def test_where_a_set_is_missing_nobody_is_let_in(
     after = datapath.run("to_endpoint", frame, DEVICES["b"], DEVICES["eth0"])
     assert (before.action, after.action) == ("pass" if missing == "port_sets" else "shot", "shot")
     assert after.counters == {"denied_by_default": 1}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_the_host_sends_as_an_endpoint_takes_over_its_connection(host_datapath: Datapath, family: int) -> None:
+    """Under an endpoint's address and to the device of another, while that endpoint's packets go by a copy."""
+    played = Played(host_datapath, True, "a")
+    audited = fleet.document("policy", "p", selector={"app": "a"}, egress=[{"action": "deny"}], mode="audit")
+    played.change([*fleets.world({}, NUMBERS), audited, fleet.node_policy("node", {}, egress=[{}])])
+    x = ADDRESSES[family]
+    frame = f.ether(f.udp(x["a"], x["world"], PORTS))
+    sent, by_host = Sent("from_endpoint", "a", frame, ""), Sent("to_endpoint", "t", frame, "")
+    for number, step in enumerate((sent, sent, sent, by_host, sent, sent)):
+        played.stand_still()
+        played.send(step, f"step {number}")

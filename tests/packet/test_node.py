@@ -173,6 +173,12 @@ class Played:
             if against & set(self.model.node.ends.records):
                 self.datapath.forget_copies()
 
+    def _taken_over(self, ends: Dict[Any, str]) -> None:
+        """As well where another end has taken a connection over: what the host sends under an endpoint's address."""
+        records = self.model.node.ends.records
+        if any(records[key].at != at for key, at in ends.items() if key in records):
+            self.datapath.forget_copies()
+
     def send(self, step: Sent, told: str) -> Result:
         """A frame, and compare all that comes of it."""
         self._open_against(step)
@@ -181,7 +187,9 @@ class Played:
         if "hop_limit" in result.counters:  # an answer is about the frontend
             last = result.events[-1]
             gone_to = ipaddress.ip_address(last["destination"]), last["destination_port"]
+        ends = {key: record.at for key, record in self.model.node.ends.records.items()}
         fate = self.model.send(step.program, step.at, step.frame, step.via, result.frame, gone_to)
+        self._taken_over(ends)
         have: Dict[str, Any] = {
             "counters": result.counters,
             "passes": result.action != "shot",

@@ -9,7 +9,8 @@
  *   - while the revisions are those of its record, as the record itself does, and the epoch is the same (copy_revisions);
  *   - for packets that change nothing in the record: no SYN, FIN, reset, fragment, or error. Where the other end opens the
  *     same connection once more, its own way round, a packet that would have been the first answer to that is known as one
- *     of the older connection for the rest of the tick. (A SYN with ACK, by which TCP answers, has no copy.)
+ *     of the older connection for the rest of the tick. (A SYN with ACK, by which TCP answers, has no copy.) So is an
+ *     endpoint's packet where the host takes the record over meanwhile, by sending the same under that endpoint's address.
  *
  * There is none of a flow that balance.h translates, nor of one that goes to a tunnel endpoint with an IPv6 address: the
  * next hop has 32 bits here. A connection that becomes a translated one ends all copies of the node (`copy_epoch`).
