@@ -10,8 +10,8 @@
  *
  * What may differ from one packet to the next is not noted, and so nothing goes directly: marks, priorities, service classes,
  * a ban on fragments. Where packets to one member leave by several ways, as by routes with several next hops, none does.
- * What is longer than all that the stack has sent whole goes the long way, and may be taken apart there; then what is long
- * has to begin anew.
+ * What is longer than all that the stack has sent whole in the tick goes the long way, and may be taken apart there; then what
+ * is long has to begin anew.
  *
  * No packet overtakes another one of its flow: both ways end, within the same call, in the queue of the underlay device that
  * the packet's hash chooses.
@@ -39,7 +39,7 @@ struct direct_path {
 	__u32 split_tick; /* when packets were last seen to leave differently within a tick; 0: never */
 	__u32 ifindex;
 	struct ethhdr ethernet;
-	__u16 longest; /* bytes of an IP packet that left whole, since one was taken apart */
+	__u16 longest; /* bytes of an IP packet that left whole in this tick, since one was taken apart */
 	__u16 next_id;
 	__u8 hop_limit;
 	__u8 zero[5];
@@ -104,11 +104,7 @@ static __always_inline void direct_path_note(struct __sk_buff *skb)
 	if (!direct_path_is_shown_by(skb, start))
 		return;
 	now = connection_now();
-	length = bpf_ntohs(start->ip.tot_len);
-	if (path->member == start->ip.daddr && direct_path_is(path, skb, start)) {
-		if (path->longest < length)
-			path->longest = length;
-	} else {
+	if (path->member != start->ip.daddr || !direct_path_is(path, skb, start)) {
 		if (path->member != start->ip.daddr)
 			path->split_tick = 0;
 		else if (path->tick == now)
@@ -117,12 +113,16 @@ static __always_inline void direct_path_note(struct __sk_buff *skb)
 		path->ifindex = skb->ifindex;
 		path->ethernet = start->ethernet;
 		path->hop_limit = start->ip.ttl;
-		path->longest = length;
+		path->longest = 0;
 	}
 	if (path->tick != now) {
 		path->tick = now;
+		path->longest = 0;
 		path->next_id = bpf_get_prandom_u32();
 	}
+	length = bpf_ntohs(start->ip.tot_len);
+	if (path->longest < length)
+		path->longest = length;
 }
 
 /* How a packet to a member may go, NULL: as the stack says. `length` is that of its outer IP packet, bytes. */
