@@ -18,6 +18,9 @@ from tests.packet import modelled, world
 from tests.packet.kernel import BUILD, Datapath, namespace
 from tests.packet.place import Place
 
+UNDERLAY_QUEUES = 8
+"""Of the underlay device, as network cards have them: a packet's hash chooses."""
+
 
 @pytest.fixture(scope="package")  # not session: the process is in the namespace until then, and other tests must not be
 def devices() -> Iterator[None]:
@@ -63,7 +66,8 @@ def make_devices() -> None:
     commands += [
         f"link add name dev-a index {world.DEVICES['a']} type veth peer name workload",
         f"link add name dev-t index {world.DEVICES['t']} type veth peer name machine",
-        f"link add name dev-eth0 index {world.DEVICES['eth0']} type veth peer name wire",
+        f"link add name dev-eth0 index {world.DEVICES['eth0']} numtxqueues {UNDERLAY_QUEUES} type veth peer name wire "
+        f"numrxqueues {UNDERLAY_QUEUES}",
         f"link add name dev-vxlan index {world.DEVICES['vxlan']} type vxlan external dstport {world.TUNNEL_PORT} "
         f"srcport {ENUMS['tunnel_source']['lowest']} {ENUMS['tunnel_source']['highest']}",
         "link set dev-vxlan arp off",

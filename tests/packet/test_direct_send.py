@@ -393,3 +393,35 @@ def test_a_narrower_device_gets_nothing_longer_than_it_takes(direct_wire: Wire) 
     finally:
         subprocess.run("ip link set dev-eth0 mtu 1500".split(), check=True)
     assert len(lengths) == 6 and max(lengths) <= 1400
+
+
+FLOWS_BY_HASH = {
+    "UDP": datagram(),
+    "TCP": f.tcp(X["a"], X["c"], PORTS, f.ACK),
+    "echo": f.echo(X["a"], X["c"], 7),
+    "GRE": f.ip(X["a"], X["c"], 47, bytes(40)),
+    "ESP": f.ip(X["a"], X["c"], 50, bytes(40)),
+}
+
+
+@pytest.mark.parametrize("flow", FLOWS_BY_HASH)
+def test_both_ways_of_a_flow_end_in_one_queue(direct_wire: Wire, flow: str) -> None:
+    """Or some would overtake others. For what has no ports the stack chooses by the tunnel packet's."""
+    wire = direct_wire
+    subprocess.run("tc qdisc replace dev dev-eth0 root handle 1: mq".split(), check=True)
+    try:
+        before = by_queue()
+        device = by_the_device()
+        for _ in range(20):
+            wire.workload.send(f.ether(FLOWS_BY_HASH[flow]))
+        assert 0 < by_the_device() - device < 20, "some go either way"
+        sent = [packets - before[queue] for queue, packets in by_queue().items()]
+        assert sorted(sent)[-1] == 20
+    finally:
+        subprocess.run("tc qdisc del dev dev-eth0 root".split(), check=True)
+
+
+def by_queue() -> Dict[str, int]:
+    """Packets that each queue of the underlay device has sent."""
+    shown = json.loads(subprocess.check_output("tc -s -j qdisc show dev dev-eth0".split()))
+    return {one["parent"]: int(one["packets"]) for one in shown if "parent" in one}

@@ -14,7 +14,7 @@
  * is long has to begin anew.
  *
  * No packet overtakes another one of its flow: both ways end, within the same call, in the queue of the underlay device that
- * the packet's hash chooses.
+ * the packet's hash chooses (direct_hash_settle).
  */
 #pragma once
 
@@ -155,6 +155,15 @@ static __always_inline __u8 direct_congestion(const __u8 *inner, bool is_v6)
 	return congestion == CONGESTION_EXPERIENCED ? CONGESTION_CAPABLE : congestion;
 }
 
+/* Have the device's queue be chosen as on the long way: by what is inside if that has ports, else by the tunnel packet. */
+static __always_inline void direct_hash_settle(struct __sk_buff *skb)
+{
+	const struct sk_buff *inside = bpf_cast_to_kern_ctx(skb);
+
+	if (!BPF_CORE_READ_BITFIELD(inside, l4_hash))
+		bpf_set_hash_invalid(skb);
+}
+
 /* Send a packet of an established connection to a member, in the tick `now` that its copy counts in. Returns what to do
  * with the packet, or -1: it has to go the long way, and is as it was. */
 static __noinline int send_directly(struct __sk_buff *skb, struct packet *packet, __be32 member, __u32 now)
@@ -195,6 +204,7 @@ static __noinline int send_directly(struct __sk_buff *skb, struct packet *packet
 	start->udp = udp;
 	start->flags = bpf_htonl(VXLAN_HAS_VNI);
 	start->vni = bpf_htonl(packet->source_identity << 8);
+	direct_hash_settle(skb);
 	skb->queue_mapping = 0; /* as in the tunnel's device, which has one queue: else it would choose that of the next */
 	counter_add(REASON_TO_TUNNEL, bytes);
 	return bpf_redirect(path->ifindex, 0);

@@ -51,6 +51,7 @@ struct sk_buff {
 	__u16 csum_start; /* from `head` on */
 	__u16 csum_offset; /* from there on */
 	__u8 ip_summed : 2;
+	__u8 l4_hash : 1;
 } __attribute__((preserve_access_index));
 
 extern void *bpf_cast_to_kern_ctx(void *context) __ksym __weak;
