@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -19,6 +20,7 @@ from tests.packet import world
 from tests.packet.kernel import Datapath, Result
 from tests.packet.test_copies import TICK_NS
 from tests.packet.test_direct import IPSEC, begin, in_one_tick, with_outer_sum
+from tests.packet.test_direct_wire import SET_TX_CHECKSUMS, switch
 from tests.packet.test_tunnel import Wire, ends
 from tests.packet.world import ADDRESSES, CONSTANTS, DEVICES, IDENTITIES, UNDERLAY, UNDERLAY_2
 
@@ -28,6 +30,7 @@ pytestmark = [
     pytest.mark.skipif(not shows_contexts(), reason="kernels before 6.2 show programs nothing of IPsec"),
 ]
 
+_SOL_PACKET, _PACKET_VNET_HDR = 263, 15
 X = ADDRESSES[4]
 PORTS = (40000, 53)
 IP_AT, UDP_AT, INNER_AT = 14, 34, 64
@@ -157,10 +160,8 @@ SAYS_NOTHING: Dict[str, Callable[[Datapath], None]] = {
     "another member's": lambda d: leaves(d, shown(IP_AT + 19, "B", 77)),
     "another host's": lambda d: leaves(d, shown(IP_AT + 15, "B", 77)),
     "came from a device": lambda d: leaves(d, by_the_stack(), DEVICES["a"]),
-    "marked": lambda d: leaves(d, by_the_stack(), mark=1),
     "with a priority": lambda d: leaves(d, by_the_stack(), priority=1),
     "put together": lambda d: leaves(d, by_the_stack(), segment=100),
-    "of a service class": lambda d: leaves(d, shown(IP_AT + 1, "B", 0xB8)),
     "may not be a fragment": lambda d: leaves(d, shown(IP_AT + 6, "H", 0x4000)),
     "is a fragment": lambda d: leaves(d, shown(IP_AT + 6, "H", 0x2000)),
     "is a later fragment": lambda d: leaves(d, shown(IP_AT + 6, "H", 1)),
@@ -248,6 +249,30 @@ def test_nothing_goes_directly_where_packets_leave_by_several_ways(direct: Datap
         assert goes_directly(send(direct))
         leaves(direct, bytes(elsewhere))
         assert not goes_directly(send(direct))
+        leaves(direct, by_the_stack())
+        assert not goes_directly(send(direct))
+
+    in_one_tick(direct, work)
+    time.sleep(1.2 * TICK_NS / 1e9)
+    opened(direct)
+    assert not goes_directly(send(direct))
+
+
+FOR_SOME: Dict[str, Callable[[Datapath], None]] = {
+    "marked": lambda d: leaves(d, by_the_stack(), mark=1),
+    "of a service class": lambda d: leaves(d, shown(IP_AT + 1, "B", 0xB8)),
+}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+@pytest.mark.parametrize("what", FOR_SOME)
+def test_nothing_goes_directly_where_the_host_tells_packets_apart(direct: Datapath, what: str, first: bool) -> None:
+    """By rules for some of a member's tunnel packets: others show nothing of those."""
+
+    def work() -> None:
+        opened(direct, shown=not first)
+        assert goes_directly(send(direct)) is not first
+        FOR_SOME[what](direct)
         leaves(direct, by_the_stack())
         assert not goes_directly(send(direct))
 
@@ -387,11 +412,11 @@ def test_a_narrower_device_gets_nothing_longer_than_it_takes(direct_wire: Wire) 
         return [len(frame) - IP_AT for frame in on_the_wire(wire)]
 
     assert [length for length in burst() if length > 1400] != []
-    subprocess.run("ip link set dev-eth0 mtu 1400".split(), check=True)
+    subprocess.run(["ip", "link", "set", "dev-eth0", "mtu", "1400"], check=True)
     try:
         lengths = burst()
     finally:
-        subprocess.run("ip link set dev-eth0 mtu 1500".split(), check=True)
+        subprocess.run(["ip", "link", "set", "dev-eth0", "mtu", "1500"], check=True)
     assert len(lengths) == 6 and max(lengths) <= 1400
 
 
@@ -408,7 +433,7 @@ FLOWS_BY_HASH = {
 def test_both_ways_of_a_flow_end_in_one_queue(direct_wire: Wire, flow: str) -> None:
     """Or some would overtake others. For what has no ports the stack chooses by the tunnel packet's."""
     wire = direct_wire
-    subprocess.run("tc qdisc replace dev dev-eth0 root handle 1: mq".split(), check=True)
+    subprocess.run(["tc", "qdisc", "replace", "dev", "dev-eth0", "root", "handle", "1:", "mq"], check=True)
     try:
         before = by_queue()
         device = by_the_device()
@@ -418,10 +443,40 @@ def test_both_ways_of_a_flow_end_in_one_queue(direct_wire: Wire, flow: str) -> N
         sent = [packets - before[queue] for queue, packets in by_queue().items()]
         assert sorted(sent)[-1] == 20
     finally:
-        subprocess.run("tc qdisc del dev dev-eth0 root".split(), check=True)
+        subprocess.run(["tc", "qdisc", "del", "dev", "dev-eth0", "root"], check=True)
 
 
 def by_queue() -> Dict[str, int]:
     """Packets that each queue of the underlay device has sent."""
-    shown = json.loads(subprocess.check_output("tc -s -j qdisc show dev dev-eth0".split()))
+    shown = json.loads(subprocess.check_output(["tc", "-s", "-j", "qdisc", "show", "dev", "dev-eth0"]))
     return {one["parent"]: int(one["packets"]) for one in shown if "parent" in one}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("protocol", [f.UDP, f.TCP])
+def test_a_checksum_that_a_device_is_to_make_is_made(direct_wire: Wire, family: int, protocol: int) -> None:
+    """As most packets leave a workload: by the kernel, where the underlay device cannot."""
+    wire, x = direct_wire, ADDRESSES[family]
+    if protocol == f.TCP:
+        packet, field = f.tcp(x["a"], x["c"], PORTS, f.ACK), 16
+    else:
+        packet, field = f.udp(x["a"], x["c"], PORTS), 6
+    frame = bytearray(f.ether(packet))
+    start = IP_AT + (20 if family == 4 else 40)
+    pseudo = bytes(frame[start - (8 if family == 4 else 32) : start]) + struct.pack("!II", len(frame) - start, protocol)
+    struct.pack_into("!H", frame, start + field, f.checksum(pseudo) ^ 0xFFFF)
+    to_make = struct.pack("=BBHHHH", 1, 0, 0, 0, start, field)  # struct virtio_net_hdr, VIRTIO_NET_HDR_F_NEEDS_CSUM
+    with contextlib.ExitStack() as stack:
+        stack.callback(switch, "dev-eth0", SET_TX_CHECKSUMS, 1)
+        switch("dev-eth0", SET_TX_CHECKSUMS, 0)
+        stack.callback(wire.workload.setsockopt, _SOL_PACKET, _PACKET_VNET_HDR, 0)
+        wire.workload.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+        on_the_wire(wire)
+        before = by_the_device()
+        for _ in range(6):
+            wire.workload.send(to_make + bytes(frame))
+        sent = on_the_wire(wire)
+    assert 0 < by_the_device() - before < 6, "some went either way"
+    assert len(sent) == 6
+    for one in sent:
+        assert f.checksum(pseudo + one[INNER_AT - 14 + start :]) == 0

@@ -37,7 +37,7 @@ AWAY = 31
 """The index of a's device here."""
 _IPV4, _ALL = 0x0800, 3
 _SOL_PACKET, _PACKET_AUXDATA, _CHECKSUM_VALID = 263, 8, 1 << 7
-_SIOCETHTOOL, _SET_GRO, _SET_TSO = 0x8946, 0x2C, 0x1F
+_SIOCETHTOOL, _SET_GRO, _SET_TSO, SET_TX_CHECKSUMS = 0x8946, 0x2C, 0x1F, 0x17
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -94,8 +94,8 @@ def far(direct: Datapath) -> Iterator[Far]:
         network = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
         network.bind(("wire", 0))
         for device, feature, on in (("dev-eth0", _SET_GRO, 1), ("wire", _SET_TSO, 0)):
-            stack.callback(_switch, device, feature, 1 - on)
-            _switch(device, feature, on)
+            stack.callback(switch, device, feature, 1 - on)
+            switch(device, feature, on)
         for program, device in (("from_underlay", "eth0"), ("from_tunnel", "vxlan")):
             stack.callback(detach, direct.attach(program, DEVICES[device]))
         yield Far(direct, network, workload)
@@ -119,7 +119,7 @@ def _socket_in(name: str) -> socket.socket:
     return found
 
 
-def _switch(device: str, feature: int, on: int) -> None:
+def switch(device: str, feature: int, on: int) -> None:
     """As `ethtool -K`."""
     words = array.array("I", [feature, on])
     request = struct.pack("16sP", device.encode(), words.buffer_info()[0]).ljust(40, b"\0")
@@ -227,7 +227,7 @@ WAITS: Dict[str, Callable[[int, bool], None]] = {
     "for a thread": lambda mask, on: _in_sysfs(
         f"echo {int(on)} > $DEVICE/threaded; for one in $(pgrep napi/dev-vxlan); do taskset -p {mask:x} $one; done"
     ),
-    "with all others'": lambda mask, on: _switch("dev-vxlan", _SET_GRO, not on),
+    "with all others'": lambda mask, on: switch("dev-vxlan", _SET_GRO, not on),
 }
 
 

@@ -9,7 +9,8 @@
  * count at once.
  *
  * What may differ from one packet to the next is not noted, and so nothing goes directly: marks, priorities, service classes,
- * a ban on fragments. Where packets to one member leave by several ways, as by routes with several next hops, none does.
+ * a ban on fragments. Where packets to one member leave by several ways, as by routes with several next hops, none does, nor
+ * where only some get a mark or a class.
  * What is longer than all that the stack has sent whole in the tick goes the long way, and may be taken apart there; then what
  * is long has to begin anew.
  *
@@ -35,8 +36,8 @@ enum direct_path_limit {
 /* How tunnel packets to a member leave. Members that share a place take it from each other. */
 struct direct_path {
 	__be32 member;
-	__u32 tick; /* when one was seen last */
-	__u32 split_tick; /* when packets were last seen to leave differently within a tick; 0: never */
+	__u32 tick; /* when one was seen last; 0: never */
+	__u32 split_tick; /* when packets were last seen to leave differently within a tick, or as only some may; 0: never */
 	__u32 ifindex;
 	struct ethhdr ethernet;
 	__u16 longest; /* bytes of an IP packet that left whole in this tick, since one was taken apart */
@@ -99,17 +100,21 @@ static __always_inline void direct_path_note(struct __sk_buff *skb)
 	path = direct_path_find(start->ip.daddr);
 	if (!path)
 		return;
-	if (path->member == start->ip.daddr && start->ip.frag_off & bpf_htons(FRAGMENT_MORE_V4))
+	now = connection_now();
+	if (path->member != start->ip.daddr) {
+		path->member = start->ip.daddr;
+		path->tick = 0;
+		path->split_tick = 0;
+	}
+	if (start->ip.frag_off & bpf_htons(FRAGMENT_MORE_V4))
 		path->longest = 0;
+	if (start->ip.tos & ~CONGESTION_BITS || skb->mark)
+		path->split_tick = now;
 	if (!direct_path_is_shown_by(skb, start))
 		return;
-	now = connection_now();
-	if (path->member != start->ip.daddr || !direct_path_is(path, skb, start)) {
-		if (path->member != start->ip.daddr)
-			path->split_tick = 0;
-		else if (path->tick == now)
+	if (!path->tick || !direct_path_is(path, skb, start)) {
+		if (path->tick == now)
 			path->split_tick = now;
-		path->member = start->ip.daddr;
 		path->ifindex = skb->ifindex;
 		path->ethernet = start->ethernet;
 		path->hop_limit = start->ip.ttl;
