@@ -50,9 +50,11 @@ def test_a_policy_of_the_node_comes_and_goes(host: RealRig) -> None:
     bring(host.kernel, want)
     assert host.kernel.read(want) == want
     assert want.attachments[("eth0", "egress")] == "to_underlay"
+    assert {program.constants["host_policy"] for program in want.programs.values()} == {1}
     back = compiled(host, open_to_all)
     bring(host.kernel, back)
-    assert host.kernel.read(back) == back and ("eth0", "egress") not in back.attachments
+    assert host.kernel.read(back) == back
+    assert {program.constants["host_policy"] for program in back.programs.values()} == {0}
     bring(host.kernel, NodeState())
     assert host.left() == set()
 
