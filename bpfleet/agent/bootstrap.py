@@ -127,12 +127,17 @@ def finish(root, target):
     """Put it in place; only then it counts as installed, or whoever died in between would leave a host that restores
     nothing at boot."""
     put_in_place(root, target)
-    mark = os.path.join(target, UNFINISHED)
+    unless_gone(os.unlink, os.path.join(target, UNFINISHED))
+
+
+def unless_gone(work, path):
+    """What `work` says of a path, or None where another installer has taken it away or put it in its place meanwhile."""
     try:
-        os.unlink(mark)
+        return work(path)
     except OSError as problem:
         if problem.errno != errno.ENOENT:
             raise
+    return None
 
 
 def put_in_place(root, target):
@@ -233,17 +238,19 @@ def compile_tree(top):
 
 def prune(agents, digest):
     """Keep this agent, the one before it, which may just be starting, and those that run; and remove what dead
-    installers left."""
+    installers left. Others may be at it too."""
     others = []
     for name in os.listdir(agents):
         path = os.path.join(agents, name)
-        if name == "current":
+        if name in ("current", digest):
             continue
-        if ".new." in name:
-            if time.time() - os.lstat(path).st_mtime > 3600:
-                remove_path(path)
-        elif name != digest:
-            others.append((os.stat(path).st_mtime, path))
+        found = unless_gone(os.lstat, path)
+        if not found:
+            continue
+        if ".new." not in name:
+            others.append((found.st_mtime, path))
+        elif time.time() - found.st_mtime > 3600:
+            remove_path(path)
     for _, path in sorted(others)[: -(KEPT - 1)]:
         if unused(path):
             shutil.rmtree(path, True)
@@ -251,14 +258,20 @@ def prune(agents, digest):
 
 def remove_path(path):
     if os.path.islink(path):
-        os.unlink(path)
+        unless_gone(os.unlink, path)
     else:
         shutil.rmtree(path, True)
 
 
+def open_to_read(path):
+    return os.open(path, os.O_RDONLY)
+
+
 def unused(path):
     """Whether no agent or watchdog runs from this directory; each holds a lock on it (bpfleet/agent/main.py)."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = unless_gone(open_to_read, path)
+    if handle is None:
+        return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (IOError, OSError):

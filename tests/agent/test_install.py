@@ -243,6 +243,16 @@ def test_many_installers_at_once_leave_one_whole_agent(host: Host, made: artefac
     assert host.hello(made.digest)[0] == 0
 
 
+def test_what_another_installer_takes_away_meanwhile_is_missed_by_nobody(host: Host, made: artefact.Artefact) -> None:
+    """It puts its own draft in place, or removes an old agent, after both have listed what is there."""
+    command = install_command(made.digest, root=str(host.root))
+    with_gone = command.replace("os.listdir(agents)", 'os.listdir(agents) + [digest + ".new.1", "old"]')
+    assert with_gone != command
+    status, answer = host.run(with_gone, made.data)
+    assert (status, answer["result"]["installed"]) == (0, True)
+    assert agents(host) == [made.digest]
+
+
 def test_an_old_python_is_refused_in_words(tmp_path: Path, made: artefact.Artefact) -> None:
     pythons = old_pythons()
     if not pythons:

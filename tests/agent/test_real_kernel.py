@@ -19,6 +19,7 @@ from bpfleet.loader.cpus import possible_cpus
 from bpfleet.loader.generated.layouts import ENUMS
 from bpfleet.loader.layout import encode, layout
 from bpfleet.loader.pins import DEFAULT, Pins, open_pin
+from bpfleet.loader.real import shows_contexts
 from tests import fleet
 from tests.agent.conftest import Connection, items
 from tests.agent.pythons import INTERPRETERS, interpreter
@@ -146,7 +147,7 @@ def test_a_nodes_life(node: Node) -> None:
 
     status = connection.call("status")
     assert (status["drift"], status["fitness"]) == ([], [])
-    assert len(status["programs"]) == 7
+    assert len(status["programs"]) == 7 + shows_contexts(), "where packets may go directly, one sees how others leave"
     counters = {counter["reason"]: counter for counter in status["counters"]}
     assert counters["denied_by_default"]["drop"]
     assert counters["denied_by_default"]["packets"] >= 1

@@ -103,8 +103,6 @@ def test_closed_to_all_and_opened_again(ground: Ground) -> None:
     ground.change(deletes=["policy/closed"])
     assert who_reaches(ground, "ingress") == {peer: everything(peer) for peer in PEERS}
     assert who_reaches(ground, "egress") == {peer: everything(peer) for peer in PEERS}
-    hooks = {(one["device"], one["hook"]) for one in ground.status("h1")["programs"]}
-    assert (ground.lab.host("h1").device, "egress") not in hooks
 
 
 @pytest.mark.parametrize("ports", [[], [{"port": 2222}]])
