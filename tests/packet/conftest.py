@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Iterator, Mapping
@@ -114,6 +115,9 @@ def one_cpu() -> Iterator[None]:
 @pytest.fixture
 def place(devices: None, tmp_path: Path) -> Iterator[Place]:
     """A kernel with pins of its own, for changes by the real plan and apply."""
+    for left in Path("/sys/fs/bpf").glob("bpfleet-flips-*"):  # by tests that were killed
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            shutil.rmtree(left)
     pins = f"/sys/fs/bpf/bpfleet-flips-{os.getpid()}"
     output = subprocess.run(["ip", "-o", "link", "show", "dev-a"], capture_output=True, text=True, check=True).stdout
     kernel = RealKernel(BUILD, pins, tmp_path / "logs")
