@@ -130,10 +130,10 @@ def finish(root, target):
     unless_gone(os.unlink, os.path.join(target, UNFINISHED))
 
 
-def unless_gone(work, path):
+def unless_gone(work, path, *more):
     """What `work` says of a path, or None where another installer has taken it away or put it in its place meanwhile."""
     try:
-        return work(path)
+        return work(path, *more)
     except OSError as problem:
         if problem.errno != errno.ENOENT:
             raise
@@ -263,13 +263,9 @@ def remove_path(path):
         shutil.rmtree(path, True)
 
 
-def open_to_read(path):
-    return os.open(path, os.O_RDONLY)
-
-
 def unused(path):
     """Whether no agent or watchdog runs from this directory; each holds a lock on it (bpfleet/agent/main.py)."""
-    handle = unless_gone(open_to_read, path)
+    handle = unless_gone(os.open, path, os.O_RDONLY)
     if handle is None:
         return False
     try:

@@ -19,10 +19,12 @@ from tests.packet import frames as f
 from tests.packet import world
 from tests.packet.kernel import Datapath, Result
 from tests.packet.test_copies import TICK_NS
-from tests.packet.test_direct import IPSEC, begin, in_one_tick, with_outer_sum
+from tests.packet.test_direct import IPSEC, direct, in_one_tick, with_outer_sum
 from tests.packet.test_direct_wire import SET_TX_CHECKSUMS, switch
 from tests.packet.test_tunnel import Wire, ends
 from tests.packet.world import ADDRESSES, CONSTANTS, DEVICES, IDENTITIES, UNDERLAY, UNDERLAY_2
+
+__all__ = ["direct"]
 
 pytestmark = [
     pytest.mark.root,
@@ -44,13 +46,6 @@ def loaded_direct(devices: None) -> Iterator[Datapath]:
     datapath = Datapath({**CONSTANTS, "direct_delivery": 1})
     yield datapath
     datapath.close()
-
-
-@pytest.fixture
-def direct(loaded_direct: Datapath) -> Datapath:
-    """With the world in it."""
-    begin(loaded_direct)
-    return loaded_direct
 
 
 @pytest.fixture
